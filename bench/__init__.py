@@ -1,0 +1,1 @@
+"""Measurements: ``make bench``. How to read them is in README.md beside this file."""

@@ -1,0 +1,14 @@
+"""The command ``gateway``: files in and out of an objmeta store, from a shell.
+
+Files: ``app`` (the command, its options, exit codes), ``options`` and ``session`` (how a subcommand reaches a store),
+``paths`` (what arguments name), ``errors`` and ``output`` (what people and programs see); the subcommands are in
+``putting``, ``getting``, ``copying``, ``removing``, ``listing``, ``buckets``, ``query``, ``admin`` and ``nodes`` (with
+``trees`` and ``cluster``), each loaded only when it runs.  Nothing here imports grpc, duckdb, pyarrow, fsspec or rich
+before it is needed.
+"""
+
+from __future__ import annotations
+
+from gateway.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,99 @@
+"""``status`` and ``config``: what the store is, and how this command sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gateway.cli import errors, output
+from gateway.cli.options import common
+from gateway.cli.session import resolved_settings, with_store
+
+if TYPE_CHECKING:
+    from gateway.transfer import Store
+    from objmeta.client import NodeStatus, StoreStatus
+
+
+@click.command()
+@common
+def status() -> None:
+    """Show the store's nodes, their health, and whether there is a quorum.
+
+    The exit code is 5 if there is none.
+    """
+    found = with_store(_status)
+    up = sum(node.state == "up" for node in found.nodes)
+    record = {
+        "store_id": found.store_id.hex(),
+        "epoch": found.epoch,
+        "quorum": found.quorum,
+        "nodes": [_node_record(node) for node in found.nodes],
+    }
+    cells = [["NODE", "ADDRESS", "STATE", "VERSION", "REGISTERS", "DISK FREE", "UP FOR", ""]]
+    cells += [_node_cells(node) for node in found.nodes]
+    total = output.count_text(len(found.nodes), "node")
+    lines = [
+        f"store {found.store_id.hex() or 'unknown'}, epoch {found.epoch}",
+        *output.rows(cells, right=(0, 4, 5, 6)),
+        f"quorum: {'yes' if found.quorum else 'no'} ({up} of {total} up)",
+    ]
+    output.answer(record, "\n".join(lines))
+    if not found.quorum:
+        raise click.exceptions.Exit(errors.UNAVAILABLE)
+
+
+async def _status(store: Store) -> StoreStatus:
+    return await store.client.status()
+
+
+def _node_record(node: NodeStatus) -> dict[str, Any]:
+    return {
+        "node_id": node.node_id,
+        "address": node.address,
+        "state": node.state,
+        "detail": node.detail,
+        "version": node.version,
+        "registers": node.registers,
+        "changes": node.changes,
+        "disk_free": node.disk_free,
+        "uptime_s": round(node.uptime_s, 1),
+    }
+
+
+def _node_cells(node: NodeStatus) -> list[str]:
+    known = node.state == "up"
+    return [
+        str(node.node_id),
+        output.shown(node.address),
+        node.state,
+        node.version or "-",
+        str(node.registers) if known else "-",
+        output.size_text(node.disk_free) if known else "-",
+        _duration(node.uptime_s) if known else "-",
+        output.shown(node.detail),
+    ]
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+@click.command()
+@common
+def config() -> None:
+    """Show every setting and where it comes from.
+
+    The first of these that gives a value wins: options, OBJMETA_HOME, OBJMETA_ENDPOINTS, OBJMETA_TIMEOUT_S and so on,
+    fsspec's config, the file $OBJMETA_CONFIG or objmeta/config.toml in the user's config directory, defaults.
+    """
+    cells = []
+    for name, value, source in resolved_settings().rows():
+        plain = value if isinstance(value, int | float) else list(value) if isinstance(value, tuple) else str(value)
+        text = (",".join(plain) or "-") if isinstance(plain, list) else str(plain)
+        cells.append(({"name": name, "value": plain, "source": source}, [name, output.shown(text), source]))
+    for (record, _), line in zip(cells, output.rows([row for _, row in cells]), strict=True):
+        output.answer(record, line)

@@ -1,0 +1,163 @@
+"""The command line's top: finds the subcommand, runs it, and turns whatever happens into a sentence and an exit code.
+
+Rules.
+* ``gateway --help`` imports click and this package's small modules, nothing else; a test holds that, and the time.
+* An error is one line on standard error that begins ``gateway:``. A traceback is shown only for OBJMETA_DEBUG=1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+import click
+
+from gateway.cli import errors
+from gateway.cli.options import Options, common
+
+COMMANDS: Final = {
+    "put": ("gateway.cli.putting:put", "Store files or directories, or standard input."),
+    "get": ("gateway.cli.getting:get", "Fetch an object or a directory of objects into files."),
+    "cat": ("gateway.cli.getting:cat", "Write objects to standard output."),
+    "ls": ("gateway.cli.listing:ls", "List buckets, objects or versions."),
+    "stat": ("gateway.cli.listing:stat", "Show all that is known of an object or a bucket."),
+    "du": ("gateway.cli.listing:du", "Count objects and add up their sizes."),
+    "versions": ("gateway.cli.listing:versions", "List the versions of one object, newest first."),
+    "cp": ("gateway.cli.copying:cp", "Copy objects inside the store, without moving their bytes."),
+    "mv": ("gateway.cli.copying:mv", "Rename objects inside the store."),
+    "rm": ("gateway.cli.removing:rm", "Delete objects, or one version for good."),
+    "restore": ("gateway.cli.removing:restore", "Make an old version current again."),
+    "mb": ("gateway.cli.buckets:mb", "Make buckets."),
+    "rb": ("gateway.cli.buckets:rb", "Remove empty buckets."),
+    "sql": ("gateway.cli.query:sql", "Ask SQL about buckets, objects, versions, chunks and nodes."),
+    "status": ("gateway.cli.admin:status", "Show the store's nodes, their health, and whether there is a quorum."),
+    "config": ("gateway.cli.admin:config", "Show every setting and where it comes from."),
+    "serve": ("gateway.cli.nodes:serve", "Run one node of a cluster."),
+    "dev": ("gateway.cli.nodes:dev", "Start a cluster on this machine, to try things."),
+}
+"""Subcommand -> (where it is, what it does)."""
+
+_EPILOG: Final = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text in errors.EXIT_CODES.items())
+
+
+class _Commands(click.Group):
+    """Loads a subcommand's module when it is called, not before."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        import importlib
+
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, says) for name, (_, says) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "'gateway --help' lists them"
+            raise click.UsageError(f"there is no command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _show_version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        from importlib import metadata
+
+        try:
+            number = metadata.version("objmeta")
+        except metadata.PackageNotFoundError:
+            number = "from source, not installed"
+        click.echo(f"gateway {number}")
+        context.exit()
+
+
+@click.group(cls=_Commands, epilog=_EPILOG)
+@common
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."
+)
+def gateway() -> None:
+    """Store files as versioned objects, on this machine or on a cluster.
+
+    An object is named objmeta://bucket/key or simply bucket/key. Without --store, OBJMETA_ENDPOINTS, OBJMETA_HOME or a
+    config file, the store is a directory in your home; nothing needs to be started.
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command; the exit code. Everything that goes wrong has been reported on standard error."""
+    try:
+        with gateway.make_context("gateway", list(arguments), obj=Options()) as context:
+            gateway.invoke(context)
+            with errors.naming("standard output"):
+                sys.stdout.flush()
+        return errors.DONE
+    except click.exceptions.Exit as finished:
+        return finished.exit_code
+    except click.exceptions.NoArgsIsHelpError as help_text:
+        click.echo(help_text.format_message(), err=True)
+        return errors.USAGE
+    except click.ClickException as wrong:
+        say(_lowered(wrong.format_message()) + _hint(wrong))
+        return errors.USAGE
+    except (KeyboardInterrupt, click.Abort):
+        say("interrupted")
+        return errors.INTERRUPTED
+    except (BrokenPipeError, errors.OutputClosed):
+        return errors.OUTPUT_CLOSED
+    except Exception as error:
+        if os.environ.get("OBJMETA_DEBUG", "0") not in ("", "0"):
+            raise
+        say(errors.sentence(error))
+        return errors.exit_code(error)
+
+
+def say(text: str) -> None:
+    """One line for people, on standard error."""
+    click.echo(f"gateway: {text}", err=True)
+
+
+def _hint(wrong: click.ClickException) -> str:
+    # click's own subclasses are about the command's form, and its help says more
+    if not isinstance(wrong, click.UsageError) or type(wrong) is click.UsageError or wrong.ctx is None:
+        return ""
+    return f" (see {wrong.ctx.command_path} --help)"
+
+
+def _lowered(text: str) -> str:
+    line = " ".join(text.split()).removesuffix(".")
+    return line[:1].lower() + line[1:] if line[1:2].islower() else line
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script."""
+    if "_GATEWAY_COMPLETE" in os.environ:
+        gateway(prog_name="gateway", complete_var="_GATEWAY_COMPLETE")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own complaints are not for people
+    for stream in (sys.stdout, sys.stderr):
+        # a name the terminal's encoding cannot show is no reason to fail
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # reported by now; the interpreter flushes once more at exit and would complain in its own words
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(code)

@@ -1,0 +1,203 @@
+"""``get`` and ``cat``: objects into files and onto standard output.
+
+A file appears under its name only when it is complete and verified.  A directory's objects keep their names below the
+target; a key that would lead out of it is refused (see ``paths``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gateway.cli import errors, output
+from gateway.cli.options import common
+from gateway.cli.paths import STANDARD_STREAM, Remote, local_path_below, remote_name, require_object
+from gateway.cli.putting import LARGE_AT_ONCE, LARGE_BYTES
+from gateway.cli.session import Tally, for_each, in_thread, with_store
+from gateway.cli.trees import is_tree, look_up_content, objects_below
+
+if TYPE_CHECKING:
+    from gateway.transfer import Store
+    from objmeta import ObjectSummary, ObjectVersion
+
+
+@click.command()
+@common
+@click.argument("source", metavar="OBJECT", type=remote_name)
+@click.argument("target", metavar="[FILE]", required=False)
+@click.option("-r", "--recursive", is_flag=True, help="Fetch a directory, or a bucket, with all it holds.")
+@click.option("-n", "--no-clobber", is_flag=True, help="Never replace a file (else exit code 6).")
+@click.option("--version-id", metavar="ID", help="This version instead of the current one.")
+def get(source: Remote, target: str | None, recursive: bool, no_clobber: bool, version_id: str | None) -> None:
+    """Fetch an object or a directory of objects into files.
+
+    \b
+      gateway get bucket/2026/report.csv             to ./report.csv
+      gateway get bucket/2026/report.csv old/        to old/report.csv
+      gateway get bucket/2026/report.csv - | wc      to standard output
+      gateway get -r bucket/2026 photos              what is below 2026/, as photos/...
+      gateway get -r bucket/2026                     to ./2026/...
+
+    Missing directories are made. A file that is already there is replaced, all at once, when the new one is complete.
+    """
+    if recursive:
+        if version_id is not None:
+            raise click.UsageError("--version-id is for one object, without -r")
+        if target == STANDARD_STREAM:
+            raise click.UsageError("a directory of objects cannot go to standard output; name a directory")
+    elif source.is_directory:
+        raise click.UsageError(f"{source} is a directory; -r fetches all it holds")
+    with_store(
+        partial(_get, source=source, target=target, recursive=recursive, no_clobber=no_clobber, version_id=version_id)
+    )
+
+
+@click.command()
+@common
+@click.argument("sources", metavar="OBJECT...", type=remote_name, nargs=-1, required=True)
+@click.option("--version-id", metavar="ID", help="This version instead of the current one.")
+def cat(sources: tuple[Remote, ...], version_id: str | None) -> None:
+    """Write objects to standard output.
+
+    Only verified bytes are written. Several objects are written one after the other.
+    """
+    if version_id is not None and len(sources) > 1:
+        raise click.UsageError("--version-id is for one object")
+    for source in sources:
+        require_object(source)
+    with_store(partial(_cat, sources=sources, version_id=version_id))
+
+
+async def _cat(store: Store, *, sources: Sequence[Remote], version_id: str | None) -> None:
+    tally = Tally()
+    for source in sources:
+        try:
+            version = await look_up_content(store, source, version_id)
+            await _to_standard_output(store, version)
+            tally.succeeded()
+        except Exception as error:
+            if len(sources) == 1 or not errors.concerns_one_object(error) or isinstance(error, BrokenPipeError):
+                raise
+            tally.failed(str(source), error)
+    tally.finish()
+
+
+async def _get(
+    store: Store, *, source: Remote, target: str | None, recursive: bool, no_clobber: bool, version_id: str | None
+) -> None:
+    if recursive and await is_tree(store, source):
+        await _get_tree(store, source, Path(source.name if target is None else target), no_clobber)
+        return
+    version = await look_up_content(store, source, version_id)
+    if target == STANDARD_STREAM:
+        await _to_standard_output(store, version)
+        return
+    path = _file_for(source, target)
+    if no_clobber:
+        _refuse_existing(path)
+    _make_directory(path.parent)
+    with output.progress(path.name, version.size) as advance, errors.naming(path):
+        await store.get_file(source.bucket, source.key, path, version_id=version.version_id, progress=advance)
+    text = f"fetched {output.shown(str(path))}, {output.size_text(version.size)}, version {version.version_id}"
+    output.emit(output.version_record(version) | {"path": os.fspath(path)}, text)
+
+
+def _file_for(source: Remote, target: str | None) -> Path:
+    if target is None or target.endswith("/") or Path(target).is_dir():
+        try:
+            path = local_path_below(Path(target or "."), source.name)
+        except ValueError as wrong:
+            raise click.UsageError(str(wrong)) from None
+    else:
+        path = Path(target)
+    if path.is_dir():
+        raise click.UsageError(f"{path} is a directory where a file is due")
+    return path
+
+
+def _refuse_existing(path: Path) -> None:
+    from objmeta.errors import AlreadyExists
+
+    if os.path.lexists(path):
+        raise AlreadyExists(f"{path} exists and was not replaced")
+
+
+async def _get_tree(store: Store, source: Remote, root: Path, no_clobber: bool) -> None:
+    _make_root(root)
+    tally = Tally()
+    large = asyncio.Semaphore(LARGE_AT_ONCE)
+    prefix = source.as_directory().key
+    with output.progress("get", None) as advance:
+
+        async def fetch(item: ObjectSummary, path: Path) -> None:
+            _make_directory(path.parent)
+            with errors.naming(path):
+                await store.get_file(item.bucket, item.key, path, version_id=item.version_id, progress=advance)
+
+        async def work(item: ObjectSummary) -> None:
+            relative = item.key.removeprefix(prefix)
+            if not relative:
+                return
+            path = _path_below(root, relative)
+            if relative.endswith("/"):
+                _make_directory(path)
+            else:
+                if no_clobber:
+                    _refuse_existing(path)
+                if item.size > LARGE_BYTES:
+                    async with large:
+                        await fetch(item, path)
+                else:
+                    await fetch(item, path)
+            tally.succeeded(item.size)
+            output.emit(output.summary_record(item) | {"path": os.fspath(path)})
+
+        await for_each(objects_below(store, source), work, tally, name=lambda item: f"{item.bucket}/{item.key}")
+    output.emit_text(f"fetched {output.count_text(tally.done, 'object')}, {output.size_text(tally.bytes)}, into {root}")
+    tally.finish()
+
+
+def _make_root(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise click.UsageError(f"{root} is a file where a directory is due")
+    _make_directory(root)
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path)) from None
+
+
+def _path_below(root: Path, relative: str) -> Path:
+    from objmeta.errors import InvalidArgument
+
+    try:
+        return local_path_below(root, relative)
+    except ValueError as wrong:
+        raise InvalidArgument(str(wrong)) from None
+
+
+async def _to_standard_output(store: Store, version: ObjectVersion) -> None:
+    with errors.naming("standard output"):
+        sys.stdout.flush()
+        descriptor = sys.stdout.fileno()
+        async with aclosing(store.stream(version)) as blocks:
+            async for block in blocks:
+                await in_thread(_write_all, descriptor, block)
+
+
+def _write_all(descriptor: int, block: bytes) -> None:
+    rest = memoryview(block)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

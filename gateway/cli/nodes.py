@@ -1,0 +1,167 @@
+"""``serve`` and ``dev``: one node, or a whole cluster on this machine. Both end with code 0 on Ctrl-C and SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from gateway.cli import errors, output
+from gateway.cli.options import common
+
+if TYPE_CHECKING:
+    from gateway.server import LocalCluster
+
+DEFAULT_LISTEN: Final = "127.0.0.1:7401"
+NODES_MAX: Final = 9
+_STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LOOK_S: Final = 0.2
+
+
+@click.command()
+@common
+@click.option("--data", metavar="DIR", required=True, help="Where the node keeps everything; its own directory.")
+@click.option("--listen", metavar="HOST:PORT", default=DEFAULT_LISTEN, show_default=True, help="Port 0: a free one.")
+@click.option("--node-id", metavar="N", type=int, default=1, show_default=True, help="Which of the nodes this is.")
+@click.option("--peers", metavar="1=HOST:PORT,2=HOST:PORT", default="", help="All nodes; the same list for each.")
+@click.option("--insecure", is_flag=True, help="Listen beyond this machine, although nothing is encrypted yet.")
+def serve(data: str, listen: str, node_id: int, peers: str, insecure: bool) -> None:
+    """Run one node of a cluster.
+
+    \b
+      gateway serve --data /srv/n1 --listen 127.0.0.1:7401 --node-id 1 \\
+          --peers 1=127.0.0.1:7401,2=127.0.0.1:7402,3=127.0.0.1:7403
+
+    3 or 5 nodes form a cluster, which works as long as a majority of them does. A node ends cleanly on Ctrl-C and
+    SIGTERM; everything acknowledged is on its disk by then, as it is after a crash.
+    """
+    places = _peers(peers)
+    from gateway.server import run
+    from gateway.server import serve as run_node
+
+    def announce(node: int, address: str) -> None:
+        output.emit({"node_id": node, "address": address, "data": data}, f"node {node} listens on {address}")
+        sys.stdout.flush()
+
+    run(run_node(Path(data).absolute(), listen, node_id, places, insecure, announce))
+
+
+def _peers(text: str) -> dict[int, str]:
+    from objmeta.config import parse_endpoints
+
+    places: dict[int, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        number, _, address = part.partition("=")
+        if not number.isdecimal() or not address or int(number) in places:
+            raise click.UsageError(f"--peers {text!r}: {part!r} is not ID=HOST:PORT with an id of its own")
+        (places[int(number)],) = parse_endpoints(address)
+    return places
+
+
+@click.command()
+@common
+@click.option("--nodes", type=click.IntRange(1, NODES_MAX), default=3, show_default=True, help="How many.")
+@click.option("--data", metavar="DIR", help="Keep the data here; default: a directory that is removed at the end.")
+def dev(nodes: int, data: str | None) -> None:
+    """Start a cluster on this machine, to try things.
+
+    It runs until Ctrl-C. With --data the same cluster can be started again later, under other ports.
+    """
+    from gateway.server import local_cluster
+
+    with _directory(data) as directory:
+        cluster = local_cluster(directory, nodes)
+        try:
+            with _raising_stop():
+                cluster.open()
+                _announce(cluster, directory, kept=data is not None)
+                _watch(cluster)
+        except _Stop:
+            pass
+        finally:
+            with _ignoring_signals():
+                cluster.close()
+    output.emit({"stopped": True}, "stopped")
+
+
+class _Stop(BaseException):
+    """Somebody wants the cluster to end."""
+
+
+@contextmanager
+def _directory(data: str | None) -> Iterator[Path]:
+    if data is not None:
+        yield Path(data).absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="gateway-dev-", ignore_cleanup_errors=True) as made:
+        yield Path(made)
+
+
+def _announce(cluster: LocalCluster, directory: Path, kept: bool) -> None:
+    nodes = [
+        {"node_id": node_id, "address": cluster.endpoint(node_id), "pid": cluster.pid(node_id)}
+        for node_id in cluster.node_ids
+    ]
+    endpoints = ",".join(cluster.endpoints)
+    lines = [
+        f"{output.count_text(len(nodes), 'node')} running, data in {directory}"
+        + ("" if kept else ", removed at the end"),
+        *(f"  node {node['node_id']}  {node['address']}  pid {node['pid']}" for node in nodes),
+        "In another shell:",
+        f"  export OBJMETA_ENDPOINTS={endpoints}",
+        "  gateway status",
+        "  gateway mb photos",
+        "In Python:",
+        f'  objmeta.connect("{endpoints}")',
+        "Ctrl-C stops the nodes.",
+    ]
+    record = {"endpoints": list(cluster.endpoints), "data": str(directory), "nodes": nodes}
+    output.answer(record, "\n".join(lines))
+    sys.stdout.flush()
+
+
+def _watch(cluster: LocalCluster) -> None:
+    """Wait for a signal; say so when a node ends meanwhile (they are there to be killed)."""
+    from gateway.cli.app import say
+
+    running = set(cluster.node_ids)
+    while True:
+        time.sleep(_LOOK_S)
+        for node_id in sorted(running):
+            if cluster.pid(node_id) is None:
+                running.discard(node_id)
+                say(f"node {node_id} has ended; {len(running)} of {len(cluster.node_ids)} nodes are running")
+        if not running:
+            raise click.exceptions.Exit(errors.FAILED)
+
+
+@contextmanager
+def _raising_stop() -> Iterator[None]:
+    def stop(number: int, frame: Any) -> None:
+        raise _Stop
+
+    with _handling(stop):
+        yield
+
+
+@contextmanager
+def _ignoring_signals() -> Iterator[None]:
+    with _handling(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def _handling(handler: Any) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in _STOPS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,158 @@
+"""What commands print: one JSON object a line for programs, short lines for people.
+
+Names in JSON are S3's, the same as the columns of ``gateway sql``.  Times are UTC.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.cli.errors import naming
+from gateway.cli.options import current
+
+if TYPE_CHECKING:
+    from objmeta import Bucket, ObjectSummary, ObjectVersion
+
+Advance = Callable[[int], None]
+"""Told how many bytes more have been moved."""
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_BAR_FROM_BYTES: Final = 8 * 1024 * 1024
+
+
+def emit(record: Mapping[str, Any], text: str | None = None) -> None:
+    """Print ``record`` with ``--json``, else ``text`` unless ``--quiet`` or None. For what a command did."""
+    options = current()
+    if options.json:
+        line(json_text(record))
+    elif text is not None and not options.quiet:
+        line(text)
+
+
+def emit_text(text: str) -> None:
+    """Print a line for people only, such as a total."""
+    options = current()
+    if not options.json and not options.quiet:
+        line(text)
+
+
+def answer(record: Mapping[str, Any], text: str) -> None:
+    """The same for what a command was asked: ``--quiet`` does not silence it."""
+    line(json_text(record) if current().json else text)
+
+
+def line(text: str) -> None:
+    """Print a line."""
+    with naming("standard output"):
+        sys.stdout.write(text + "\n")
+
+
+def json_text(record: Mapping[str, Any]) -> str:
+    """One line of JSON, in a form the output can carry."""
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    return json.dumps(record, ensure_ascii=plain, default=str)
+
+
+def rows(cells: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[str]:
+    """Lines with aligned columns; ``right`` are the columns aligned to the right."""
+    if not cells:
+        return
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        padded = (
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        yield "  ".join(padded).rstrip()
+
+
+def shown(name: str) -> str:
+    """A name as a terminal may see it: control characters are written out, so that no key can move the cursor."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name) if sys.stdout.isatty() else name
+
+
+def size_text(size: int, human: bool = True) -> str:
+    """``1536`` as ``1.5K`` for people, or as it is."""
+    if not human or size < 1024:
+        return str(size)
+    amount = float(size)
+    for unit in "KMGTPE":
+        amount /= 1024
+        if amount < 999.5 or unit == "E":
+            break
+    return f"{amount:.1f}{unit}" if amount < 99.95 else f"{amount:.0f}{unit}"
+
+
+def time_text(modified: datetime.datetime) -> str:
+    """A time in UTC, to the second."""
+    return modified.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def count_text(number: int, noun: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def bucket_record(bucket: Bucket) -> dict[str, Any]:
+    """What is known of a bucket."""
+    return {
+        "bucket": bucket.name,
+        "bucket_id": bucket.bucket_id.hex(),
+        "term": bucket.term,
+        "creation_date": bucket.created.isoformat(),
+    }
+
+
+def summary_record(item: ObjectSummary) -> dict[str, Any]:
+    """What a listing knows of a version."""
+    return {
+        "bucket": item.bucket,
+        "key": item.key,
+        "version_id": item.version_id,
+        "sequence": item.sequence,
+        "size": item.size,
+        "etag": item.etag,
+        "last_modified": item.modified.isoformat(),
+        "is_delete_marker": item.is_delete_marker,
+    }
+
+
+def version_record(item: ObjectVersion) -> dict[str, Any]:
+    """All that is known of a version, but its chunks' digests."""
+    return summary_record(item) | {
+        "is_latest": item.is_latest,
+        "content_type": item.content_type,
+        "metadata": item.metadata,
+        "parent_version_id": item.parent_version_id,
+        "is_inline": item.is_inline,
+        "chunk_count": len(item.chunks),
+    }
+
+
+@contextmanager
+def progress(title: str, total: int | None) -> Iterator[Advance]:
+    """A bar on standard error, if that is a terminal and there is much to move (``total`` bytes; None: unknown)."""
+    options = current()
+    silent = options.json or options.quiet or options.no_progress or not sys.stderr.isatty()
+    if silent or (total is not None and total < _BAR_FROM_BYTES):
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(shown(title), total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,172 @@
+"""How a subcommand reaches the store: one event loop a command, and many objects at a time where there are many."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from gateway.cli import errors
+from gateway.cli.options import current
+
+if TYPE_CHECKING:
+    from gateway.transfer import Store
+    from objmeta.config import Resolved
+
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+
+
+def resolved_settings() -> Resolved:
+    """The settings under which the command runs, and where they come from."""
+    from objmeta.config import parse_target, resolve
+
+    options = current()
+    parse_target(options.store)  # an empty one is an error here; resolve would take it as not given
+    return resolve({"target": options.store, "timeout_s": options.timeout})
+
+
+def with_store(work: Callable[[Store], Coroutine[Any, Any, Result]]) -> Result:
+    """Open the store, run ``work`` to its end, close the store, also on Ctrl-C and SIGTERM."""
+    settings = resolved_settings().settings
+    from gateway.transfer import open_store
+
+    target = ",".join(settings.endpoints) if settings.endpoints else settings.home
+
+    async def main() -> Result:
+        with _sigterm_cancels():
+            store = await open_store(target, timeout_s=settings.timeout_s, failover_s=settings.failover_s)
+            try:
+                return await work(store)
+            finally:
+                await store.close()
+
+    return asyncio.run(main())
+
+
+class _sigterm_cancels:
+    """SIGTERM cancels the running task, so that it cleans up; it then ends with Terminated."""
+
+    def __enter__(self) -> None:
+        self._arrived = False
+        self._task = asyncio.current_task()
+        if threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._cancel)
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is not None and issubclass(kind, asyncio.CancelledError) and self._arrived:
+            raise errors.Terminated("terminated") from None
+
+    def _cancel(self) -> None:
+        self._arrived = True
+        if self._task is not None:
+            self._task.cancel()
+
+
+class Tally:
+    """Counts what was done and what failed in a command on several things, and reports each failure at once."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.bytes = 0
+        self._codes: list[int] = []
+
+    def succeeded(self, size: int = 0) -> None:
+        """One more thing was done."""
+        self.done += 1
+        self.bytes += size
+
+    def failed(self, name: str, error: Exception | str, code: int | None = None) -> None:
+        """One more failed; ``code`` is the exit code if nothing succeeds (default: the error's)."""
+        from gateway.cli.app import say
+
+        text = error if isinstance(error, str) else errors.sentence(error)
+        say(text if name in text else f"{name}: {text}")
+        known = errors.exit_code(error) if isinstance(error, Exception) else errors.FAILED
+        self._codes.append(known if code is None else code)
+
+    def finish(self) -> None:
+        """End the command with "partly" if some were done and some not, or with the first failure's code."""
+        if self._codes:
+            raise click.exceptions.Exit(errors.FAILED if self.done else self._codes[0])
+
+
+async def for_each(
+    items: Iterable[Item] | AsyncIterable[Item],
+    work: Callable[[Item], Awaitable[None]],
+    tally: Tally,
+    name: Callable[[Item], str] = str,
+    limit: int | None = None,
+) -> None:
+    """Run ``work`` on each item, ``limit`` at a time (default: the setting), taking items as there is room.
+
+    What fails for one object only is reported and counted; anything else stops all of them and is raised.
+    """
+    source = _iterate(items)
+    taking = asyncio.Lock()
+
+    async def worker() -> None:
+        while True:
+            async with taking:
+                try:
+                    item = await anext(source)
+                except StopAsyncIteration:
+                    return
+            try:
+                await work(item)
+            except Exception as error:
+                if not errors.concerns_one_object(error):
+                    raise
+                tally.failed(name(item), error)
+
+    workers = [asyncio.create_task(worker()) for _ in range(limit or resolved_settings().settings.concurrency)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for task in workers:
+            task.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def _iterate(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
+
+
+async def in_thread(work: Callable[..., Result], *arguments: Any) -> Result:
+    """Run blocking work on a pipe or terminal.
+
+    Not in the loop's own pool: the loop waits for its pool at the end, and a read from a terminal may never return.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Result] = loop.create_future()
+
+    def settle(result: Result | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def body() -> None:
+        result, failure = None, None
+        try:
+            result = work(*arguments)
+        except BaseException as error:
+            failure = error
+        try:
+            loop.call_soon_threadsafe(settle, result, failure)
+        except RuntimeError:
+            return  # the loop is closed: nobody waits any more
+
+    threading.Thread(target=body, daemon=True, name="gateway-stream").start()
+    return await done

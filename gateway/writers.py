@@ -1,0 +1,341 @@
+"""Writing handles: bytes go out as they come, the object appears at a clean close, all at once.
+
+Rules, each with a test:
+* Memory is bounded by a few blocks; a block is uploaded while the next one is filled.
+* A ``with`` block left by an exception, and a handle that is dropped unclosed, publish nothing.  fsspec's own wrappers
+  (``fsspec.open``, text, compression) close the handle in such a case without saying why; :func:`_left_by_exception`
+  and the wrappers here find out.
+* ``xb`` fails at open, and again at commit by compare-and-swap, also for an empty file.
+* ``ab`` writes the old content and the new as one new version, on condition that nobody else wrote in between.
+* In an fsspec transaction (``autocommit=False``) closing uploads, and ``commit`` publishes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import errno
+import io
+import os
+import sys
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from fsspec.spec import AbstractBufferedFile
+
+from gateway.entries import Name
+from gateway.oserrors import oserrors
+from objmeta import ObjectVersion
+from objmeta.errors import ObjmetaError
+
+if TYPE_CHECKING:
+    from gateway.filesystem import ObjmetaFileSystem
+    from gateway.transfer import Upload
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Under which conditions, and with what beside its bytes, a version is committed."""
+
+    content_type: str = ""
+    metadata: dict[str, str] | None = None
+    if_absent: bool = False
+    if_version: str | None = None
+
+
+class _Sink:
+    """What a handle's coroutines work on. They know no handle, so that one which is dropped is seen to go at once."""
+
+    def __init__(self, fs: ObjmetaFileSystem, name: Name, terms: Terms, base: ObjectVersion | None) -> None:
+        self._fs = fs
+        self._name = name
+        self._terms = terms
+        self._base = base
+        self._upload: Upload | None = None
+
+    async def write(self, block: bytes) -> None:
+        with oserrors(self._name.path):
+            await (await self._begun()).write(block)
+
+    async def commit(self) -> ObjectVersion:
+        with oserrors(self._name.path):
+            return await (await self._begun()).commit()
+
+    async def discard(self, writing: concurrent.futures.Future[None] | None) -> None:
+        """Give up; ``writing`` is the write that is under way, if there is one."""
+        if self._upload is not None:
+            await self._upload.discard()
+        if writing is not None:
+            await asyncio.wait([asyncio.wrap_future(writing)])
+            if self._upload is not None:  # made by that write
+                await self._upload.discard()
+
+    async def _begun(self) -> Upload:
+        if self._upload is None:
+            store = await self._fs.store()
+            terms = self._terms
+            self._upload = store.upload(
+                self._name.bucket,
+                self._name.key,
+                content_type=terms.content_type,
+                metadata=terms.metadata,
+                if_absent=terms.if_absent,
+                if_version=terms.if_version,
+            )
+            if self._base is not None and self._base.size:
+                async for piece in store.stream(self._base):
+                    await self._upload.write(piece)
+        return self._upload
+
+
+class Writer(AbstractBufferedFile):  # type: ignore[misc]
+    """A file opened with ``wb``, ``xb`` or ``ab`` (then ``base`` is the version to append to, if there is one)."""
+
+    buffer: io.BytesIO
+
+    def __init__(
+        self,
+        fs: ObjmetaFileSystem,
+        name: Name,
+        mode: str,
+        terms: Terms,
+        *,
+        base: ObjectVersion | None = None,
+        block_size: int | None = None,
+        autocommit: bool = True,
+    ) -> None:
+        self._closed = True  # so that __del__ has nothing to do if the next line fails
+        super().__init__(fs, name.path, mode, block_size, autocommit=autocommit)
+        self._sink = _Sink(fs, name, terms, base)
+        self._base = base
+        self._begun = False
+        self._pid = os.getpid()
+        self._sending: concurrent.futures.Future[None] | None = None
+        self._broken: BaseException | None = None
+        self._dropping = False
+        self.opened_during = sys.exception()
+        """The exception that was being handled when the file was opened."""
+        self.loc = base.size if base else 0
+        self.version: ObjectVersion | None = None
+        """What was committed, once it was."""
+
+    # -- Writing ------------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Take bytes (anything with a buffer); returns their number. Nothing is visible before the close."""
+        view = memoryview(data).cast("B")
+        if self._dropping:
+            return len(view)
+        if self.closed:
+            raise ValueError("I/O operation on closed file.")
+        self._check_usable()
+        for start in range(0, len(view), self.blocksize):
+            piece = view[start : start + self.blocksize]
+            self.buffer.write(piece)
+            self.loc += len(piece)
+            if self.buffer.tell() >= self.blocksize:
+                self._send()
+        return len(view)
+
+    def flush(self, force: bool = False) -> None:
+        """Nothing to do: what is written becomes visible at the close, not before."""
+        if self.closed and not self._dropping:
+            raise ValueError("I/O operation on closed file.")
+
+    def _send(self) -> None:
+        block, self.buffer = self.buffer.getvalue(), io.BytesIO()
+        self._settle()
+        self._begun = True
+        self._sending = self.fs.submit(self._sink.write(block))
+
+    def _settle(self) -> None:
+        sending, self._sending = self._sending, None
+        if sending is None:
+            return
+        try:
+            self.fs.wait(sending)
+        except BaseException as failure:
+            self._broken = failure
+            raise
+
+    def _check_usable(self) -> None:
+        if self._pid != os.getpid():
+            raise OSError(
+                errno.ENOTCONN, "a file opened for writing before a fork cannot be written after it", self.path
+            )
+        if self._broken is not None:
+            failed = OSError(errno.EIO, "an earlier write failed, so nothing was stored", self.path)
+            raise failed from self._broken
+
+    # -- The end ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Publish what was written (or upload it, in a transaction). If that fails, nothing is stored."""
+        if self.closed:
+            return
+        if self._dropping or _left_by_exception(self.opened_during):
+            self.discard()
+            return
+        try:
+            self._check_usable()
+            if self.buffer.tell():
+                self._send()
+            self._settle()
+            if self.autocommit:
+                self._publish()
+        except BaseException:
+            self.discard()
+            raise
+        finally:
+            self._closed = True
+
+    def commit(self) -> None:
+        """Publish a file that was closed in a transaction."""
+        if not self.autocommit and not self._dropping and self.version is None:
+            self._publish()
+
+    def drop(self) -> None:
+        """Take no more bytes: whatever closes this file from now on discards it."""
+        self._dropping = True
+
+    def discard(self) -> None:
+        """Close without publishing anything. What was uploaded is no object's, and is swept in time."""
+        self._dropping = True
+        self._closed = True
+        self.buffer = io.BytesIO()
+        discarding = self._start_discarding()
+        if discarding is not None:
+            with suppress(OSError, RuntimeError, ObjmetaError, concurrent.futures.CancelledError):
+                self.fs.wait(discarding)
+
+    def _start_discarding(self) -> concurrent.futures.Future[None] | None:
+        if not self._begun or self._pid != os.getpid() or sys.is_finalizing():
+            return None
+        with suppress(OSError, RuntimeError):
+            return self.fs.submit(self._sink.discard(self._sending))  # type: ignore[no-any-return]
+        return None
+
+    def _publish(self) -> None:
+        if self._base is not None and not self._begun:
+            return  # nothing was appended
+        self._begun = True
+        self.version = self.fs.wait(self.fs.submit(self._sink.commit()))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def __del__(self) -> None:
+        if self.closed or self._pid != os.getpid():
+            return
+        self._dropping = self._closed = True
+        self._start_discarding()  # not waited for: this may be the loop's own thread
+        warnings.warn(
+            f"{self.path} was never closed, so nothing was stored", ResourceWarning, source=self, stacklevel=2
+        )
+
+
+# -- Wrappers that pass on how they are left --------------------------------------------------------------------------
+
+
+class TextWriter(io.TextIOWrapper):
+    """Text over a handle. Left by an exception, or dropped, it publishes nothing."""
+
+    def discard(self) -> None:
+        """Close without publishing anything."""
+        self.buffer.discard()  # type: ignore[attr-defined]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def __del__(self) -> None:
+        """Do not close, as the base class would; the handle below notices that it was dropped."""
+
+
+class CompressedWriter(io.BufferedIOBase):
+    """A codec's file over a handle; closing closes both, in order."""
+
+    def __init__(self, codec: Any, handle: Writer) -> None:
+        self._codec = codec
+        self._handle = handle
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        written: int | None = self._codec.write(data)
+        return memoryview(data).nbytes if written is None else written
+
+    def tell(self) -> int:
+        found: int = self._codec.tell()
+        return found
+
+    def flush(self) -> None:
+        if not self.closed and not self._codec.closed:  # closing a base class flushes once more
+            self._codec.flush()
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        try:
+            if _left_by_exception(self._handle.opened_during):
+                self._handle.drop()
+            self._codec.close()
+        except BaseException:
+            self._handle.discard()
+            raise
+        finally:
+            super().close()
+        self._handle.close()
+
+    def discard(self) -> None:
+        """Close without publishing anything."""
+        self._handle.drop()
+        self.close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def __del__(self) -> None:
+        """Quieten the codec; the handle below notices that it was dropped."""
+        if not self.closed:
+            with suppress(Exception):
+                self._handle.drop()
+                self._codec.close()
+
+
+def _left_by_exception(already: BaseException | None) -> bool:
+    """Whether this close is the doing of a context manager that an exception is leaving.
+
+    ``fsspec.open`` and pandas close the handle in their ``__exit__`` whatever happened.  Their frames tell it: one
+    named ``__exit__`` that was given the exception under way.  ``already`` is the one that was under way at open: a
+    report written while an error is being handled is not half-written.
+    """
+    error = sys.exception()
+    if error is None or error is already:
+        return False
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_name in ("__exit__", "__aexit__"):
+            for value in frame.f_locals.values():
+                if value is error or (isinstance(value, tuple) and any(part is error for part in value)):
+                    return True
+        frame = frame.f_back
+    return False

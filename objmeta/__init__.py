@@ -1,0 +1,39 @@
+"""objmeta: an object store whose metadata is replicated by CASPaxos.
+
+::
+
+    gateway   (a package of its own: file system, command line, SQL; imports only what is named here)
+       |
+    client    the one door
+    node      the daemon               rpc      messages between processes
+    objects   buckets, objects, versions, listings, key-value registers
+    register | store | model           rounds and retries | durable acceptors | what is stored
+    core      CASPaxos, pure
+    interfaces, errors, config
+    testing   (beside all of it) simulator, fakes, checkers; imported by tests and bench only
+
+Everything public is named in ``__all__`` here; ``docs/architecture.md`` says where to look for what.
+"""
+
+from __future__ import annotations
+
+from objmeta.client import AsyncClient, Client, Cluster, Embedded, connect, connect_async
+from objmeta.model.values import Chunk, Manifest
+from objmeta.objects.types import Bucket, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
+
+__all__ = [
+    "AsyncClient",
+    "Bucket",
+    "Chunk",
+    "Client",
+    "Cluster",
+    "Embedded",
+    "KeyValue",
+    "Manifest",
+    "ObjectPage",
+    "ObjectSummary",
+    "ObjectVersion",
+    "VersionPage",
+    "connect",
+    "connect_async",
+]

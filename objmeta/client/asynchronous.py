@@ -1,0 +1,349 @@
+"""The asynchronous client: every operation as a coroutine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import uuid_utils
+
+from objmeta.config import Settings
+from objmeta.interfaces import Registers, StoreStatus
+from objmeta.model.names import check_bucket, check_key
+from objmeta.model.values import Chunk
+from objmeta.objects.buckets import Buckets
+from objmeta.objects.context import Context
+from objmeta.objects.keyvalue import KeyValues
+from objmeta.objects.listing import Listings
+from objmeta.objects.objects import Objects
+from objmeta.objects.types import Bucket, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A store in a directory of this machine."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A store on nodes, reached through any of these endpoints."""
+
+    endpoints: tuple[str, ...]
+
+
+Location = Embedded | Cluster
+
+
+@dataclass(frozen=True, slots=True)
+class _Services:
+    """What one process and loop uses; made anew after a fork."""
+
+    pid: int
+    registers: Registers
+    buckets: Buckets
+    objects: Objects
+    listings: Listings
+    values: KeyValues
+
+
+class AsyncClient:
+    """A store's objects, buckets and key-value registers.
+
+    Opens at first use and belongs to the event loop of that use.  After a fork, a client of an embedded store opens the
+    store again in the child; a client of a cluster raises ForkedClient there.  Every operation may raise NoQuorum
+    (nothing was changed) and every change UnknownOutcome (it may yet apply), at the latest after ``timeout_s`` seconds.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._services: _Services | None = None
+        self._inherited: list[_Services] = []
+        self._opening = asyncio.Lock()
+        self.location: Location = Cluster(settings.endpoints) if settings.endpoints else Embedded(settings.home)
+
+    @property
+    def timeout_s(self) -> float:
+        """How long one operation may take, in seconds."""
+        return self._settings.timeout_s
+
+    # -- Buckets ------------------------------------------------------------------------------------------------------
+
+    async def create_bucket(self, name: str) -> Bucket:
+        """Create a bucket. Raises InvalidArgument (S3's naming rules), AlreadyExists."""
+        check_bucket(name)
+        return await (await self._open()).buckets.create(name)
+
+    async def remove_bucket(self, name: str) -> None:
+        """Remove a bucket that holds no version any more. Raises NoSuchBucket, BucketNotEmpty."""
+        check_bucket(name)
+        await (await self._open()).buckets.remove(name)
+
+    async def bucket(self, name: str) -> Bucket:
+        """Look a bucket up. Raises NoSuchBucket."""
+        check_bucket(name)
+        return await (await self._open()).buckets.get(name)
+
+    async def buckets(self) -> list[Bucket]:
+        """All buckets, by name."""
+        return await (await self._open()).buckets.list()
+
+    # -- Objects ------------------------------------------------------------------------------------------------------
+
+    async def put_object(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        data: bytes | None = None,
+        chunks: Sequence[Chunk] = (),
+        size: int | None = None,
+        etag: str | None = None,
+        content_type: str = "",
+        metadata: Mapping[str, str] | None = None,
+        if_absent: bool = False,
+        if_version: str | None = None,
+    ) -> ObjectVersion:
+        """Commit a version of an object.
+
+        Its content is ``data``, kept in the record (for small objects), or ``chunks`` that are durable already, with
+        the content's ``size`` in bytes and ``etag`` (BLAKE3, hexadecimal).  ``if_absent`` requires that there is no
+        object to see, ``if_version`` that this version is current; racing writers have exactly one winner.
+
+        Raises InvalidArgument, NoSuchBucket, AlreadyExists, PreconditionFailed.
+        """
+        _check(bucket, key)
+        return await (await self._open()).objects.put(
+            bucket,
+            key,
+            data=data,
+            chunks=chunks,
+            size=size,
+            etag=etag,
+            content_type=content_type,
+            metadata=metadata,
+            if_absent=if_absent,
+            if_version=if_version,
+        )
+
+    async def head_object(self, bucket: str, key: str) -> ObjectSummary:
+        """The current version's size, etag and times, in one round trip. Raises NoSuchBucket, NoSuchKey."""
+        _check(bucket, key)
+        return await (await self._open()).objects.head(bucket, key)
+
+    async def get_object(
+        self, bucket: str, key: str, *, version_id: str | None = None, with_data: bool = True
+    ) -> ObjectVersion:
+        """One version with its manifest, and its content if that is inline and ``with_data``.
+
+        Without ``version_id`` the current one.  Raises NoSuchBucket, NoSuchKey, NoSuchVersion, IntegrityError.
+        """
+        _check(bucket, key)
+        return await (await self._open()).objects.get(bucket, key, version_id=version_id, with_data=with_data)
+
+    async def delete_object(self, bucket: str, key: str, *, if_version: str | None = None) -> ObjectVersion:
+        """Hide an object behind a delete marker, which is returned; its versions stay.
+
+        Raises NoSuchBucket, NoSuchKey (nothing to see), PreconditionFailed.
+        """
+        _check(bucket, key)
+        return await (await self._open()).objects.delete(bucket, key, if_version)
+
+    async def copy_object(
+        self,
+        source_bucket: str,
+        source_key: str,
+        bucket: str,
+        key: str,
+        *,
+        version_id: str | None = None,
+        if_absent: bool = False,
+        if_version: str | None = None,
+    ) -> ObjectVersion:
+        """Commit the content of a version under another name, or the same; no bytes are copied."""
+        _check(source_bucket, source_key)
+        _check(bucket, key)
+        return await (await self._open()).objects.copy(
+            (source_bucket, source_key),
+            (bucket, key),
+            version_id=version_id,
+            if_absent=if_absent,
+            if_version=if_version,
+        )
+
+    async def versions(self, bucket: str, key: str) -> list[ObjectVersion]:
+        """All versions of one object, newest first, delete markers included. Raises NoSuchBucket, NoSuchKey."""
+        _check(bucket, key)
+        return await (await self._open()).objects.versions(bucket, key)
+
+    async def restore_version(self, bucket: str, key: str, version_id: str) -> ObjectVersion:
+        """Make an old version's content current again, as a new version. Raises NoSuchVersion, InvalidArgument."""
+        return await self.copy_object(bucket, key, bucket, key, version_id=version_id)
+
+    async def remove_version(self, bucket: str, key: str, version_id: str) -> None:
+        """Remove one version for good; if it was current, the one before it becomes current. Raises NoSuchVersion."""
+        _check(bucket, key)
+        await (await self._open()).objects.remove_version(bucket, key, version_id)
+
+    # -- Listings -----------------------------------------------------------------------------------------------------
+
+    async def list_objects(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        delimiter: str = "",
+        continuation: str | None = None,
+        limit: int = 1000,
+    ) -> ObjectPage:
+        """One page of visible objects, and of common prefixes if there is a delimiter. Raises NoSuchBucket.
+
+        Every change that finished before the call began is in it, through whichever node.
+        """
+        check_bucket(bucket)
+        return await (await self._open()).listings.objects(bucket, prefix, delimiter, continuation, limit)
+
+    async def iter_objects(
+        self, bucket: str, prefix: str = "", *, delimiter: str = ""
+    ) -> AsyncIterator[ObjectSummary | str]:
+        """All of a listing, page by page; common prefixes are strings. Of one page, objects come first."""
+        continuation: str | None = None
+        while True:
+            page = await self.list_objects(
+                bucket, prefix, delimiter=delimiter, continuation=continuation, limit=_ITER_PAGE
+            )
+            for summary in page.objects:
+                yield summary
+            for common in page.prefixes:
+                yield common
+            continuation = page.continuation
+            if continuation is None:
+                return
+
+    async def list_versions(
+        self, bucket: str, prefix: str = "", *, continuation: str | None = None, limit: int = 1000
+    ) -> VersionPage:
+        """One page of all versions of at most ``limit`` objects, each object as of one instant. Raises NoSuchBucket."""
+        check_bucket(bucket)
+        return await (await self._open()).listings.versions(bucket, prefix, continuation, limit)
+
+    # -- Key-value registers ------------------------------------------------------------------------------------------
+
+    async def get(self, key: bytes | str) -> KeyValue | None:
+        """The value of a register, or None."""
+        return await (await self._open()).values.get(_bytes(key))
+
+    async def put(self, key: bytes | str, value: bytes) -> KeyValue:
+        """Set a register."""
+        return await (await self._open()).values.put(_bytes(key), value)
+
+    async def compare_and_swap(self, key: bytes | str, value: bytes, *, expected: str | None) -> KeyValue:
+        """Set a register if its last change was ``expected`` (a version id; None: if it has no value).
+
+        Raises PreconditionFailed (AlreadyExists if ``expected`` is None).
+        """
+        return await (await self._open()).values.compare_and_swap(_bytes(key), value, expected)
+
+    async def change(self, key: bytes | str, function: Callable[[bytes | None], bytes | None]) -> KeyValue | None:
+        """Replace a register's value by a function of it; the change takes effect exactly once.
+
+        The function gets None where there is no value and returns None to delete it.  It may be called several times
+        and must have no side effects; with a cluster it is a loop of compare-and-swap.
+        """
+        return await (await self._open()).values.change(_bytes(key), function)
+
+    async def delete(self, key: bytes | str, *, if_version: str | None = None) -> bool:
+        """Delete a register's value; False if there was none. Raises PreconditionFailed."""
+        return await (await self._open()).values.delete(_bytes(key), if_version)
+
+    async def scan(self, prefix: bytes | str = b"", *, start: bytes | str = b"", limit: int = 1000) -> list[KeyValue]:
+        """At most ``limit`` registers whose keys begin with ``prefix`` and are not below ``start``, in order."""
+        return await (await self._open()).values.scan(_bytes(prefix), _bytes(start), limit)
+
+    # -- The store ----------------------------------------------------------------------------------------------------
+
+    async def status(self) -> StoreStatus:
+        """Nodes, versions, health, quorum."""
+        return await (await self._open()).registers.status(self.timeout_s)
+
+    async def close(self) -> None:
+        """Release files, threads and connections; the next use opens the store again."""
+        services, self._services = self._services, None
+        if services is not None and services.pid == os.getpid():
+            await services.registers.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _open(self) -> _Services:
+        services = self._services
+        if services is not None and services.pid == os.getpid():
+            return services
+        async with self._opening:
+            services = self._services
+            if services is not None and services.pid != os.getpid():
+                self._inherited.append(services)  # kept, never closed: its files and locks are the parent's
+                services = None
+            if services is None:
+                services = await self._make_services()
+                self._services = services
+            return services
+
+    async def _make_services(self) -> _Services:
+        registers = await self._open_registers()
+        context = Context(
+            registers,
+            _now_us,
+            _new_id,
+            self._settings.timeout_s,
+            proposer_in_process=isinstance(self.location, Embedded),
+        )
+        buckets = Buckets(context)
+        return _Services(
+            os.getpid(),
+            registers,
+            buckets,
+            Objects(context, buckets),
+            Listings(context, buckets),
+            KeyValues(context),
+        )
+
+    async def _open_registers(self) -> Registers:
+        if isinstance(self.location, Embedded):
+            from objmeta.client.embedded import EmbeddedRegisters
+
+            return await EmbeddedRegisters.open(self.location.path)
+        from objmeta.rpc.client import RemoteRegisters
+
+        return RemoteRegisters(self.location.endpoints, failover_s=self._settings.failover_s)
+
+
+_ITER_PAGE = 5000
+
+
+def _check(bucket: str, key: str) -> None:
+    check_bucket(bucket)
+    check_key(key)
+
+
+def _bytes(key: bytes | str) -> bytes:
+    return key.encode() if isinstance(key, str) else key
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def _new_id() -> bytes:
+    return uuid_utils.uuid7().bytes

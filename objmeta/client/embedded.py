@@ -1,0 +1,99 @@
+"""The embedded store: one acceptor in a directory on this machine, the proposer in this process.
+
+Any number of processes may open the same directory: SQLite keeps their steps apart, and each has a proposer of its own,
+drawn from the operating system's randomness, so their ballots differ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from objmeta.core.configuration import Configuration, single_set
+from objmeta.core.listing import ScanRequest
+from objmeta.core.messages import Fence, Record, RecordRef, State
+from objmeta.interfaces import ChangeReply, ChangeRequest, NodeStatus, ScanPage, StoreStatus
+from objmeta.register.engine import Engine
+from objmeta.register.life import new_ballots
+from objmeta.register.local import LocalTransport
+from objmeta.store.lane import Lane
+from objmeta.store.sqlite import SqliteStore
+
+ACCEPTOR_DIRECTORY = "acceptor"
+_ACCEPTOR_ID = 1
+
+
+class EmbeddedRegisters:
+    """Satisfies :class:`objmeta.interfaces.Registers`; belongs to one event loop of one process."""
+
+    def __init__(self, home: Path, store: SqliteStore) -> None:
+        self._home = home
+        self._store = store
+        self._opened_s = time.monotonic()
+        self._lane = Lane(store, asyncio.get_running_loop())
+        tag = store.configuration.tag
+        self._engine = Engine(
+            store.configuration,
+            LocalTransport(tag, {store.acceptor_id: self._lane}),
+            new_ballots(),
+            random.Random(os.urandom(16)),
+            own_acceptor=store.acceptor_id,
+        )
+
+    @classmethod
+    async def open(cls, home: Path) -> EmbeddedRegisters:
+        """Open the store in ``home``, making it if there is none. Raises StoreError, StoreFull, IntegrityError."""
+        store = await asyncio.to_thread(
+            SqliteStore.open_or_create, home / ACCEPTOR_DIRECTORY, _ACCEPTOR_ID, _new_configuration
+        )
+        return cls(home, store)
+
+    async def read(self, names: Sequence[bytes], timeout_s: float, fence: Fence | None = None) -> list[State | None]:
+        return await self._engine.read(names, timeout_s, fence)
+
+    async def change(self, request: ChangeRequest, timeout_s: float) -> ChangeReply:
+        return await self._engine.change(request, timeout_s)
+
+    async def records(
+        self, name: bytes, refs: Sequence[RecordRef], timeout_s: float, with_data: bool = True
+    ) -> list[Record]:
+        return await self._engine.records(name, refs, timeout_s, with_data)
+
+    async def scan(self, request: ScanRequest, timeout_s: float) -> ScanPage:
+        return await self._engine.scan(request, timeout_s)
+
+    async def raise_term(self, scope: bytes, term: int, timeout_s: float) -> None:
+        await self._engine.raise_term(scope, term, timeout_s)
+
+    async def status(self, timeout_s: float) -> StoreStatus:
+        """The one acceptor, and the disk under it."""
+        status = await self._engine.status(timeout_s)
+        (node,) = status.nodes
+        described = NodeStatus(
+            node.node_id,
+            str(self._home),
+            node.state,
+            "embedded",
+            metadata.version("objmeta"),
+            registers=await self._lane.count(),
+            changes=(await self._lane.changes(sys.maxsize, 1)).watermark,
+            disk_free=shutil.disk_usage(self._home).free,
+            uptime_s=time.monotonic() - self._opened_s,
+        )
+        return StoreStatus(status.store_id, status.epoch, (described,), status.quorum)
+
+    async def close(self) -> None:
+        """Stop the lane's threads and close the files."""
+        await self._lane.close()
+        await asyncio.to_thread(self._store.close)
+
+
+def _new_configuration() -> Configuration:
+    return single_set(os.urandom(16), (_ACCEPTOR_ID,))

@@ -1,0 +1,29 @@
+"""The home of a register: the member that proposes for it by preference (rendezvous hashing).
+
+Where an operation is proposed never matters for safety, with one exception that is a matter of names and not of trust:
+the zero ballot of a register belongs to its home alone (``firstwrite``).  So the home must be a function of the
+configuration and the name, the same for everybody.
+
+Names that begin alike have one home, so that a bucket's operations meet at one node and share messages and rounds
+(docs/decisions/0006).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Final
+
+from blake3 import blake3
+
+NAME_BYTES_HASHED: Final = 18
+"""The kind of a register and a bucket's id: two and sixteen bytes."""
+
+
+def home_of(name: bytes, members: tuple[int, ...]) -> int:
+    """The member with the highest score for the beginning of ``name``; losing another member moves no name of its."""
+    return members[0] if len(members) == 1 else _highest(name[:NAME_BYTES_HASHED], members)
+
+
+@functools.lru_cache(maxsize=4096)
+def _highest(hashed: bytes, members: tuple[int, ...]) -> int:
+    return max(members, key=lambda member: (blake3(hashed + b"\x00" + member.to_bytes(8)).digest(8), member))

@@ -1,0 +1,359 @@
+"""One round of a proposer: one register, one ballot, one value.
+
+Theory of operation.  A :class:`Round` is driven by replies and by the caller's timers and answers with effects; it
+never waits by itself.  It takes exactly one ballot and proposes at most one value under it, so rule 1 (one ballot,
+one value) holds by construction: whoever wants to try again makes another round with a higher ballot.
+
+::
+
+    PREPARE --quorum of promises--> is the base settled?
+        yes -> the operation's record is held somewhere? -> finish HeldElsewhere (the caller looks at the chain)
+               else apply the change: Keep -> finish Done (rule 3);  Write -> ACCEPT --quorum--> finish Done
+        no  -> wait a little for the answers still out, then FETCH its records --> WRITE_BACK --quorum-->
+               Keep -> finish Done; anything else -> finish Settled (the caller goes on under a new ballot, rule 1)
+
+A base is *settled* when an accept quorum reported it under one ballot (rule 7); nothing is built on any other.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+import msgspec
+
+from objmeta.core.ballot import Ballot
+from objmeta.core.change import Change, Keep
+from objmeta.core.messages import (
+    Accept,
+    Accepted,
+    Fence,
+    Fetch,
+    Fetched,
+    Prepare,
+    Promise,
+    Record,
+    RecordRef,
+    Refusal,
+    Refused,
+    Reply,
+    Request,
+    State,
+)
+from objmeta.core.quorum import Quorums
+
+# -- Outcomes ---------------------------------------------------------------------------------------------------------
+
+
+class Done(msgspec.Struct, frozen=True, gc=False):
+    """The answer is known and durable: ``state`` is chosen. ``record`` is the new tip if this round wrote one."""
+
+    ballot: Ballot
+    state: State | None
+    wrote: bool
+    code: str = ""
+    record: Record | None = None
+
+
+class Lost(msgspec.Struct, frozen=True, gc=False):
+    """No quorum under this ballot. With ``proposed`` the operation may have applied or may still apply (rule 5).
+
+    ``failure`` is set when every acceptor said that it could not store the step, and what the first of them said.
+    """
+
+    greatest: Ballot
+    proposed: bool
+    failure: str = ""
+
+
+class Settled(msgspec.Struct, frozen=True, gc=False):
+    """The base was written back and is chosen now; the change itself needs a new ballot."""
+
+
+class HeldElsewhere(msgspec.Struct, frozen=True, gc=False):
+    """Records of this operation (or of the one written back) are held, none newer than what is chosen for certain.
+
+    On the chain of ``state`` the operation has applied; elsewhere they are dead for good (docs/decisions/0003).  With
+    ``proposed`` this round's own value may still be chosen by somebody else.
+    """
+
+    held: tuple[RecordRef, ...]
+    state: State | None
+    proposed: bool
+
+
+class Denied(msgspec.Struct, frozen=True, gc=False):
+    """A floor or the configuration refuses this operation itself; another ballot would not help."""
+
+    reason: Refusal
+    proposed: bool
+    detail: str = ""
+
+
+class NotFirst(msgspec.Struct, frozen=True, gc=False):
+    """A first write (``firstwrite``) met a register that is not new, or had nothing to write; nothing was proposed."""
+
+    greatest: Ballot
+
+
+Outcome = Done | Lost | Settled | HeldElsewhere | Denied | NotFirst
+
+
+# -- Effects ----------------------------------------------------------------------------------------------------------
+
+
+class Send(msgspec.Struct, frozen=True, gc=False):
+    """Send this request to these acceptors."""
+
+    to: tuple[int, ...]
+    request: Request
+
+
+class AwaitStragglers(msgspec.Struct, frozen=True, gc=False):
+    """A quorum has answered but does not agree; call :meth:`Round.on_stragglers_late` after a short while."""
+
+
+class Finish(msgspec.Struct, frozen=True, gc=False):
+    """The round is over; later replies to it mean nothing."""
+
+    outcome: Outcome
+
+
+Effect = Send | AwaitStragglers | Finish
+
+
+class Phase(enum.Enum):
+    """Where a round stands."""
+
+    PREPARE = enum.auto()
+    FETCH = enum.auto()
+    WRITE_BACK = enum.auto()
+    ACCEPT = enum.auto()
+    OVER = enum.auto()
+
+
+WHOLE_OPERATION = frozenset({Refusal.STALE_TERM, Refusal.STALE_GENERATION})
+"""Refusals of the operation itself, under whatever ballot."""
+
+
+class Round:
+    """One attempt to change (or read) one register under one ballot."""
+
+    __slots__ = (
+        "_base",
+        "_change",
+        "_dead",
+        "_fence",
+        "_generation",
+        "_greatest",
+        "_promises",
+        "_proposal",
+        "_quorums",
+        "_record",
+        "_refusals",
+        "_votes",
+        "_waiting",
+        "ballot",
+        "name",
+        "phase",
+    )
+
+    def __init__(
+        self,
+        quorums: Quorums,
+        name: bytes,
+        ballot: Ballot,
+        change: Change,
+        *,
+        fence: Fence | None = None,
+        generation: int = 0,
+        dead: tuple[RecordRef, ...] = (),
+    ) -> None:
+        self._quorums = quorums
+        self._change = change
+        self._fence = fence
+        self._generation = generation
+        self._dead = dead
+        self._promises: dict[int, Promise] = {}
+        self._refusals: dict[int, Refused] = {}
+        self._votes: set[int] = set()
+        self._greatest = ballot
+        self._base: State | None = None
+        self._proposal: State | None = None
+        self._record: Record | None = None
+        self._waiting = False
+        self.name = name
+        self.ballot = ballot
+        self.phase = Phase.PREPARE
+
+    # -- Events -------------------------------------------------------------------------------------------------------
+
+    def start(self) -> Sequence[Effect]:
+        """Phase one, to everybody."""
+        return (self._to_all(Prepare(self.name, self.ballot, self._change.version_id)),)
+
+    def on_reply(self, acceptor: int, reply: Reply) -> Sequence[Effect]:
+        """Take one reply; replies to other ballots or phases change nothing."""
+        if self.phase is Phase.OVER:
+            return ()
+        if isinstance(reply, Fetched):
+            return self._on_fetched(reply) if self.phase is Phase.FETCH else ()
+        if isinstance(reply, Promise | Accepted | Refused) and reply.ballot != self.ballot:
+            return ()
+        if isinstance(reply, Promise):
+            if self.phase is not Phase.PREPARE:
+                return ()
+            self._promises[acceptor] = reply
+            return self._promised()
+        if isinstance(reply, Accepted):
+            if self.phase not in (Phase.WRITE_BACK, Phase.ACCEPT):
+                return ()
+            self._votes.add(acceptor)
+            return self._voted()
+        if isinstance(reply, Refused):
+            return self._refused(acceptor, reply)
+        return ()
+
+    def on_stragglers_late(self) -> Sequence[Effect]:
+        """The answers still out took too long: settle the base by writing it back (rule 7)."""
+        if self.phase is not Phase.PREPARE or not self._waiting:
+            return ()
+        return self._write_back()
+
+    def on_timeout(self) -> Sequence[Effect]:
+        """No quorum in time."""
+        return () if self.phase is Phase.OVER else self._lost()
+
+    # -- Phase one ----------------------------------------------------------------------------------------------------
+
+    def _promised(self) -> Sequence[Effect]:
+        if not self._quorums.is_quorum(self._promises):
+            return ()
+        newest = max(promise.accepted for promise in self._promises.values())
+        reporters = [acceptor for acceptor, promise in self._promises.items() if promise.accepted == newest]
+        self._base = self._promises[reporters[0]].state
+        if self._quorums.is_quorum(reporters):
+            return self._settled()
+        if len(self._promises) + len(self._refusals) < len(self._quorums.members):
+            if self._waiting:
+                return ()
+            self._waiting = True
+            return (AwaitStragglers(),)
+        return self._write_back()
+
+    def _settled(self) -> Sequence[Effect]:
+        """The base is chosen: decide."""
+        floor = max(promise.sequence_floor for promise in self._promises.values())
+        tip = self._base.refs[-1].sequence if self._base and self._base.refs else floor
+        # A record above the tip is neither applied nor dead: an accept that reached a minority, which this round
+        # repeats (the same change of the same base gives the same record) or somebody else may write back.
+        held = tuple(sorted(ref for ref in self._held_undead() if ref.sequence <= tip))
+        if held:
+            return self._finish(HeldElsewhere(held, self._base, False))
+        decision = self._change.apply(self.name, self._base, floor)
+        if isinstance(decision, Keep):
+            return self._finish(Done(self.ballot, self._base, False, decision.code))
+        self.phase = Phase.ACCEPT
+        self._proposal = decision.state
+        self._record = decision.records[-1] if decision.records else None
+        self._refusals.clear()
+        return (
+            self._to_all(
+                Accept(
+                    self.name,
+                    self.ballot,
+                    decision.state,
+                    decision.records,
+                    self._fence,
+                    self._generation,
+                    self._dead,
+                )
+            ),
+        )
+
+    # -- Writing back an unsettled base -------------------------------------------------------------------------------
+
+    def _write_back(self) -> Sequence[Effect]:
+        assert self._base is not None, "an unsettled base was accepted by somebody, so it is a state"
+        if not self._base.refs:
+            return self._send_write_back(())
+        self.phase = Phase.FETCH
+        newest = max(promise.accepted for promise in self._promises.values())
+        reporters = tuple(a for a, promise in self._promises.items() if promise.accepted == newest)
+        return (Send(reporters, Fetch(self.name, self._base.refs)),)
+
+    def _on_fetched(self, reply: Fetched) -> Sequence[Effect]:
+        assert self._base is not None
+        found = {record.ref: record for record in reply.records}
+        if not all(ref in found for ref in self._base.refs):
+            return ()  # another reporter, or the timeout, goes on from here
+        return self._send_write_back(tuple(found[ref] for ref in self._base.refs))
+
+    def _send_write_back(self, records: tuple[Record, ...]) -> Sequence[Effect]:
+        assert self._base is not None
+        self.phase = Phase.WRITE_BACK
+        self._refusals.clear()
+        return (self._to_all(Accept(self.name, self.ballot, self._base, records, self._fence, dead=self._dead)),)
+
+    # -- Phase two ----------------------------------------------------------------------------------------------------
+
+    def _voted(self) -> Sequence[Effect]:
+        if not self._quorums.is_quorum(self._votes):
+            return ()
+        if self.phase is Phase.ACCEPT:
+            return self._finish(Done(self.ballot, self._proposal, True, "", self._record))
+        if not self._held_undead():
+            decision = self._change.apply(self.name, self._base, 0)
+            if isinstance(decision, Keep):
+                return self._finish(Done(self.ballot, self._base, False, decision.code))
+        return self._finish(Settled())
+
+    def _refused(self, acceptor: int, reply: Refused) -> Sequence[Effect]:
+        if self.phase is Phase.FETCH or acceptor in self._votes:
+            return ()
+        if self.phase is Phase.PREPARE and acceptor in self._promises:
+            return ()
+        self._refusals[acceptor] = reply
+        self._greatest = max(self._greatest, reply.greatest)
+        if reply.reason is Refusal.HELD_ELSEWHERE and self.phase is not Phase.PREPARE:
+            # Without its vote a quorum may be out of reach, so prove the record dead at once.
+            below = (self._proposal if self.phase is Phase.ACCEPT else self._base) or State(b"", ())
+            held = tuple(ref for ref in reply.held if ref not in self._dead and ref.sequence < below.refs[-1].sequence)
+            if held:
+                return self._finish(HeldElsewhere(held, self._base, self.phase is Phase.ACCEPT))
+        if self._quorums.possible_without(self._refusals):
+            # A refusal may complete the answers that an unsettled base was waiting for.
+            return self._promised() if self.phase is Phase.PREPARE and self._waiting else ()
+        whole = [r for r in self._refusals.values() if r.reason in WHOLE_OPERATION]
+        if whole and self.phase is not Phase.PREPARE:
+            return self._finish(Denied(whole[0].reason, self._proposed(), whole[0].detail))
+        strangers = {a: r for a, r in self._refusals.items() if r.reason is Refusal.CONFIGURATION}
+        if strangers and not self._quorums.possible_without(strangers):
+            return self._finish(Denied(Refusal.CONFIGURATION, self._proposed(), reply.detail))
+        if all(r.reason is Refusal.FAILED for r in self._refusals.values()):
+            failure = reply.detail or "the step could not be stored"
+            if self.phase is Phase.PREPARE:
+                return self._finish(Lost(self._greatest, self._proposed(), failure))
+            if len(self._refusals) == len(self._quorums.members):
+                return self._finish(Lost(self._greatest, False, failure))
+        return self._lost()
+
+    # -- Helpers ------------------------------------------------------------------------------------------------------
+
+    def _to_all(self, request: Request) -> Send:
+        return Send(self._quorums.members, request)
+
+    def _held_undead(self) -> set[RecordRef]:
+        """Records of this operation that may be on the chain, or get there."""
+        return {ref for promise in self._promises.values() for ref in promise.held} - set(self._dead)
+
+    def _lost(self) -> Sequence[Effect]:
+        return self._finish(Lost(self._greatest, self._proposed()))
+
+    def _proposed(self) -> bool:
+        """Whether a value of this operation may be with some acceptor, from this round or an earlier one."""
+        return self.phase is Phase.ACCEPT or bool(self._held_undead())
+
+    def _finish(self, outcome: Outcome) -> Sequence[Effect]:
+        self.phase = Phase.OVER
+        return (Finish(outcome),)

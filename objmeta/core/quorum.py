@@ -1,0 +1,34 @@
+"""Arithmetic of majorities, and nothing else.
+
+A configuration holds one set of members normally and two while it is joint (old and new); a quorum is a majority of
+every set in force, for both phases.  So any two quorums of one configuration share an acceptor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+
+def majority(size: int) -> int:
+    """The least number of members that is more than half of ``size``."""
+    return size // 2 + 1
+
+
+class Quorums:
+    """Which sets of acceptors may decide."""
+
+    __slots__ = ("_sets", "members")
+
+    def __init__(self, member_sets: Iterable[Iterable[int]]) -> None:
+        self._sets = tuple(frozenset(members) for members in member_sets)
+        if not self._sets or not all(self._sets):
+            raise ValueError("a quorum needs at least one member set and no empty one")
+        self.members: tuple[int, ...] = tuple(sorted(frozenset().union(*self._sets)))
+
+    def is_quorum(self, acceptors: Collection[int]) -> bool:
+        """Whether ``acceptors`` hold a majority of every member set."""
+        return all(len(members.intersection(acceptors)) >= majority(len(members)) for members in self._sets)
+
+    def possible_without(self, acceptors: Collection[int]) -> bool:
+        """Whether a quorum can still be formed when ``acceptors`` give no vote."""
+        return all(len(members.difference(acceptors)) >= majority(len(members)) for members in self._sets)

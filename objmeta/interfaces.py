@@ -1,0 +1,206 @@
+"""The seams of objmeta: what one layer may expect of another, and what the simulator swaps.
+
+Time is the running event loop's (``loop.time()``, ``loop.call_later``), so the simulator brings a loop of its own with
+virtual time; wall-clock time, for people only, and randomness are passed in as values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from objmeta.core.configuration import Configuration, ConfigurationTag
+from objmeta.core.listing import ScanAnswer, ScanRequest
+from objmeta.core.messages import Fence, Record, RecordRef, Reply, Request, State
+
+WallClock = Callable[[], int]
+"""Microseconds since the epoch, for times shown to people; never used for order."""
+
+Envelope = tuple[ConfigurationTag, Request]
+"""A request with the configuration its sender believes in."""
+
+
+class Changes(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Answer to :meth:`AcceptorStore.changes`.
+
+    ``names`` are registers whose state changed after ``since``, oldest change first, each once; ``watermark`` is the
+    number to pass next time.  ``reload`` true means that ``since`` is too old (or from another store's life) and that
+    everything must be read anew.
+    """
+
+    names: tuple[bytes, ...]
+    watermark: int
+    reload: bool = False
+
+
+class AcceptorStore(Protocol):
+    """The durable state of one acceptor.
+
+    Durability contract.  When :meth:`apply` returns, everything its replies depend on survives ``kill -9`` and loss of
+    power: rows, records and floors written by a step are durable together, or the step did not happen.  When it raises,
+    no step of the batch happened.  A batch costs one sync however long it is.  :meth:`read` and :meth:`scan` see only
+    durable state, each call one snapshot.  Names are ordered as bytes.
+
+    ``apply`` is called by one thread at a time; ``read``, ``scan``, ``changes`` and ``count`` may run beside it, in
+    another thread.  A request under another configuration is answered by a refusal with reason CONFIGURATION.
+
+    Raises: :class:`~objmeta.errors.StoreFull` when the disk is full; :class:`~objmeta.errors.StoreError` for any other
+    failure of the disk; both name the path.  ``apply`` raises :class:`~objmeta.errors.UnknownOutcome` if a commit
+    failed so that nobody can say whether it will be there after a crash; its requests must then stay unanswered.
+    """
+
+    @property
+    def acceptor_id(self) -> int:
+        """Which member of the configuration this is."""
+        ...
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration stored here."""
+        ...
+
+    def apply(self, batch: Sequence[Envelope]) -> list[Reply]:
+        """Run the steps in order and make them durable together; one reply for each."""
+        ...
+
+    def read(self, batch: Sequence[Envelope]) -> list[Reply]:
+        """Answer ``Read`` and ``Fetch`` requests, which change nothing and need no sync."""
+        ...
+
+    def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
+        """One page of registers that have an accepted value.
+
+        Raises :class:`~objmeta.errors.ConfigurationMismatch` if ``tag`` is not this store's, and
+        :class:`~objmeta.errors.Unavailable` if the request's ``settle`` wants a term that was not raised here yet.
+        """
+        ...
+
+    def changes(self, since: int, limit: int) -> Changes:
+        """Names of at most ``limit`` registers changed after change number ``since``."""
+        ...
+
+    def count(self) -> int:
+        """How many registers there are, promise-only rows included; may read through all of them."""
+        ...
+
+    def close(self) -> None:
+        """Release files; the store can be opened again."""
+        ...
+
+
+OnReply = Callable[[int, Reply], None]
+"""Called with (acceptor id, reply), on the event loop, at most once per request sent; perhaps never."""
+
+
+class Transport(Protocol):
+    """How a proposer reaches acceptors. Messages may be lost, delayed, reordered; a lost one is never answered."""
+
+    def send(self, acceptor: int, request: Request, on_reply: OnReply) -> None:
+        """Queue a request; returns at once and never raises. What queues up travels together."""
+        ...
+
+    async def scan(self, acceptor: int, request: ScanRequest) -> ScanAnswer:
+        """Ask one acceptor for a page.
+
+        Raises :class:`~objmeta.errors.Unavailable` if it cannot be reached and
+        :class:`~objmeta.errors.ConfigurationMismatch` if it refuses.
+        """
+        ...
+
+
+class ChangeRequest(msgspec.Struct, frozen=True, gc=False):
+    """A change of one register. ``change`` is a :class:`objmeta.core.change.Change`; to travel, a model change."""
+
+    name: bytes
+    change: Any
+    fence: Fence | None = None
+    generation: int = 0
+
+
+class ChangeReply(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What became of a change.
+
+    ``code`` is empty when it took effect (or had nothing to do), else why it did not: a stable word from
+    ``objmeta.model.changes``.  ``state`` is the chosen state after it; ``record`` the record it wrote, without data
+    (``state`` is None when it was found to have taken effect earlier and other changes followed).  ``proposed`` says of
+    a change that was refused for its term that it may have reached some acceptor before.
+    """
+
+    code: str
+    state: State | None
+    record: Record | None = None
+    proposed: bool = False
+
+
+class ScanPage(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A decided page: ``rows`` is an encoded ``list[ScanRow]``, ``next`` where to go on (empty: done)."""
+
+    rows: bytes
+    next: bytes
+    records: bytes = b"\x90"
+
+
+class NodeStatus(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One acceptor as seen by who was asked. ``state`` is "up", "down" or "refused"; the rest 0 or "" if unknown."""
+
+    node_id: int
+    address: str
+    state: str
+    detail: str = ""
+    version: str = ""
+    registers: int = 0
+    changes: int = 0
+    disk_free: int = 0
+    uptime_s: float = 0.0
+
+
+class StoreStatus(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The store as a whole."""
+
+    store_id: bytes
+    epoch: int
+    nodes: tuple[NodeStatus, ...]
+    quorum: bool
+
+
+class Registers(Protocol):
+    """Linearizable registers and their records, wherever the proposer is: in this process or on a node.
+
+    Every method raises :class:`~objmeta.errors.NoQuorum` when no majority answered in time and nothing was changed,
+    and ``change`` and ``raise_term`` raise :class:`~objmeta.errors.UnknownOutcome` when the change may yet apply.
+    """
+
+    async def read(self, names: Sequence[bytes], timeout_s: float, fence: Fence | None = None) -> list[State | None]:
+        """The chosen states, in the order of ``names``, each linearizable by itself.
+
+        What has to be written back states ``fence``; raises :class:`~objmeta.errors.Fenced` if its term is over.
+        """
+        ...
+
+    async def change(self, request: ChangeRequest, timeout_s: float) -> ChangeReply:
+        """Apply a change exactly once."""
+        ...
+
+    async def records(
+        self, name: bytes, refs: Sequence[RecordRef], timeout_s: float, with_data: bool = True
+    ) -> list[Record]:
+        """Fetch records that a chosen state names, in order. Raises IntegrityError if one is nowhere or damaged."""
+        ...
+
+    async def scan(self, request: ScanRequest, timeout_s: float) -> ScanPage:
+        """A page of registers; everything chosen before the call began is in it."""
+        ...
+
+    async def raise_term(self, scope: bytes, term: int, timeout_s: float) -> None:
+        """Raise a scope's floor on a majority."""
+        ...
+
+    async def status(self, timeout_s: float) -> StoreStatus:
+        """Who is up. Answers also when there is no quorum."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections and threads."""
+        ...

@@ -1,0 +1,158 @@
+"""The change functions: data that says what to do, and a pure ``apply`` that does it.
+
+Each carries its operation id (``version_id``, 16 bytes, UUIDv7) and appends one record under that id, so that acceptors
+can refuse a second application (docs/protocol.md, "At most once").
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from objmeta.core.change import Decision, Keep, Write
+from objmeta.core.messages import RecordRef, State
+from objmeta.model.values import (
+    BucketHead,
+    Head,
+    Manifest,
+    RecordBody,
+    RegisterValue,
+    Removal,
+    Step,
+    Value,
+    Version,
+    decode_value,
+    encode,
+    flag_of,
+    make_record,
+    tip_of,
+)
+
+EXISTS: Final = "already_exists"
+PRECONDITION: Final = "precondition_failed"
+MISSING: Final = "not_found"
+MOVED: Final = "moved"
+"""The chain's tip is not the one the caller computed with: look again."""
+
+
+class _Change(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    version_id: bytes
+
+
+def _write(change_id: bytes, state: State | None, sequence_floor: int, value: RegisterValue, body: RecordBody) -> Write:
+    record = make_record(tip_of(state), sequence_floor, change_id, body)
+    return Write(State(encode(value), (record.ref,), flag_of(value)), (record,))
+
+
+def _head(state: State | None) -> Head | None:
+    if state is None:
+        return None
+    value = decode_value(state.value)
+    assert isinstance(value, Head)
+    return value
+
+
+class PutVersion(_Change, frozen=True, tag="put", gc=False):
+    """Append a version to an object: content, or a delete marker.
+
+    ``if_version`` (16 bytes) requires that version to be current; ``if_absent`` that there is no object to see (none at
+    all, or a delete marker: S3's ``If-None-Match: *``); ``if_present`` the opposite (used by deletes).
+    """
+
+    manifest: Manifest
+    data: bytes = b""
+    if_absent: bool = False
+    if_present: bool = False
+    if_version: bytes = b""
+
+    def apply(self, name: bytes, state: State | None, sequence_floor: int) -> Decision:
+        head = _head(state)
+        current = head.current if head else None
+        visible = current is not None and not current.delete_marker
+        if self.if_absent and visible:
+            return Keep(EXISTS)
+        if self.if_version and (current is None or current.ref.version_id != self.if_version):
+            return Keep(PRECONDITION)
+        if self.if_present and not visible:
+            return Keep(MISSING)
+        manifest = self.manifest
+        if current is not None and current.modified_us >= manifest.modified_us:
+            manifest = msgspec.structs.replace(manifest, modified_us=current.modified_us + 1)
+        if current is not None:
+            manifest = msgspec.structs.replace(manifest, parent_version_id=current.ref.version_id)
+        record = make_record(tip_of(state), sequence_floor, self.version_id, manifest, self.data)
+        version = Version(record.ref, manifest.size, manifest.etag, manifest.modified_us, manifest.delete_marker)
+        value = Head(version)
+        return Write(State(encode(value), (record.ref,), flag_of(value)), (record,))
+
+
+class RemoveVersion(_Change, frozen=True, tag="remove", gc=False):
+    """Remove one version for good. The caller walked the chain from ``tip`` and says what is current afterwards."""
+
+    target: bytes
+    tip: RecordRef
+    current: Version | None
+
+    def apply(self, name: bytes, state: State | None, sequence_floor: int) -> Decision:
+        if tip_of(state) != self.tip:
+            return Keep(MOVED)
+        return _write(self.version_id, state, sequence_floor, Head(self.current), Removal(self.target))
+
+
+class CreateBucket(_Change, frozen=True, tag="mkbucket", gc=False):
+    """Create a bucket; the operation id becomes the bucket's id, which is never used again."""
+
+    created_us: int
+
+    def apply(self, name: bytes, state: State | None, sequence_floor: int) -> Decision:
+        current = decode_value(state.value) if state else None
+        if isinstance(current, BucketHead) and current.status != "gone":
+            return Keep(EXISTS)
+        value = BucketHead(self.version_id, 1, "active", self.created_us)
+        return _write(self.version_id, state, sequence_floor, value, Step())
+
+
+class MoveBucket(_Change, frozen=True, tag="mvbucket", gc=False):
+    """Move a bucket from exactly one status to the next (DESIGN section 4: active, removing, gone)."""
+
+    expected: BucketHead
+    status: str
+    term: int
+
+    def apply(self, name: bytes, state: State | None, sequence_floor: int) -> Decision:
+        current = decode_value(state.value) if state else None
+        if current != self.expected:
+            return Keep(MOVED)
+        value = msgspec.structs.replace(self.expected, status=self.status, term=self.term)
+        return _write(self.version_id, state, sequence_floor, value, Step())
+
+
+class SetValue(_Change, frozen=True, tag="set", gc=False):
+    """Set or delete (``value`` None) a key-value register.
+
+    ``if_version`` requires that operation to have been the last (all zero bytes: that there is no value).
+    """
+
+    value: bytes | None
+    if_version: bytes = b""
+
+    def apply(self, name: bytes, state: State | None, sequence_floor: int) -> Decision:
+        current = decode_value(state.value) if state else None
+        present = isinstance(current, Value) and current.value is not None
+        if self.if_version == NO_VERSION and present:
+            return Keep(EXISTS)
+        if self.if_version and self.if_version != NO_VERSION:
+            tip = tip_of(state)
+            if not present or tip is None or tip.version_id != self.if_version:
+                return Keep(PRECONDITION)
+        if self.value is None and not present:
+            return Keep(MISSING)
+        return _write(self.version_id, state, sequence_floor, Value(self.value), Step())
+
+
+NO_VERSION: Final = bytes(16)
+"""As ``if_version``: there must be no value."""
+
+ModelChange = PutVersion | RemoveVersion | CreateBucket | MoveBucket | SetValue
+"""The changes that travel."""

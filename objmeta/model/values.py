@@ -1,0 +1,145 @@
+"""What registers and records hold, and how it is written as bytes (MessagePack arrays with a type tag).
+
+A field is only ever added at the end with a default, so that older bytes stay readable; anything else gets a new tag.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from objmeta.core.messages import HIDDEN, LIVE, TOMBSTONE, Record, RecordRef, State
+from objmeta.core.records import record_digest
+from objmeta.errors import IntegrityError
+
+DIGEST_BYTES: Final = 32
+
+
+# -- What registers hold ----------------------------------------------------------------------------------------------
+
+
+class Version(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a listing shows of one version of an object."""
+
+    ref: RecordRef
+    size: int
+    etag: bytes
+    modified_us: int
+    delete_marker: bool = False
+
+
+class Head(msgspec.Struct, frozen=True, array_like=True, tag="head1", gc=False):
+    """The register of an object: its current version, or None when no version is left."""
+
+    current: Version | None
+
+
+class BucketHead(msgspec.Struct, frozen=True, array_like=True, tag="bucket1", gc=False):
+    """The register of a bucket. ``status`` is "active", "removing" or "gone"."""
+
+    bucket_id: bytes
+    term: int
+    status: str
+    created_us: int
+
+
+class Value(msgspec.Struct, frozen=True, array_like=True, tag="value1", gc=False):
+    """A plain key-value register; None when deleted."""
+
+    value: bytes | None
+
+
+RegisterValue = Head | BucketHead | Value
+
+
+# -- What records hold ------------------------------------------------------------------------------------------------
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A piece of an object's content: BLAKE3 digest (32 bytes) and length in bytes."""
+
+    digest: bytes
+    length: int
+
+
+class Manifest(msgspec.Struct, frozen=True, array_like=True, tag="version1", gc=False):
+    """All of one version of an object but its place in the chain.
+
+    ``etag`` is the BLAKE3 of the content; ``chunks`` are in order and empty when the content is inline in the record;
+    ``metadata`` is the user's.  A delete marker has no content.  ``parent_version_id`` is the version that was current
+    before (set by the change function).
+    """
+
+    size: int
+    etag: bytes
+    modified_us: int
+    content_type: str = ""
+    metadata: dict[str, str] = {}
+    chunks: tuple[Chunk, ...] = ()
+    delete_marker: bool = False
+    parent_version_id: bytes = b""
+
+
+class Removal(msgspec.Struct, frozen=True, array_like=True, tag="removal1", gc=False):
+    """The record of the permanent removal of one version, named by its id."""
+
+    version_id: bytes
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True, tag="step1", gc=False):
+    """The record of a change whose value is not kept in history (key-value registers, buckets)."""
+
+
+RecordBody = Manifest | Removal | Step
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_VALUES: Final[msgspec.msgpack.Decoder[RegisterValue]] = msgspec.msgpack.Decoder(Head | BucketHead | Value)
+_BODIES: Final[msgspec.msgpack.Decoder[RecordBody]] = msgspec.msgpack.Decoder(Manifest | Removal | Step)
+
+
+def decode_value(value: bytes) -> RegisterValue:
+    """Read a register's bytes; raises IntegrityError if they are not what this version writes."""
+    try:
+        return _VALUES.decode(value)
+    except msgspec.MsgspecError as damage:
+        raise IntegrityError(f"a register holds bytes that cannot be read: {damage}") from damage
+
+
+def decode_body(record: Record) -> RecordBody:
+    """Read a record's body; raises IntegrityError if it is not what this version writes."""
+    try:
+        return _BODIES.decode(record.body)
+    except msgspec.MsgspecError as damage:
+        raise IntegrityError(f"a record holds bytes that cannot be read: {damage}") from damage
+
+
+def encode(value: RegisterValue | RecordBody) -> bytes:
+    """The bytes of a value or body."""
+    return _ENCODER.encode(value)
+
+
+def make_record(
+    tip: RecordRef | None, sequence_floor: int, version_id: bytes, body: RecordBody, data: bytes = b""
+) -> Record:
+    """The record that follows ``tip`` in a chain."""
+    sequence = (tip.sequence if tip else sequence_floor) + 1
+    encoded = encode(body)
+    ref = RecordRef(sequence, version_id, record_digest(sequence, version_id, tip, encoded))
+    return Record(ref, tip, encoded, data)
+
+
+def tip_of(state: State | None) -> RecordRef | None:
+    """The newest record of a register's chain."""
+    return state.refs[-1] if state is not None and state.refs else None
+
+
+def flag_of(value: RegisterValue) -> int:
+    """The state flag a value deserves: what plain listings show is LIVE."""
+    match value:
+        case Head(current=None) | Value(value=None) | BucketHead(status="gone"):
+            return TOMBSTONE
+        case Head(current=Version(delete_marker=True)):
+            return HIDDEN
+        case _:
+            return LIVE

@@ -1,0 +1,14 @@
+"""The daemon: one acceptor, a proposer for clients, and what makes three of them a cluster.
+
+Files: ``settings`` (what a node is told), ``data`` (its directory), ``bootstrap`` (how a cluster comes to be), ``node``
+(the wiring), ``process`` (a node as a process of its own), ``dev`` (several of those on this machine).
+"""
+
+from __future__ import annotations
+
+from objmeta.node.dev import LocalCluster
+from objmeta.node.node import Node
+from objmeta.node.process import run, serve
+from objmeta.node.settings import NodeSettings, parse_peers
+
+__all__ = ["LocalCluster", "Node", "NodeSettings", "parse_peers", "run", "serve"]

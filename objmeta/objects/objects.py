@@ -1,0 +1,294 @@
+"""Objects: put, get, delete, copy, and their versions.
+
+A put is one change of the head's register; the record with the manifest rides along.  Conditions are decided inside the
+change function, so of any number of racing writers through any nodes exactly one wins.  Reads take the bucket and the
+head in one trip; a bucket's id is only ever cached as a guess that the same trip confirms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from blake3 import blake3
+
+from objmeta.core.messages import Record, RecordRef, State
+from objmeta.errors import (
+    AlreadyExists,
+    IntegrityError,
+    InvalidArgument,
+    NoSuchBucket,
+    NoSuchKey,
+    NoSuchVersion,
+    PreconditionFailed,
+    Unavailable,
+    UnknownOutcome,
+)
+from objmeta.interfaces import ChangeReply, ChangeRequest
+from objmeta.model.changes import EXISTS, MISSING, MOVED, PRECONDITION, ModelChange, PutVersion, RemoveVersion
+from objmeta.model.names import bucket_register, check_key, object_register
+from objmeta.model.values import BucketHead, Chunk, Head, Manifest, Version, decode_body, decode_value, tip_of
+from objmeta.objects.buckets import Buckets, fence
+from objmeta.objects.context import Context
+from objmeta.objects.history import Entry, History, load
+from objmeta.objects.ids import parse_version_id
+from objmeta.objects.types import ObjectSummary, ObjectVersion
+
+STALE_TERM = "stale_term"
+_ATTEMPTS_MAX = 20
+_EMPTY_ETAG = blake3(b"").digest()
+
+
+class Objects:
+    """Operations on the objects of buckets."""
+
+    def __init__(self, context: Context, buckets: Buckets) -> None:
+        self._context = context
+        self._buckets = buckets
+
+    # -- Writing ------------------------------------------------------------------------------------------------------
+
+    async def put(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        data: bytes | None = None,
+        chunks: Sequence[Chunk] = (),
+        size: int | None = None,
+        etag: str | None = None,
+        content_type: str = "",
+        metadata: Mapping[str, str] | None = None,
+        if_absent: bool = False,
+        if_version: str | None = None,
+    ) -> ObjectVersion:
+        """Commit a version whose content is ``data`` (kept in the record) or ``chunks`` that are durable already."""
+        if data is not None:
+            if chunks:
+                raise InvalidArgument("content is either data or chunks, not both")
+            size, digest = len(data), blake3(data).digest()
+        else:
+            if size is None or etag is None:
+                raise InvalidArgument("content in chunks needs its size and etag")
+            if sum(chunk.length for chunk in chunks) != size:
+                raise InvalidArgument(f"the chunks' lengths do not add up to the size {size}")
+            digest = bytes.fromhex(etag)
+        manifest = Manifest(size, digest, self._context.wall_clock(), content_type, dict(metadata or {}), tuple(chunks))
+        return await self._put(bucket, key, manifest, data or b"", if_absent=if_absent, if_version=if_version)
+
+    async def delete(self, bucket: str, key: str, if_version: str | None) -> ObjectVersion:
+        """Put a delete marker. Raises NoSuchBucket, NoSuchKey, PreconditionFailed."""
+        marker = Manifest(0, _EMPTY_ETAG, self._context.wall_clock(), delete_marker=True)
+        return await self._put(bucket, key, marker, b"", if_present=True, if_version=if_version)
+
+    async def copy(
+        self,
+        source: tuple[str, str],
+        target: tuple[str, str],
+        *,
+        version_id: str | None,
+        if_absent: bool,
+        if_version: str | None,
+    ) -> ObjectVersion:
+        """Commit the content of one version as a new version elsewhere; no bytes of chunks move."""
+        found = await self.get(*source, version_id=version_id, with_data=True)
+        if found.is_delete_marker:
+            raise InvalidArgument(f"version {found.version_id} of {source[1]!r} is a delete marker and has no content")
+        return await self.put(
+            *target,
+            data=found.data if found.is_inline else None,
+            chunks=found.chunks,
+            size=found.size,
+            etag=found.etag,
+            content_type=found.content_type,
+            metadata=found.metadata,
+            if_absent=if_absent,
+            if_version=if_version,
+        )
+
+    async def remove_version(self, bucket: str, key: str, version_id: str) -> None:
+        """Remove one version for good. Raises NoSuchBucket, NoSuchVersion."""
+        target = parse_version_id(version_id)
+        operation = self._context.new_id()
+        for _ in range(_ATTEMPTS_MAX):
+            _, history = await self._history(bucket, key)
+            if history is None or history.find(target) is None:
+                raise NoSuchVersion(f"object {key!r} in bucket {bucket!r} has no version {version_id}")
+            change = RemoveVersion(operation, target, history.tip, _current_without(history, target))
+            reply = await self._change(bucket, key, change)
+            if reply.code != MOVED:
+                return
+        raise Unavailable(f"object {key!r} in bucket {bucket!r} is being written to all the time; try again later")
+
+    async def _put(
+        self,
+        bucket: str,
+        key: str,
+        manifest: Manifest,
+        data: bytes,
+        *,
+        if_absent: bool = False,
+        if_present: bool = False,
+        if_version: str | None = None,
+    ) -> ObjectVersion:
+        required = b"" if if_version is None else parse_version_id(if_version)
+        change = PutVersion(self._context.new_id(), manifest, data, if_absent, if_present, required)
+        reply = await self._change(bucket, key, change)
+        if reply.code == EXISTS:
+            raise AlreadyExists(f"object {key!r} exists already in bucket {bucket!r}")
+        if reply.code == PRECONDITION:
+            raise PreconditionFailed(f"the current version of object {key!r} in bucket {bucket!r} is not {if_version}")
+        if reply.code == MISSING:
+            raise NoSuchKey(f"object {key!r} does not exist in bucket {bucket!r}")
+        assert reply.record is not None, "a put that took effect names its record"
+        entry = _entry(reply.record)
+        return entry.public(bucket, key, True, data if not manifest.chunks else None)
+
+    async def _change(self, bucket: str, key: str, change: ModelChange) -> ChangeReply:
+        """Run a change of a head under the bucket's term.
+
+        An attempt that was refused for its term may have reached an acceptor, from where others can finish it.  From
+        then on a failure is an unknown outcome; and where the bucket was removed meanwhile, what is under its dead id,
+        which nothing can be added to any more, says whether the change was applied.
+        """
+        check_key(key)
+        proposed: BucketHead | None = None
+        for _ in range(_ATTEMPTS_MAX):
+            try:
+                head = await self._head_to_change(bucket, proposed)
+                if head is None or (proposed is not None and head.bucket_id != proposed.bucket_id):
+                    assert proposed is not None
+                    record = await self._found(object_register(proposed.bucket_id, key), proposed, change.version_id)
+                    if record is not None:
+                        return ChangeReply("", None, record)
+                    if head is None:
+                        raise NoSuchBucket(f"bucket {bucket!r} does not exist")
+                    proposed = None
+                request = ChangeRequest(object_register(head.bucket_id, key), change, fence(head))
+                reply = await self._context.registers.change(request, self._context.timeout_s)
+            except (Unavailable, IntegrityError) as failure:
+                if proposed is not None:
+                    raise UnknownOutcome(f"{failure}; an earlier attempt may have applied") from failure
+                raise
+            if reply.code != STALE_TERM:
+                return reply
+            if reply.proposed:
+                proposed = head
+            self._buckets.forget(bucket)
+        raise UnknownOutcome(f"bucket {bucket!r} is being removed again and again; the change may have applied")
+
+    async def _head_to_change(self, bucket: str, proposed: BucketHead | None) -> BucketHead | None:
+        """The bucket with the term to state; None if it is gone and an attempt was made in it."""
+        try:
+            return await self._buckets.writable(bucket)
+        except NoSuchBucket:
+            if proposed is None:
+                raise
+            return None
+
+    async def _found(self, register: bytes, head: BucketHead, operation: bytes) -> Record | None:
+        """The record of an operation if it is on the register's chain."""
+        (state,) = await self._context.registers.read((register,), self._context.timeout_s, fence(head))
+        cursor = tip_of(state)
+        while cursor is not None:
+            record = await self._record(register, cursor, with_data=False)
+            if cursor.version_id == operation:
+                return record
+            cursor = record.parent
+        return None
+
+    # -- Reading ------------------------------------------------------------------------------------------------------
+
+    async def head(self, bucket: str, key: str) -> ObjectSummary:
+        """The current version, from the head alone. Raises NoSuchBucket, NoSuchKey."""
+        _, current = await self._current(bucket, key)
+        ref = current.ref
+        return ObjectSummary(
+            bucket, key, ref.version_id.hex(), ref.sequence, current.size, current.etag.hex(), current.modified_us
+        )
+
+    async def get(self, bucket: str, key: str, *, version_id: str | None, with_data: bool) -> ObjectVersion:
+        """One version with its manifest. Raises NoSuchBucket, NoSuchKey, NoSuchVersion, IntegrityError."""
+        if version_id is not None:
+            return await self._get_version(bucket, key, parse_version_id(version_id), with_data)
+        register, current = await self._current(bucket, key)
+        record = await self._record(register, current.ref, with_data)
+        return _with_data(_entry(record), record, bucket, key, True, with_data)
+
+    async def _get_version(self, bucket: str, key: str, version_id: bytes, with_data: bool) -> ObjectVersion:
+        register, history = await self._history(bucket, key)
+        entry = history.find(version_id) if history else None
+        if history is None or entry is None:
+            raise NoSuchVersion(f"object {key!r} in bucket {bucket!r} has no version {version_id.hex()}")
+        current = history.current
+        is_latest = current is not None and current.ref == entry.ref
+        inline = not entry.manifest.chunks and not entry.manifest.delete_marker
+        if not (with_data and inline):
+            return entry.public(bucket, key, is_latest)
+        record = await self._record(register, entry.ref, True)
+        return _with_data(entry, record, bucket, key, is_latest, True)
+
+    async def versions(self, bucket: str, key: str) -> list[ObjectVersion]:
+        """All versions of one object, newest first. Raises NoSuchBucket, NoSuchKey."""
+        _, history = await self._history(bucket, key)
+        if history is None or not history.entries:
+            raise NoSuchKey(f"object {key!r} does not exist in bucket {bucket!r}")
+        return history.public(bucket, key)
+
+    async def _current(self, bucket: str, key: str) -> tuple[bytes, Version]:
+        """The register and the current version of an object that is there to see."""
+        check_key(key)
+
+        async def look(guess: BucketHead) -> tuple[bytes, State | None] | None:
+            register = object_register(guess.bucket_id, key)
+            read, timeout_s = self._context.registers.read, self._context.timeout_s
+            (bucket_state,), (state,) = await asyncio.gather(
+                read((bucket_register(bucket),), timeout_s), read((register,), timeout_s, fence(guess))
+            )
+            confirmed = self._buckets.learn(bucket, bucket_state).bucket_id == guess.bucket_id
+            return (register, state) if confirmed else None
+
+        while (found := await self._buckets.under_term(bucket, look)) is None:
+            pass  # the guess was a bucket that is gone; the right one is known now
+        register, state = found
+        head = decode_value(state.value) if state else Head(None)
+        assert isinstance(head, Head)
+        if head.current is None or head.current.delete_marker:
+            raise NoSuchKey(f"object {key!r} does not exist in bucket {bucket!r}")
+        return register, head.current
+
+    async def _history(self, bucket: str, key: str) -> tuple[bytes, History | None]:
+        check_key(key)
+
+        async def look(head: BucketHead) -> tuple[bytes, History | None]:
+            register = object_register(head.bucket_id, key)
+            return register, await load(self._context, register, fence(head))
+
+        await self._buckets.look_up(bucket)
+        return await self._buckets.under_term(bucket, look)
+
+    async def _record(self, register: bytes, ref: RecordRef, with_data: bool) -> Record:
+        (record,) = await self._context.registers.records(register, (ref,), self._context.timeout_s, with_data)
+        return record
+
+
+def _entry(record: Record) -> Entry:
+    body = decode_body(record)
+    assert isinstance(body, Manifest), "a version's record holds a manifest"
+    return Entry(record.ref, body)
+
+
+def _with_data(entry: Entry, record: Record, bucket: str, key: str, is_latest: bool, with_data: bool) -> ObjectVersion:
+    manifest = entry.manifest
+    if not with_data or manifest.chunks or manifest.delete_marker:
+        return entry.public(bucket, key, is_latest)
+    if blake3(record.data).digest() != manifest.etag:
+        raise IntegrityError(f"the content of object {key!r} in bucket {bucket!r} is damaged: its digest is wrong")
+    return entry.public(bucket, key, is_latest, record.data)
+
+
+def _current_without(history: History, removed: bytes) -> Version | None:
+    current = history.current
+    if current is not None and current.ref.version_id != removed:
+        return current
+    return next((entry.version() for entry in history.entries if entry.ref.version_id != removed), None)

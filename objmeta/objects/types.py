@@ -1,0 +1,91 @@
+"""What the object operations give back: immutable values for people and programs."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Final
+
+import msgspec
+
+from objmeta.model.values import Chunk
+
+_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+class Bucket(msgspec.Struct, frozen=True):
+    """A bucket. ``bucket_id`` (16 bytes) is never reused, also when the name is."""
+
+    name: str
+    bucket_id: bytes
+    term: int
+    created_us: int
+
+    @property
+    def created(self) -> datetime.datetime:
+        """When it was made, in UTC."""
+        return _EPOCH + datetime.timedelta(microseconds=self.created_us)
+
+
+class ObjectSummary(msgspec.Struct, frozen=True):
+    """What a listing shows of one version of an object.
+
+    ``version_id`` is 32 hexadecimal digits, ``etag`` the BLAKE3 of the content in hexadecimal, ``size`` in bytes.
+    """
+
+    bucket: str
+    key: str
+    version_id: str
+    sequence: int
+    size: int
+    etag: str
+    modified_us: int
+    is_delete_marker: bool = False
+
+    @property
+    def modified(self) -> datetime.datetime:
+        """When this version was committed, in UTC (for people; order comes from ``sequence``)."""
+        return _EPOCH + datetime.timedelta(microseconds=self.modified_us)
+
+
+class ObjectVersion(ObjectSummary, frozen=True, kw_only=True):
+    """All of one version.
+
+    Content is either inline in the record (``is_inline``; ``data`` holds it if it was asked for) or in ``chunks``, in
+    order.  ``parent_version_id`` names the version that was current before this one, also if it was removed since.
+    """
+
+    is_latest: bool = True
+    content_type: str = ""
+    metadata: dict[str, str] = {}
+    chunks: tuple[Chunk, ...] = ()
+    data: bytes | None = None
+    parent_version_id: str | None = None
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether the record itself holds the content."""
+        return not self.chunks and not self.is_delete_marker
+
+
+class ObjectPage(msgspec.Struct, frozen=True):
+    """One page of a listing: objects and common prefixes in order; ``continuation`` None when it is the last."""
+
+    objects: tuple[ObjectSummary, ...]
+    prefixes: tuple[str, ...]
+    continuation: str | None
+
+
+class VersionPage(msgspec.Struct, frozen=True):
+    """One page of a version listing: of each object newest first, delete markers included."""
+
+    versions: tuple[ObjectVersion, ...]
+    continuation: str | None
+
+
+class KeyValue(msgspec.Struct, frozen=True):
+    """A plain register: its value and the id of the operation that wrote it (32 hexadecimal digits)."""
+
+    key: bytes
+    value: bytes
+    version_id: str
+    sequence: int

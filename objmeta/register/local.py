@@ -1,0 +1,37 @@
+"""Acceptors in this process: what the embedded store's proposer sends to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from objmeta.core.configuration import ConfigurationTag
+from objmeta.core.listing import ScanAnswer, ScanRequest
+from objmeta.core.messages import Reply, Request
+from objmeta.interfaces import OnReply
+
+
+class Acceptor(Protocol):
+    """An acceptor that takes requests on the event loop and answers there (``store.lane.Lane``)."""
+
+    def submit(self, tag: ConfigurationTag, request: Request, on_reply: Callable[[Reply], None]) -> None:
+        """Queue a request."""
+        ...
+
+    async def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
+        """One page."""
+        ...
+
+
+class LocalTransport:
+    """Satisfies :class:`objmeta.interfaces.Transport`."""
+
+    def __init__(self, tag: ConfigurationTag, acceptors: Mapping[int, Acceptor]) -> None:
+        self._tag = tag
+        self._acceptors = acceptors
+
+    def send(self, acceptor: int, request: Request, on_reply: OnReply) -> None:
+        self._acceptors[acceptor].submit(self._tag, request, lambda reply: on_reply(acceptor, reply))
+
+    async def scan(self, acceptor: int, request: ScanRequest) -> ScanAnswer:
+        return await self._acceptors[acceptor].scan(self._tag, request)

@@ -1,0 +1,342 @@
+"""Between nodes: how a proposer reaches the acceptors of other nodes, and how a node's acceptor is reached.
+
+Rules.  A request is sent at most once; what is lost with a connection is never answered (the proposer's timers see to
+that).  A peer that is gone costs nothing: soon after its connection broke, nothing is queued for it any more.  While a
+connection is being made requests wait, in bounded number, so that a node which has just started loses no round.
+
+Whoever calls names the node it means, and is refused by any other: an address given for two nodes by mistake would
+otherwise let one acceptor vote twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol, TypeVar, cast
+
+import grpc
+import grpc.aio
+import msgspec
+
+from objmeta.core.configuration import Configuration, ConfigurationTag
+from objmeta.core.listing import ScanAnswer, ScanRequest
+from objmeta.core.messages import Reply, Request
+from objmeta.errors import ConfigurationMismatch, ObjmetaError, Unavailable
+from objmeta.interfaces import NodeStatus, OnReply
+from objmeta.register.local import Acceptor
+from objmeta.rpc import wire
+from objmeta.rpc.batching import Outbox
+from objmeta.rpc.options import CONNECT_S_MAX, RECONNECT_S_MAX, RECONNECT_S_MIN, Handler, open_channel
+from objmeta.rpc.streams import ServedStreams, converse
+
+Answer = TypeVar("Answer")
+
+_log = logging.getLogger(__name__)
+
+_QUEUE_ITEMS_MAX: Final = 8192
+_QUEUE_BYTES_MAX: Final = 32 << 20
+"""What may wait for one peer; beyond it the oldest request is dropped, as a network would."""
+_QUEUE_WHILE_DOWN_S: Final = 0.5
+"""After this long without a connection nothing is queued any more."""
+_UNANSWERED_MAX: Final = 16_384
+"""A stream whose acceptor owes this many answers is not read any further (a disk that hangs)."""
+_HELD_UP_S_MAX: Final = 5.0
+
+
+# -- The proposer's side ----------------------------------------------------------------------------------------------
+
+
+class PeerLink:
+    """The stream to one peer. Belongs to one event loop; :meth:`close` must be awaited."""
+
+    def __init__(self, node_id: int, address: str, tag: ConfigurationTag) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.node_id = node_id
+        self._address = address
+        self._tag = tag
+        self._tag_bytes = msgspec.Raw(wire.encode(tag))
+        self._outbox: Outbox[tuple[int, bytes]] = Outbox(self._loop)
+        self._pending: dict[int, OnReply] = {}
+        self._channel: Any = None
+        self._down_since: float | None = self._loop.time()
+        self.problem = "no connection yet"
+        """Why there is no connection, for people."""
+        self._task = self._loop.create_task(self._run(), name=f"objmeta link to node {node_id}")
+        self.messages_sent = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the stream is up."""
+        return self._down_since is None
+
+    def send(self, number: int, item: bytes, on_reply: OnReply) -> None:
+        """Queue an encoded ``(number, request)``."""
+        down_since = self._down_since
+        if down_since is not None and self._loop.time() - down_since > _QUEUE_WHILE_DOWN_S:
+            return
+        outbox = self._outbox
+        self._pending[number] = on_reply
+        outbox.put((number, item), len(item))
+        while len(outbox) > _QUEUE_ITEMS_MAX or outbox.size > _QUEUE_BYTES_MAX:
+            dropped, _ = outbox.drop_oldest()
+            self._pending.pop(dropped, None)
+
+    async def scan(self, request: ScanRequest) -> ScanAnswer:
+        """Ask for a page. Raises Unavailable, and what the acceptor raised."""
+        channel = self._channel
+        if channel is None:
+            raise Unavailable(f"node {self.node_id} at {self._address} cannot be reached")
+        call = channel.unary_unary(wire.path(wire.PEER_SERVICE, wire.SCAN))
+        try:
+            answer = wire.decode_peer_scanned(await call(wire.encode(wire.PeerScan(self._tag, request, self.node_id))))
+        except grpc.aio.AioRpcError as broken:
+            raise Unavailable(f"node {self.node_id} at {self._address} did not answer: {broken.details()}") from None
+        except asyncio.CancelledError:
+            # Closing a channel cancels its calls, and whoever awaits one sees a cancellation that is not its own.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise Unavailable(f"the connection to node {self.node_id} at {self._address} was lost") from None
+        if answer.answer is not None:
+            return answer.answer
+        assert answer.failure is not None, "a scan is answered by a page or a failure"
+        raise wire.error(answer.failure)
+
+    async def close(self) -> None:
+        """Give the connection up."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        wait_s = RECONNECT_S_MIN
+        while True:
+            if await self._connection():
+                wait_s = RECONNECT_S_MIN
+            self._pending.clear()
+            self._outbox.clear()
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, RECONNECT_S_MAX)
+
+    async def _connection(self) -> bool:
+        """One connection, from attempt to end; whether it was ever up."""
+        channel = open_channel(self._address)
+        up = False
+        try:
+            method = channel.stream_stream(wire.path(wire.PEER_SERVICE, wire.STREAM))
+            call = method(metadata=((wire.NODE, str(self.node_id)),))
+            async with asyncio.timeout(CONNECT_S_MAX):
+                await call.wait_for_connection()
+            up = True
+            self._channel = channel
+            self._down_since = None
+            self.problem = ""
+            await converse(call, self._outbox, self._frame, self._on_message)
+            self.problem = "it closed the connection"
+        except TimeoutError:
+            self.problem = f"no connection within {CONNECT_S_MAX:g} s"
+        except grpc.aio.AioRpcError as broken:
+            self.problem = str(broken.details())
+        except (asyncio.InvalidStateError, msgspec.MsgspecError) as broken:
+            self.problem = str(broken)
+        finally:
+            self._channel = None
+            if self._down_since is None:
+                self._down_since = self._loop.time()
+            await channel.close()
+        return up
+
+    def _frame(self, items: list[tuple[int, bytes]]) -> bytes:
+        self.messages_sent += 1
+        return wire.encode((self._tag_bytes, [msgspec.Raw(item) for _, item in items]))
+
+    async def _on_message(self, message: bytes) -> None:
+        take = self._pending.pop
+        node_id = self.node_id
+        for number, reply in wire.decode_peer_replies(message).items:
+            on_reply = take(number, None)
+            if on_reply is None:
+                continue
+            try:
+                on_reply(node_id, reply)
+            except Exception:  # one operation's defect must not cost all others the connection
+                _log.exception("a reply of node %d could not be taken", node_id)
+
+
+class PeerTransport:
+    """Satisfies :class:`objmeta.interfaces.Transport` for a node: its own acceptor directly, the others by streams."""
+
+    def __init__(self, node_id: int, acceptor: Acceptor, tag: ConfigurationTag, addresses: Mapping[int, str]) -> None:
+        self._node_id = node_id
+        self._acceptor = acceptor
+        self._tag = tag
+        self._number = 0
+        self._last: Request | None = None
+        self._item = b""
+        self.links = {peer: PeerLink(peer, address, tag) for peer, address in addresses.items() if peer != node_id}
+
+    def send(self, acceptor: int, request: Request, on_reply: OnReply) -> None:
+        """Queue a request. The proposer sends one request to everybody, so it is encoded once."""
+        if acceptor == self._node_id:
+            self._acceptor.submit(self._tag, request, functools.partial(on_reply, acceptor))
+            return
+        if request is not self._last:
+            self._number += 1
+            self._last = request
+            self._item = wire.encode((self._number, request))
+        self.links[acceptor].send(self._number, self._item, on_reply)
+
+    async def scan(self, acceptor: int, request: ScanRequest) -> ScanAnswer:
+        """Ask one acceptor for a page. Raises Unavailable, ConfigurationMismatch."""
+        if acceptor == self._node_id:
+            return await self._acceptor.scan(self._tag, request)
+        return await self.links[acceptor].scan(request)
+
+    async def close(self) -> None:
+        """Close all streams."""
+        await asyncio.gather(*(link.close() for link in self.links.values()))
+
+
+async def ask(address: str, method: str, message: bytes, decode: Callable[[bytes], Answer], timeout_s: float) -> Answer:
+    """One call of a peer's service on a connection of its own. Raises Unavailable, ConfigurationMismatch."""
+    async with open_channel(address) as channel:
+        call = channel.unary_unary(wire.path(wire.PEER_SERVICE, method))
+        try:
+            return decode(await call(message, timeout=timeout_s))
+        except grpc.aio.AioRpcError as broken:
+            raise Unavailable(f"{address} did not answer: {broken.details()}") from None
+        except msgspec.MsgspecError as damage:
+            raise ConfigurationMismatch(f"{address} speaks another version of the protocol: {damage}") from None
+
+
+# -- The acceptor's side ----------------------------------------------------------------------------------------------
+
+
+class Peers(Protocol):
+    """What the service needs of its node."""
+
+    def acceptor(self) -> Acceptor:
+        """The acceptor. Raises Unavailable while it may not vote."""
+        ...
+
+    def hello(self) -> wire.Hello:
+        """Who this node is."""
+        ...
+
+    async def init(self, configuration: Configuration) -> wire.Hello:
+        """Initialise an empty acceptor. Raises ConfigurationMismatch."""
+        ...
+
+    async def establish(self, configuration: Configuration) -> wire.Hello:
+        """All members have been initialised. Raises ConfigurationMismatch."""
+        ...
+
+    async def node_status(self) -> NodeStatus:
+        """This node as its peers show it."""
+        ...
+
+
+class PeerService:
+    """Serves other nodes."""
+
+    def __init__(self, node: Peers) -> None:
+        self._node = node
+        self.streams = ServedStreams()
+        self.messages_sent = 0
+
+    def handler(self) -> Handler:
+        """For ``server.add_generic_rpc_handlers``."""
+        unary = grpc.unary_unary_rpc_method_handler
+        return grpc.method_handlers_generic_handler(
+            wire.PEER_SERVICE,
+            {
+                wire.STREAM: grpc.stream_stream_rpc_method_handler(cast(Any, self._stream)),
+                wire.SCAN: unary(cast(Any, self._scan)),
+                wire.HELLO: unary(cast(Any, self._hello)),
+                wire.INIT: unary(cast(Any, self._init)),
+                wire.ESTABLISH: unary(cast(Any, self._establish)),
+                wire.STATUS: unary(cast(Any, self._status)),
+            },
+        )
+
+    async def _stream(self, _: object, context: Any) -> None:
+        try:
+            self._check_meant(dict(context.invocation_metadata()).get(wire.NODE, ""))
+            acceptor = self._node.acceptor()
+        except ObjmetaError as problem:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(problem))
+            return
+        await context.send_initial_metadata(())
+        answers = _Answers(acceptor)
+        await self.streams.serve(context, answers.outbox, self._frame, answers.take)
+
+    def _check_meant(self, meant: str) -> None:
+        own = self._node.hello().node_id
+        if meant != str(own):
+            raise ConfigurationMismatch(f"this is node {own}, not node {meant}: the peers' addresses are mixed up")
+
+    def _frame(self, items: list[bytes]) -> bytes:
+        self.messages_sent += 1
+        return wire.encode((wire.raw(items),))
+
+    async def _scan(self, message: bytes, context: Any) -> bytes:
+        try:
+            asked = wire.decode_peer_scan(message)
+            self._check_meant(str(asked.node_id))
+            return wire.encode(wire.PeerScanned(await self._node.acceptor().scan(asked.tag, asked.request)))
+        except ObjmetaError as problem:
+            return wire.encode(wire.PeerScanned(None, wire.failure(problem)))
+
+    async def _hello(self, message: bytes, context: Any) -> bytes:
+        return wire.encode(self._node.hello())
+
+    async def _init(self, message: bytes, context: Any) -> bytes:
+        return await self._configured(self._node.init, message)
+
+    async def _establish(self, message: bytes, context: Any) -> bytes:
+        return await self._configured(self._node.establish, message)
+
+    async def _configured(self, act: Callable[[Configuration], Awaitable[wire.Hello]], message: bytes) -> bytes:
+        try:
+            return wire.encode(await act(wire.decode_configuration(message)))
+        except ObjmetaError as problem:
+            return wire.encode(msgspec.structs.replace(self._node.hello(), problem=str(problem)))
+
+    async def _status(self, message: bytes, context: Any) -> bytes:
+        return wire.encode(wire.PeerStatus(self._node.hello(), await self._node.node_status()))
+
+
+class _Answers:
+    """Requests of one stream on their way through the acceptor; answers of one commit leave in one message."""
+
+    def __init__(self, acceptor: Acceptor) -> None:
+        self.outbox: Outbox[bytes] = Outbox(asyncio.get_running_loop())
+        self._acceptor = acceptor
+        self._unanswered = 0
+        self._room = asyncio.Event()
+
+    async def take(self, message: bytes) -> None:
+        batch = wire.decode_peer_batch(message)
+        self._unanswered += len(batch.items)
+        submit, tag, answer = self._acceptor.submit, batch.tag, self._answer
+        for number, request in batch.items:
+            submit(tag, request, functools.partial(answer, number))
+        if self._unanswered > _UNANSWERED_MAX:
+            await self._room_again()
+
+    async def _room_again(self) -> None:
+        while self._unanswered > _UNANSWERED_MAX:
+            self._room.clear()
+            try:
+                async with asyncio.timeout(_HELD_UP_S_MAX):
+                    await self._room.wait()
+            except TimeoutError:
+                self._unanswered = 0  # a commit whose outcome is unknown is never answered
+
+    def _answer(self, number: int, reply: Reply) -> None:
+        item = wire.encode((number, reply))
+        self.outbox.put(item, len(item))
+        self._unanswered -= 1
+        if not self._room.is_set():
+            self._room.set()

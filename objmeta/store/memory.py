@@ -1,0 +1,263 @@
+"""An acceptor's state in memory: for tests and the simulator, which decide themselves what "durable" means.
+
+Rules.  A batch is atomic: when a step raises, nothing of the batch is left.  Nothing here is random, timed or ordered
+by hash, so equal batches give equal replies and equal pages.
+
+What was not synced.  With ``keep_undo=True`` the store remembers how to undo every batch until :meth:`MemoryStore.sync`
+says that it is durable; :meth:`MemoryStore.lose_unsynced` undoes the rest, as a crash does.  Both cost no more than the
+batches they concern.  :meth:`MemoryStore.snapshot` and :meth:`MemoryStore.restore` copy everything (O(rows)), for disks
+that are rolled back.  Reads see unsynced state too: whoever simulates a sync must hold replies, to reads as well, until
+it is done.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from objmeta.core.ballot import ZERO, Ballot
+from objmeta.core.configuration import Configuration, ConfigurationTag
+from objmeta.core.listing import ScanAnswer, ScanRequest
+from objmeta.core.messages import Record, RecordRef, Reply, Row
+from objmeta.interfaces import Changes, Envelope
+from objmeta.store.pages import StoredRecord, StoredRow, page
+from objmeta.store.steps import answer, check_reads, check_tag, check_term
+
+CHANGES_KEPT: Final = 1_000_000
+"""Change numbers kept for :meth:`MemoryStore.changes`; a follower further behind reads everything anew."""
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+
+_Records = dict[bytes, dict[bytes, dict[RecordRef, Record]]]
+
+
+class MemorySnapshot(NamedTuple):
+    """A copy of all that a :class:`MemoryStore` holds; opaque."""
+
+    rows: dict[bytes, Row]
+    records: _Records
+    terms: dict[bytes, int]
+    floors: tuple[Ballot, int, int]
+    changes: list[bytes]
+    pruned: int
+
+
+class _View:
+    """Satisfies :class:`objmeta.core.acceptor.AcceptorView`; remembers how to undo each write."""
+
+    def __init__(self) -> None:
+        self.ballot_floor = ZERO
+        self.generation_floor = 0
+        self.sequence_floor = 0
+        self.rows: dict[bytes, Row] = {}
+        self.names: list[bytes] = []
+        self.kept: _Records = {}
+        self.terms: dict[bytes, int] = {}
+        self.changes: list[bytes] = []
+        self.undo: list[Callable[[], object]] = []
+
+    def term(self, scope: bytes) -> int:
+        return self.terms.get(scope, 0)
+
+    def raise_term(self, scope: bytes, term: int) -> None:
+        before = self.terms.get(scope)
+        self.terms[scope] = term
+        self.undo.append(lambda: self.terms.pop(scope) if before is None else self.terms.update({scope: before}))
+
+    def row(self, name: bytes) -> Row | None:
+        return self.rows.get(name)
+
+    def put_row(self, name: bytes, row: Row, state_changed: bool) -> None:
+        before = self.rows.get(name)
+        self.rows[name] = row
+        if before is None:
+            insort(self.names, name)
+            self.undo.append(lambda: (self.rows.pop(name), self.names.pop(bisect_left(self.names, name))))
+        else:
+            self.undo.append(lambda: self.rows.update({name: before}))
+        if state_changed:
+            self.changes.append(name)
+            self.undo.append(self.changes.pop)
+
+    def held(self, name: bytes, version_id: bytes) -> tuple[RecordRef, ...]:
+        return tuple(sorted(self.kept.get(name, {}).get(version_id, ())))
+
+    def records(self, name: bytes, refs: tuple[RecordRef, ...], with_data: bool) -> tuple[Record, ...]:
+        own = self.kept.get(name, {})
+        found = (own.get(ref.version_id, {}).get(ref) for ref in refs)
+        return tuple(
+            record if with_data else msgspec.structs.replace(record, data=b"") for record in found if record is not None
+        )
+
+    def put_records(self, name: bytes, records: tuple[Record, ...]) -> None:
+        for record in records:
+            ref = record.ref
+            same_operation = self.kept.setdefault(name, {}).setdefault(ref.version_id, {})
+            if ref not in same_operation:
+                same_operation[ref] = record
+                self.undo.append(lambda held=same_operation, ref=ref: held.pop(ref))  # type: ignore[misc]
+
+    def drop_records(self, name: bytes, refs: tuple[RecordRef, ...]) -> None:
+        own = self.kept.get(name, {})
+        for ref in refs:
+            same_operation = own.get(ref.version_id, {})
+            record = same_operation.pop(ref, None)
+            if record is not None:
+                self.undo.append(lambda held=same_operation, record=record: held.update({record.ref: record}))  # type: ignore[misc]
+
+
+class MemoryStore:
+    """Satisfies :class:`objmeta.interfaces.AcceptorStore`."""
+
+    def __init__(
+        self,
+        acceptor_id: int,
+        configuration: Configuration,
+        *,
+        keep_undo: bool = False,
+        changes_kept: int = CHANGES_KEPT,
+    ) -> None:
+        self._acceptor_id = acceptor_id
+        self._configuration = configuration
+        self._keep_undo = keep_undo
+        self._changes_kept = changes_kept
+        self._pruned = 0
+        self._view = _View()
+
+    @property
+    def acceptor_id(self) -> int:
+        return self._acceptor_id
+
+    @property
+    def configuration(self) -> Configuration:
+        return self._configuration
+
+    def apply(self, batch: Sequence[Envelope]) -> list[Reply]:
+        """Run the steps in order, all or none; an exception raised by a step leaves the store as it was."""
+        undo = self._view.undo
+        mark = len(undo)
+        try:
+            replies = answer(self._view, self._configuration.tag, batch)
+        except BaseException:
+            self._undo_to(mark)
+            raise
+        if not self._keep_undo:
+            self._settle()
+        return replies
+
+    def read(self, batch: Sequence[Envelope]) -> list[Reply]:
+        """Answer requests that change nothing. Raises InvalidArgument for any other."""
+        check_reads(batch)
+        return answer(self._view, self._configuration.tag, batch)
+
+    def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
+        check_tag(self._configuration.tag, tag)
+        check_term(self._view, request)
+        return page(self, request)
+
+    def changes(self, since: int, limit: int) -> Changes:
+        newest = self._pruned + len(self._view.changes)
+        if not self._pruned <= since <= newest:
+            return Changes((), newest, reload=True)
+        at = since - self._pruned
+        changed = self._view.changes[at : at + max(1, limit)]
+        return Changes(tuple(dict.fromkeys(changed)), since + len(changed))
+
+    def count(self) -> int:
+        return len(self._view.rows)
+
+    def raise_floors(
+        self, *, ballot: Ballot | None = None, generation: int | None = None, sequence: int | None = None
+    ) -> None:
+        """Raise the floors that are given; a floor never falls."""
+        view = self._view
+        before = (view.ballot_floor, view.generation_floor, view.sequence_floor)
+        self._set_floors(max(before[0], ballot or ZERO), max(before[1], generation or 0), max(before[2], sequence or 0))
+        if self._keep_undo:
+            view.undo.append(lambda: self._set_floors(*before))
+
+    def close(self) -> None:
+        """Nothing to release: what is held stays, as on a disk."""
+
+    # -- For the simulator --------------------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Everything applied so far is durable from now on."""
+        self._settle()
+
+    def lose_unsynced(self) -> None:
+        """Undo every batch applied since the last :meth:`sync`, as a crash does. Needs ``keep_undo=True``."""
+        assert self._keep_undo, "MemoryStore(keep_undo=True) is needed to lose what was not synced"
+        self._undo_to(0)
+
+    def snapshot(self) -> MemorySnapshot:
+        """A copy of everything, to come back to with :meth:`restore`."""
+        view = self._view
+        return MemorySnapshot(
+            dict(view.rows),
+            _copy_records(view.kept),
+            dict(view.terms),
+            (view.ballot_floor, view.generation_floor, view.sequence_floor),
+            list(view.changes),
+            self._pruned,
+        )
+
+    def restore(self, snapshot: MemorySnapshot) -> None:
+        """Become what ``snapshot`` holds, floors and all, as a disk that was rolled back does."""
+        self._view = view = _View()
+        view.rows = dict(snapshot.rows)
+        view.names = sorted(snapshot.rows)
+        view.kept = _copy_records(snapshot.records)
+        view.terms = dict(snapshot.terms)
+        view.changes = list(snapshot.changes)
+        self._set_floors(*snapshot.floors)
+        self._pruned = snapshot.pruned
+
+    # -- For the pages (objmeta.store.pages.Snapshot) -----------------------------------------------------------------
+
+    def rows(self, start: bytes, end: bytes, limit: int) -> list[StoredRow]:
+        view = self._view
+        found: list[StoredRow] = []
+        for index in range(bisect_left(view.names, start), len(view.names)):
+            name = view.names[index]
+            if (end and name >= end) or len(found) == limit:
+                break
+            row = view.rows[name]
+            if row.state is not None:
+                found.append(StoredRow(name, row.state.flag, row.accepted.pack(), _ENCODER.encode(row.state)))
+        return found
+
+    def record_rows(self, name: bytes) -> list[StoredRecord]:
+        own = self._view.kept.get(name, {})
+        return [
+            StoredRecord(ref.sequence, version_id, ref.digest, _ENCODER.encode(record.parent), record.body)
+            for version_id in sorted(own)
+            for ref, record in sorted(own[version_id].items())
+        ]
+
+    # -- Inside -------------------------------------------------------------------------------------------------------
+
+    def _undo_to(self, mark: int) -> None:
+        undo = self._view.undo
+        while len(undo) > mark:
+            undo.pop()()
+
+    def _settle(self) -> None:
+        self._view.undo.clear()
+        changes = self._view.changes
+        if len(changes) > 2 * self._changes_kept:  # in big steps, so that a batch costs O(1) on average
+            surplus = len(changes) - self._changes_kept
+            del changes[:surplus]
+            self._pruned += surplus
+
+    def _set_floors(self, ballot: Ballot, generation: int, sequence: int) -> None:
+        view = self._view
+        view.ballot_floor, view.generation_floor, view.sequence_floor = ballot, generation, sequence
+
+
+def _copy_records(records: _Records) -> _Records:
+    copied = {name: {op: dict(held) for op, held in own.items() if held} for name, own in records.items()}
+    return {name: own for name, own in copied.items() if own}

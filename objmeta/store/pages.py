@@ -1,0 +1,190 @@
+"""Pages of a scan, built the same way over every store, so that equal content gives equal bytes.
+
+The bytes are those of :func:`objmeta.core.listing.encode_rows`, put together from what is stored, without decoding and
+encoding each state again.  A page ends after ``limit`` rows or about ``PAGE_BYTES_MAX``, whichever comes first, but
+has at least one row if there is any.  ``covered`` depends only on the rows answered: after a plain row it is the least
+name above it, after a witness the successor of its prefix, and at the end of the range it is empty.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from objmeta.core.listing import END, ScanAnswer, ScanRequest, common_prefix, successor
+from objmeta.core.messages import LIVE
+
+PAGE_BYTES_MAX: Final = 1 << 20
+"""A page must fit a message with room to spare, and be merged without holding up the loop for long."""
+WITNESS_ROWS_MAX: Final = 64
+"""How many rows of a common prefix are looked at for a live one: a hint is not worth more."""
+_CHUNK_ROWS: Final = 1024
+_PREFIX_CHUNK_ROWS: Final = 2 * WITNESS_ROWS_MAX
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_BALLOT: Final = struct.Struct(">QQQ")
+_ROW: Final = b"\x94"
+_PLAIN: Final = b"\xc2"
+_WITNESS: Final = b"\xc3"
+_BIN8_MAX: Final = 0xFF
+_BIN8: Final = tuple(_ROW + b"\xc4" + bytes((length,)) for length in range(_BIN8_MAX + 1))
+
+
+class StoredRow(NamedTuple):
+    """A row with an accepted value: its ballot packed, its state encoded."""
+
+    name: bytes
+    flag: int
+    accepted: bytes
+    state: bytes
+
+
+class StoredRecord(NamedTuple):
+    """A record without its data; ``parent`` is the encoded reference or nil."""
+
+    sequence: int
+    version_id: bytes
+    digest: bytes
+    parent: bytes
+    body: bytes
+
+
+class Snapshot(Protocol):
+    """What a page is built from: one instant of a store."""
+
+    def rows(self, start: bytes, end: bytes, limit: int) -> Sequence[tuple[bytes, int, bytes, bytes]]:
+        """The first ``limit`` :class:`StoredRow` with ``start <= name < end``, by name; ``end`` empty: no bound."""
+        ...
+
+    def record_rows(self, name: bytes) -> Sequence[tuple[int, bytes, bytes, bytes, bytes]]:
+        """Every :class:`StoredRecord` of a register, by version id, sequence and digest."""
+        ...
+
+
+class _Page:
+    """Collects rows until the page is full."""
+
+    def __init__(self, snapshot: Snapshot, request: ScanRequest) -> None:
+        self._snapshot = snapshot
+        self._limit = max(1, request.limit)
+        self._with_records = request.with_records
+        self._parts: list[bytes] = []
+        self._records: list[bytes] = []
+        self._rows = 0
+        self._bytes = 0
+
+    def add(self, row: tuple[bytes, int, bytes, bytes], mark: bytes) -> bool:
+        """Add a row; False if it must wait for the next page."""
+        if self._rows >= self._limit:
+            return False
+        name, _, accepted, state = row
+        length = len(name)
+        size = 30 + length + len(state)
+        records = self._encoded_records(name) if self._with_records else ()
+        if records:
+            size += sum(map(len, records))
+        if self._bytes + size > PAGE_BYTES_MAX and self._rows:
+            return False
+        head = _BIN8[length] if length <= _BIN8_MAX else _ROW + _ENCODER.encode(name)[:-length]
+        self._parts += (head, name, _ENCODER.encode(_BALLOT.unpack(accepted)), state, mark)
+        self._records += records
+        self._rows += 1
+        self._bytes += size
+        return True
+
+    def answer(self, covered: bytes) -> ScanAnswer:
+        return ScanAnswer(
+            _array_header(self._rows) + b"".join(self._parts),
+            covered,
+            _array_header(len(self._records)) + b"".join(self._records),
+        )
+
+    def _encoded_records(self, name: bytes) -> list[bytes]:
+        return [
+            _ENCODER.encode((name, ((sequence, version_id, digest), msgspec.Raw(parent), body, b"")))
+            for sequence, version_id, digest, parent, body in self._snapshot.record_rows(name)
+        ]
+
+
+def page(snapshot: Snapshot, request: ScanRequest) -> ScanAnswer:
+    """One page of registers that have an accepted value (see the module's text)."""
+    building = _Page(snapshot, request)
+    covered = _by_prefix(building, snapshot, request) if request.delimiter else _plain(building, snapshot, request)
+    return building.answer(covered)
+
+
+def _plain(building: _Page, snapshot: Snapshot, request: ScanRequest) -> bytes:
+    start = request.start
+    last = b""
+    chunk = min(max(1, request.limit) + 1, _CHUNK_ROWS)
+    while True:
+        rows = snapshot.rows(start, request.end, chunk)
+        for row in rows:
+            if not building.add(row, _PLAIN):
+                return _after(last)
+            last = row[0]
+        if len(rows) < chunk:
+            return END
+        start = _after(last)
+
+
+def _by_prefix(building: _Page, snapshot: Snapshot, request: ScanRequest) -> bytes:
+    start = request.start
+    covered = END
+    while True:
+        rows = snapshot.rows(start, request.end, _PREFIX_CHUNK_ROWS)
+        more = len(rows) == _PREFIX_CHUNK_ROWS
+        at = 0
+        start = END
+        while at < len(rows):
+            row = rows[at]
+            prefix = common_prefix(row[0], request.delimiter, request.prefix_length)
+            if prefix is None:
+                if not building.add(row, _PLAIN):
+                    return covered
+                covered = _after(row[0])
+                at += 1
+                continue
+            beyond = _first_without(rows, at, prefix)
+            witness = _witness(rows, at, beyond)
+            if witness is None and more and beyond == len(rows) and beyond - at < WITNESS_ROWS_MAX:
+                start = row[0]  # the chunk ended too early to tell: look again, from the prefix on
+                break
+            if not building.add(witness or row, _WITNESS):
+                return covered
+            covered = successor(prefix)
+            if beyond == len(rows) and more:
+                start = covered
+                break
+            at = beyond
+        else:
+            start = _after(rows[-1][0]) if more else END
+        if not start or (request.end and start >= request.end):
+            return END
+
+
+def _first_without(rows: Sequence[tuple[bytes, int, bytes, bytes]], at: int, prefix: bytes) -> int:
+    while at < len(rows) and rows[at][0].startswith(prefix):
+        at += 1
+    return at
+
+
+def _witness(
+    rows: Sequence[tuple[bytes, int, bytes, bytes]], at: int, beyond: int
+) -> tuple[bytes, int, bytes, bytes] | None:
+    stop = min(beyond, at + WITNESS_ROWS_MAX)
+    return next((row for row in rows[at:stop] if row[1] == LIVE), None)
+
+
+def _after(name: bytes) -> bytes:
+    """The least name above ``name``."""
+    return name + b"\x00"
+
+
+def _array_header(length: int) -> bytes:
+    if length < 16:
+        return bytes((0x90 | length,))
+    return b"\xdc" + length.to_bytes(2) if length < 1 << 16 else b"\xdd" + length.to_bytes(4)

@@ -1,0 +1,369 @@
+"""An acceptor's durable state in SQLite: one directory, any number of processes at once.
+
+Rules.
+
+* Each batch is one ``BEGIN IMMEDIATE`` … ``COMMIT`` that reads, decides (:func:`objmeta.core.acceptor.step`) and
+  writes; floors, terms, rows and the configuration are read inside it, and nothing is kept from one to the next.
+* WAL with ``synchronous=FULL``: a commit shows in the log's index only after its sync, so readers see only what is
+  durable.  Each read is one snapshot on a connection of its own and never waits for a writer.
+* A commit that fails is made void by a later one before anybody hears of the failure: a log cut off by a crash could
+  bring it back otherwise.  If not even that succeeds, the outcome is unknown and said to be.
+* After a fork the child is refused, and the connections it inherited are never closed there: closing them would reach
+  into the log that the parent is using.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from objmeta.core.ballot import ZERO, Ballot
+from objmeta.core.configuration import Configuration, ConfigurationTag
+from objmeta.core.listing import ScanAnswer, ScanRequest
+from objmeta.core.messages import Reply
+from objmeta.errors import ForkedClient, IntegrityError, StoreError, UnknownOutcome
+from objmeta.interfaces import Changes, Envelope
+from objmeta.store import sqlite_files as files
+from objmeta.store.checkpoints import Checkpointer
+from objmeta.store.pages import page
+from objmeta.store.sqlite_view import Floors, TransactionView
+from objmeta.store.steps import answer, check_reads, check_tag, check_term
+
+CHANGES_KEPT: Final = 1_000_000
+"""Change numbers kept for :meth:`SqliteStore.changes`; a follower further behind reads everything anew."""
+_PRUNED_PER_BATCH_MAX: Final = 256
+"""Old changes dropped per batch beyond those it added, so that no batch is slow."""
+_WRITER_CACHE_KIB: Final = 32 << 10
+_READER_CACHE_KIB: Final = 8 << 10
+_CHECKPOINT_CACHE_KIB: Final = 1 << 10
+_LOG_PAGES_BACKSTOP: Final = 16_384
+"""64 MiB: should the checkpoint thread fall behind or fail, commits copy the log themselves."""
+_PAUSE_S_MAX: Final = 0.002
+_PAUSE_S_MIN: Final = 0.0005
+_PATIENT_S: Final = 0.005
+
+_CONFIGURATION: Final = msgspec.msgpack.Decoder(Configuration)
+_SELECT_STORE: Final = "SELECT configuration, ballot_floor, generation_floor, sequence_floor FROM store WHERE one = 1"
+_SELECT_ROWS: Final = "SELECT name, flag, accepted, state FROM registers WHERE name >= ? AND state IS NOT NULL "
+_ROWS_FROM: Final = _SELECT_ROWS + "ORDER BY name LIMIT ?"
+_ROWS_BETWEEN: Final = _SELECT_ROWS + "AND name < ? ORDER BY name LIMIT ?"
+_SELECT_RECORDS: Final = (
+    "SELECT sequence, version_id, digest, parent, body FROM records WHERE name = ? "
+    "ORDER BY version_id, sequence, digest"
+)
+
+_Result = TypeVar("_Result")
+
+
+class _Connections:
+    """Both connections with their cursors; kept alive by a count of its own until it is closed, so that neither a
+    collector nor the end of a forked child closes them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.writer = files.connect(directory, cache_kib=_WRITER_CACHE_KIB)
+        try:
+            self.reader = files.connect(directory, cache_kib=_READER_CACHE_KIB, read_only=True)
+        except BaseException:
+            self.writer.close()
+            raise
+        self.write = self.writer.cursor()
+        self.read = self.reader.cursor()
+        self.write.execute("PRAGMA busy_timeout = 0")  # _take_turn waits instead
+        self.write.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES_BACKSTOP}")
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+
+    def close(self) -> None:
+        self.read.close()  # a cursor keeps its statement, and a statement the database open
+        self.write.close()
+        self.reader.close()
+        self.writer.close()
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(self))
+
+
+class SqliteStore:
+    """Satisfies :class:`objmeta.interfaces.AcceptorStore`.
+
+    Thread-safe: writers take turns, readers take turns, and the two do not wait for each other.  Close it when done:
+    dropping it without keeps its files open until the process ends.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Use :meth:`open`, :meth:`create` or :meth:`open_or_create`."""
+        self._directory = directory
+        self._pid = os.getpid()
+        self._writing = threading.Lock()
+        self._reading = threading.Lock()
+        self._closed = False
+        self._log_is_named = False
+        files.check_local(directory)
+        self._connections = _Connections(directory)
+        self._checkpointer = Checkpointer(
+            lambda: files.connect(directory, cache_kib=_CHECKPOINT_CACHE_KIB), self._reading
+        )
+        self._known: tuple[bytes, Configuration] = (b"", Configuration(b"", 0, ()))
+        try:
+            self._acceptor_id = self._reads(self._identify)
+            files.sync_log(directory)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, path: Path) -> SqliteStore:
+        """Open the store in the directory ``path``.
+
+        Raises StoreError if there is none, if it is not ours or of a newer format, or if it is on a network file
+        system; IntegrityError if it is damaged.
+        """
+        return cls(path)
+
+    @classmethod
+    def create(cls, path: Path, acceptor_id: int, configuration: Configuration) -> SqliteStore:
+        """Make a store in the directory ``path`` and open it. Raises StoreError if there is one already."""
+        if not files.make(path, acceptor_id, configuration):
+            raise StoreError(f"there is a store in {path} already: open it, or name another directory")
+        return cls(path)
+
+    @classmethod
+    def open_or_create(
+        cls, path: Path, acceptor_id: int, make_configuration: Callable[[], Configuration]
+    ) -> SqliteStore:
+        """Open the store in ``path``, making it if there is none; of several makers at once, all open the winner's."""
+        with files.explained(path):
+            there = files.database_path(path).exists()
+        if not there:
+            files.make(path, acceptor_id, make_configuration())
+        return cls(path)
+
+    @property
+    def path(self) -> Path:
+        """The directory of the store."""
+        return self._directory
+
+    @property
+    def acceptor_id(self) -> int:
+        return self._acceptor_id
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration as of the last transaction of this process."""
+        return self._known[1]
+
+    def apply(self, batch: Sequence[Envelope]) -> list[Reply]:
+        """Run the steps in order and make them durable together.
+
+        Raises StoreFull or StoreError when nothing of the batch happened, UnknownOutcome when a commit failed in a way
+        that leaves open whether it will be there after a crash, ForkedClient in a forked child.
+        """
+        with self._transaction(len(batch)) as cursor:
+            tag, floors = self._begin_view(cursor)
+            view = TransactionView(cursor, floors)
+            replies = answer(view, tag, batch)
+            changed = view.flush()
+            if changed:
+                _prune_changes(cursor, changed + _PRUNED_PER_BATCH_MAX)
+        return replies
+
+    def read(self, batch: Sequence[Envelope]) -> list[Reply]:
+        """Answer requests that change nothing, in one snapshot. Raises InvalidArgument for any other."""
+        check_reads(batch)
+
+        def question() -> list[Reply]:
+            cursor = self._connections.read
+            tag, floors = self._begin_view(cursor)
+            return answer(TransactionView(cursor, floors), tag, batch)
+
+        return self._reads(question)
+
+    def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
+        def question() -> ScanAnswer:
+            cursor = self._connections.read
+            own, floors = self._begin_view(cursor)
+            check_tag(own, tag)
+            check_term(TransactionView(cursor, floors), request)
+            return page(_Snapshot(cursor), request)
+
+        return self._reads(question)
+
+    def changes(self, since: int, limit: int) -> Changes:
+        def question() -> Changes:
+            cursor = self._connections.read
+            oldest, newest = _change_numbers(cursor)
+            if not oldest - 1 <= since <= newest:
+                return Changes((), newest, reload=True)
+            rows = cursor.execute(
+                "SELECT number, name FROM changes WHERE number > ? ORDER BY number LIMIT ?", (since, max(1, limit))
+            ).fetchall()
+            watermark = rows[-1][0] if rows else since
+            return Changes(tuple(dict.fromkeys(name for _, name in rows)), watermark)
+
+        return self._reads(question)
+
+    def count(self) -> int:
+        def question() -> int:
+            (found,) = self._connections.read.execute("SELECT count(*) FROM registers").fetchone()
+            return int(found)
+
+        return self._reads(question)
+
+    def raise_floors(
+        self, *, ballot: Ballot | None = None, generation: int | None = None, sequence: int | None = None
+    ) -> None:
+        """Raise the floors that are given, durably; a floor never falls."""
+        with self._transaction(1) as cursor:
+            _, floors = self._begin_view(cursor)
+            cursor.execute(
+                "UPDATE store SET ballot_floor = ?, generation_floor = ?, sequence_floor = ?",
+                (
+                    max(floors.ballot, ballot or ZERO).pack(),
+                    max(floors.generation, generation or 0),
+                    max(floors.sequence, sequence or 0),
+                ),
+            )
+
+    def close(self) -> None:
+        """Release the files. Idempotent; does nothing in a forked child."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        self._checkpointer.close()
+        with self._writing, self._reading:
+            self._connections.close()
+
+    # -- Transactions -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _transaction(self, steps: int) -> Iterator[sqlite3.Cursor]:
+        self._check_usable()
+        with self._writing, files.explained(self._directory):
+            if not self._log_is_named:  # SQLite does this only on the connection that made the log
+                files.sync_directory(self._directory)
+                self._log_is_named = True
+            cursor = self._connections.write
+            _take_turn(cursor)
+            try:
+                yield cursor
+            except BaseException:
+                self._roll_back()
+                raise
+            try:
+                cursor.execute("COMMIT")
+            except BaseException as error:
+                self._roll_back()
+                if not (isinstance(error, sqlite3.Error) and _never_written(error)):
+                    self._make_void(error)
+                raise
+            self._checkpointer.committed(steps, cursor)
+
+    def _roll_back(self) -> None:
+        if self._connections.writer.in_transaction:  # after some errors SQLite has done so itself
+            self._connections.write.execute("ROLLBACK")
+
+    def _make_void(self, error: BaseException) -> None:
+        """The log may hold a commit that failed: overwrite it, so that no recovery finds it."""
+        cursor = self._connections.write
+        try:
+            cursor.execute("BEGIN IMMEDIATE")
+            cursor.execute("UPDATE store SET one = 1")
+            cursor.execute("COMMIT")
+        except sqlite3.Error:
+            self._roll_back()
+            raise UnknownOutcome(
+                f"a commit to the store in {self._directory} failed and may yet show after a crash: check the disk"
+            ) from error
+
+    def _reads(self, question: Callable[[], _Result]) -> _Result:
+        self._check_usable()
+        with self._reading, files.explained(self._directory):
+            cursor = self._connections.read
+            cursor.execute("BEGIN")
+            try:
+                return question()
+            finally:
+                if self._connections.reader.in_transaction:
+                    cursor.execute("ROLLBACK")
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedClient(
+                f"the store in {self._directory} was opened by the parent process: open it again in the forked child"
+            )
+        if self._closed:
+            raise StoreError(f"the store in {self._directory} is closed: open it again")
+
+    def _identify(self) -> int:
+        self._begin_view(self._connections.read)
+        (acceptor_id,) = self._connections.read.execute("SELECT acceptor_id FROM store").fetchone()
+        return int(acceptor_id)
+
+    def _begin_view(self, cursor: sqlite3.Cursor) -> tuple[ConfigurationTag, Floors]:
+        row = cursor.execute(_SELECT_STORE).fetchone()
+        if row is None:
+            raise IntegrityError(f"the store in {self._directory} has lost its identity: restore it from a copy")
+        encoded, ballot, generation, sequence = row
+        known = self._known
+        if encoded != known[0]:
+            self._known = known = (encoded, _CONFIGURATION.decode(encoded))
+        return known[1].tag, Floors(Ballot.unpack(ballot), generation, sequence)
+
+
+class _Snapshot:
+    """Satisfies :class:`objmeta.store.pages.Snapshot` inside a read transaction."""
+
+    def __init__(self, cursor: sqlite3.Cursor) -> None:
+        self._cursor = cursor
+
+    def rows(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, int, bytes, bytes]]:
+        if end:
+            return self._cursor.execute(_ROWS_BETWEEN, (start, end, limit)).fetchall()
+        return self._cursor.execute(_ROWS_FROM, (start, limit)).fetchall()
+
+    def record_rows(self, name: bytes) -> list[tuple[int, bytes, bytes, bytes, bytes]]:
+        return self._cursor.execute(_SELECT_RECORDS, (name,)).fetchall()
+
+
+def _take_turn(cursor: sqlite3.Cursor) -> None:
+    """Begin a write transaction, waiting for other processes.
+
+    SQLite's own waiting sleeps longer and longer (up to 100 ms), so a process that waits starves beside one that
+    commits in a loop.  Here who waits longer looks more often, and gets its turn within milliseconds.
+    """
+    waiting_since_s = time.monotonic()
+    while True:
+        try:
+            cursor.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            waited_s = time.monotonic() - waiting_since_s
+            if files.primary_code(error) != sqlite3.SQLITE_BUSY or waited_s > files.BUSY_TIMEOUT_S:
+                raise
+        time.sleep(_PAUSE_S_MIN if waited_s > _PATIENT_S else _PAUSE_S_MAX)
+
+
+def _never_written(error: sqlite3.Error) -> bool:
+    """Whether a commit failed before its last page was in the log: then no recovery can find it."""
+    return files.primary_code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY)
+
+
+def _change_numbers(cursor: sqlite3.Cursor) -> tuple[int, int]:
+    """The oldest change number that is kept and the newest; (1, 0) if nothing ever changed."""
+    oldest, newest = cursor.execute(
+        "SELECT (SELECT min(number) FROM changes), (SELECT max(number) FROM changes)"
+    ).fetchone()
+    return (1, 0) if newest is None else (oldest, newest)
+
+
+def _prune_changes(cursor: sqlite3.Cursor, limit: int) -> None:
+    oldest, newest = _change_numbers(cursor)
+    surplus = newest - oldest + 1 - CHANGES_KEPT
+    if surplus > 0:
+        cursor.execute("DELETE FROM changes WHERE number < ?", (oldest + min(surplus, limit),))

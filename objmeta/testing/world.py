@@ -1,0 +1,306 @@
+"""One simulated cluster: acceptors on virtual disks, proposers with the real engine, and what happens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from objmeta.core.ballot import BallotSource
+from objmeta.core.configuration import Configuration, ConfigurationTag, single_set
+from objmeta.core.listing import ScanAnswer, ScanRequest
+from objmeta.core.messages import WRITES, RaiseTerm, Refusal, Refused, Reply, Request, Row
+from objmeta.register.engine import Engine, EngineSettings
+from objmeta.testing.disk import SimStore
+from objmeta.testing.mutations import Mutation
+from objmeta.testing.network import Faults, Network, Peer, Port, Trace
+from objmeta.testing.watch import Watch
+
+T = TypeVar("T")
+
+_DISK_FULL = "store_full: the simulated disk is full"
+
+
+class Interrupted(Exception):
+    """A piece of work was cancelled, or its proposer crashed."""
+
+
+class Node:
+    """An acceptor: up or down, syncing or not. Satisfies :class:`objmeta.testing.network.Peer`."""
+
+    def __init__(self, store: SimStore, world: World) -> None:
+        self.store = store
+        self.up = True
+        self.full = False
+        self._world = world
+        self._life = 0
+        self._syncing = False
+        self._unsent: list[tuple[Request, Reply, Callable[[Reply], None]]] = []
+
+    def receive(self, tag: ConfigurationTag, request: Request, answer: Callable[[Reply], None]) -> None:
+        """Run a step; the reply leaves after the sync that covers it."""
+        if not self.up:
+            return
+        if not isinstance(request, WRITES):
+            answer(self.store.read(tag, request))
+            return
+        if self.full and not isinstance(request, RaiseTerm):
+            answer(Refused(request.ballot, Refusal.FAILED, detail=_DISK_FULL))
+            return
+        reply = self._step(tag, request)
+        if self.store.hooks.replies_before_sync:
+            self._tell(request, reply, answer)
+            self._unsent.append((request, reply, lambda _reply: None))
+        else:
+            self._unsent.append((request, reply, answer))
+        if not self._syncing:
+            self._sync()
+
+    def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer | None:
+        """One page of durable state."""
+        return self.store.scan(tag, request) if self.up else None
+
+    def crash(self, rng: random.Random, lossy: bool) -> None:
+        """Stop; unless ``lossy``, everything written reaches the disk though nobody was told."""
+        disk = self.store.disk
+        waiting = len(disk.waiting)
+        survivors = rng.choice((0, 0, rng.randint(0, waiting))) if lossy else waiting
+        self.up = False
+        self._life += 1
+        self._syncing = False
+        self._unsent.clear()
+        self._world.watch.on_durable(self.store.acceptor_id, disk.crash(survivors))
+        self._world.watch.on_restart(self.store.acceptor_id)
+
+    def restart(self) -> None:
+        """Come back with what is durable."""
+        self.up = True
+
+    def _step(self, tag: ConfigurationTag, request: Request) -> Reply:
+        if isinstance(request, RaiseTerm):
+            return self.store.apply(tag, request)
+        table = self.store.disk.volatile
+        before = table.row(request.name) or Row()
+        reply = self.store.apply(tag, request)
+        after = table.row(request.name) or Row()
+        self._world.watch.on_step(self.store.acceptor_id, request, reply, before, after)
+        return reply
+
+    def _sync(self) -> None:
+        self._syncing = True
+        delay = self._world.disk_rng.uniform(0.0001, self._world.network.faults.sync_s_max)
+        self._world.loop.call_later(delay, self._synced, self._life, len(self.store.disk.waiting))
+
+    def _synced(self, life: int, steps: int) -> None:
+        if life != self._life:
+            return
+        self._world.watch.on_durable(self.store.acceptor_id, self.store.disk.sync(steps))
+        leaving, self._unsent = self._unsent[:steps], self._unsent[steps:]
+        for request, reply, answer in leaving:
+            self._tell(request, reply, answer)
+        self._syncing = False
+        if self.store.disk.waiting:
+            self._sync()
+
+    def _tell(self, request: Request, reply: Reply, answer: Callable[[Reply], None]) -> None:
+        self._world.watch.on_told(self.store.acceptor_id, request, reply)
+        answer(reply)
+
+
+class Proposer:
+    """A process with an engine; it can crash, which ends everything it was doing, and come back as another life."""
+
+    def __init__(self, number: int, world: World, settings: EngineSettings, own_acceptor: int | None) -> None:
+        self.number = number
+        self._own_acceptor = own_acceptor
+        self._world = world
+        self._settings = settings
+        self._rng = world.random(f"proposer {number}")
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        self.lives = 0
+        self.start()
+
+    def start(self) -> None:
+        """A new life: new incarnation, nothing remembered."""
+        self.up = True
+        self.lives += 1
+        self.port = Port(self._world.network, self.number)
+        incarnation = self._rng.getrandbits(64)
+        if self._world.mutation.incarnations_repeat:
+            incarnation = 1
+        self.engine = Engine(
+            self._world.configuration,
+            self.port,
+            BallotSource(self.number, incarnation),
+            random.Random(self._rng.getrandbits(64)),
+            self._settings,
+            own_acceptor=self._own_acceptor,
+            round_factory=self._world.mutation.rounds(),
+            first_write_factory=self._world.mutation.first_write,
+        )
+
+    def crash(self) -> None:
+        """End this life; whoever waits for it gets no answer."""
+        self.up = False
+        self.port.open = False
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
+
+    async def run(self, work: Coroutine[Any, Any, T], cancel_after_s: float | None = None) -> T:
+        """Do something in this life; raises Interrupted if the life, or ``cancel_after_s``, ends first."""
+        task = self._world.loop.create_task(work)
+        self._tasks[task] = None
+        if cancel_after_s is not None:
+            self._world.loop.call_later(cancel_after_s, task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            me = asyncio.current_task()
+            if task.cancelled() and me is not None and not me.cancelling():
+                raise Interrupted from None
+            raise
+        finally:
+            task.cancel()
+            self._tasks.pop(task, None)
+
+
+class World:
+    """Everything in one run; made inside its event loop."""
+
+    def __init__(self, seed: int, mutation: Mutation, trace: Trace | None = None, watchful: bool = True) -> None:
+        self.seed = seed
+        self.mutation = mutation
+        self.loop = asyncio.get_running_loop()
+        self.trace: Trace | None = None
+        if trace is not None:
+            write = trace
+            self.trace = lambda line: write(f"{self.loop.time():12.6f} {line}")
+        rng = self.random("world")
+        self.disk_rng = self.random("disk")
+        faults = Faults.draw(rng)
+        members = tuple(range(1, rng.choice((3, 3, 3, 3, 3, 4, 5, 1)) + 1))
+        self.configuration: Configuration = single_set(rng.randbytes(16), members)
+        self.nodes = {a: Node(SimStore(a, self.configuration, mutation.acceptor()), self) for a in members}
+        peers: dict[int, Peer] = dict(self.nodes)
+        self.network = Network(self.configuration, peers, self.random("network"), faults, self.trace)
+        tables = {a: node.store.disk.durable for a, node in self.nodes.items()}
+        self.watch = Watch(self.configuration.quorums, tables, watchful)
+        settings = EngineSettings(
+            round_timeout_s=rng.choice((0.05, 0.2)),
+            straggler_wait_s=rng.choice((0.0, 0.005)),
+            backoff_s_min=0.002,
+            backoff_s_max=0.05,
+            fast_reads_max=rng.choice((0, 1, 3)),
+        )
+        # Proposers without an acceptor of their own; nodes; several processes in front of one acceptor.
+        homes: Callable[[int], int | None] = rng.choice((lambda _: None, lambda number: number, lambda _: 1))
+        self.proposers = [
+            Proposer(number, self, settings, homes(number) if homes(number) in members else None)
+            for number in range(1, rng.choice((2, 2, 3)) + 1)
+        ]
+        self._chaos_rng = self.random("chaos")
+        self._ticks = 0
+        self.note(f"seed {seed}, {faults}, {len(members)} acceptors, {len(self.proposers)} proposers, {settings}")
+
+    def random(self, purpose: str) -> random.Random:
+        """A stream of its own for each purpose, so that one more draw here changes nothing there."""
+        return random.Random(f"{self.seed}/{purpose}")
+
+    def tick(self) -> float:
+        """The order of what clients see; finer than time, in which much happens at once."""
+        self._ticks += 1
+        return float(self._ticks)
+
+    def note(self, line: str) -> None:
+        """A line of the trace."""
+        if self.trace is not None:
+            self.trace(line)
+
+    # -- Chaos --------------------------------------------------------------------------------------------------------
+
+    async def chaos(self) -> None:
+        """Break and mend things until cancelled."""
+        rng, faults = self._chaos_rng, self.network.faults
+        actions: list[Callable[[], None]] = []
+        if faults.crash_acceptors:
+            actions.append(self._crash_acceptor)
+        if faults.crash_proposers:
+            actions.append(self._crash_proposer)
+        if faults.cut_links:
+            actions.append(self._cut_links)
+        if faults.full_disks:
+            actions.append(self._fill_disk)
+        if not actions or not faults.chaos_interval_s:
+            return
+        while True:
+            await asyncio.sleep(rng.expovariate(1 / faults.chaos_interval_s))
+            rng.choice(actions)()
+
+    def heal(self) -> None:
+        """No more faults; sometimes a minority stays down, which must not matter."""
+        self.note("heal")
+        self.network.heal()
+        down = [a for a, node in self.nodes.items() if not node.up]
+        spared = (len(self.nodes) - 1) // 2 if self._chaos_rng.random() < 0.5 else 0
+        if spared and not down:
+            down = self._chaos_rng.sample(sorted(self.nodes), spared)
+            for a in down:
+                self.nodes[a].crash(self._chaos_rng, True)
+        for a in down[spared:]:
+            self.nodes[a].restart()
+        self.note(f"acceptors {down[:spared]} stay down")
+        for node in self.nodes.values():
+            node.full = False
+        for proposer in self.proposers:
+            if not proposer.up:
+                proposer.start()
+
+    def _crash_acceptor(self) -> None:
+        a = self._chaos_rng.choice(sorted(self.nodes))
+        node = self.nodes[a]
+        if not node.up:
+            return
+        lossy = self.network.faults.lossy_crashes and self._chaos_rng.random() < 0.8
+        self.note(f"crash A{a} {'lossy' if lossy else 'kept'}")
+        node.crash(self._chaos_rng, lossy)
+        self.loop.call_later(self._pause(), self._restart_acceptor, a)
+
+    def _restart_acceptor(self, a: int) -> None:
+        # A minority that is to stay down after the faults stays down.
+        if self.network.faults.chaos_interval_s and not self.nodes[a].up:
+            self.note(f"restart A{a}")
+            self.nodes[a].restart()
+
+    def _crash_proposer(self) -> None:
+        proposer = self._chaos_rng.choice(self.proposers)
+        if proposer.up:
+            self.note(f"crash P{proposer.number}")
+            proposer.crash()
+            self.loop.call_later(self._pause(), self._restart_proposer, proposer)
+
+    def _restart_proposer(self, proposer: Proposer) -> None:
+        if not proposer.up:
+            self.note(f"restart P{proposer.number}")
+            proposer.start()
+
+    def _cut_links(self) -> None:
+        rng = self._chaos_rng
+        links = [(p.number, a, way) for p in self.proposers for a in sorted(self.nodes) for way in (True, False)]
+        cut = rng.sample(links, rng.randint(1, max(1, len(links) // 3)))
+        self.note(f"cut {cut}")
+        self.network.cuts.update(cut)
+        self.loop.call_later(self._pause(), self.network.cuts.difference_update, cut)
+
+    def _fill_disk(self) -> None:
+        a = self._chaos_rng.choice(sorted(self.nodes))
+        self.note(f"disk of A{a} is full")
+        self.nodes[a].full = True
+        self.loop.call_later(self._pause(), self._empty_disk, a)
+
+    def _empty_disk(self, a: int) -> None:
+        self.nodes[a].full = False
+
+    def _pause(self) -> float:
+        return self._chaos_rng.choice((0.001, 0.05, 0.5)) * self._chaos_rng.random()

@@ -1,0 +1,125 @@
+"""``serve`` and ``dev``, and commands against real nodes of which some are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run, Shell, eventually
+
+
+def alive(pid: int) -> bool:
+    """Whether a process that is not our child runs (one that ended and was not waited for does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def announced(process: subprocess.Popen[bytes]) -> dict[str, object]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, process.stderr.read().decode() if process.stderr else ""
+    found: dict[str, object] = json.loads(line)
+    return found
+
+
+def test_a_cluster_lives_as_long_as_a_majority_does(shell: Shell) -> None:
+    dev = shell.start("dev", "--nodes", "3", "--json")
+    started = announced(dev)
+    nodes = started["nodes"]
+    assert isinstance(nodes, list)
+    pids = [node["pid"] for node in nodes]
+    endpoints = ",".join(node["address"] for node in nodes)
+
+    def gateway(*arguments: str, data: bytes = b"", code: int = 0) -> bytes:
+        return shell("--store", endpoints, *arguments, data=data, code=code).raw
+
+    gateway("mb", "box")
+    large = os.urandom(9_000_000)
+    gateway("put", "-", "box/large", data=large)
+    gateway("put", "-", "box/small", data=b"small")
+    assert b"quorum: yes (3 of 3 nodes up)" in gateway("status")
+
+    os.kill(pids[0], signal.SIGKILL)
+    eventually(lambda: not alive(pids[0]))
+    assert gateway("cat", "box/large") == large
+    gateway("put", "-", "box/after", data=b"after")
+    assert gateway("ls", "box").split() == [b"after", b"large", b"small"]
+    assert b"quorum: yes (2 of 3 nodes up)" in gateway("status")
+
+    os.kill(pids[1], signal.SIGKILL)
+    eventually(lambda: not alive(pids[1]))
+    for arguments in (["ls", "box"], ["put", "-", "box/never"], ["cat", "box/small"]):
+        began = time.monotonic()
+        gateway("--timeout", "1", *arguments, data=b"never", code=5)
+        assert time.monotonic() - began < 6
+    process = shell.start("--store", endpoints, "--timeout", "1", "status")
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 5
+    assert b"quorum: no (1 of 3 nodes up)" in out
+
+    dev.send_signal(signal.SIGINT)
+    _, err = dev.communicate(timeout=20)
+    assert dev.returncode == 0, err
+    assert b"node 1 has ended; 2 of 3 nodes are running" in err
+    assert not any(alive(pid) for pid in pids)
+    assert not Path(str(started["data"])).exists()
+
+
+def test_a_cluster_keeps_its_data_where_it_is_told_to(shell: Shell) -> None:
+    for command in (["mb", "box"], ["ls", "box"]):
+        dev = shell.start("dev", "--data", "kept", "--json")
+        endpoints = announced(dev)["endpoints"]
+        assert isinstance(endpoints, list)
+        shell("--store", ",".join(endpoints), *command)
+        dev.send_signal(signal.SIGTERM)
+        assert dev.wait(20) == 0
+    assert (shell.directory / "kept" / "node-1" / "data").is_dir()
+
+
+def test_a_node_by_itself(shell: Shell) -> None:
+    node = shell.start("serve", "--data", "data", "--listen", "127.0.0.1:0", "--json")
+    endpoint = str(announced(node)["address"])
+    shell("--store", endpoint, "mb", "box")
+    shell("--store", endpoint, "put", "-", "box/k", data=b"x" * 50_000)
+    assert shell("--store", endpoint, "cat", "box/k").raw == b"x" * 50_000
+    assert "data" in shell("serve", "--data", "data", "--listen", "127.0.0.1:0", code=1).err
+    assert endpoint in shell("serve", "--data", "other", "--listen", endpoint, code=1).err
+    node.send_signal(signal.SIGTERM)
+    assert node.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "missing option '--data'"),
+        (["--data", "d", "--listen", "0.0.0.0:0"], "insecure"),
+        (["--data", "d", "--listen", "nonsense"], "host:port"),
+        (["--data", "d", "--node-id", "0"], "node id 0"),
+        (["--data", "d", "--peers", "1=a:1,1=b:2"], "an id of its own"),
+        (["--data", "d", "--peers", "a:1,b:2"], "ID=HOST:PORT"),
+        (["--data", "d", "--peers", "1=nonsense"], "host:port"),
+    ],
+)
+def test_wrong_settings_of_a_node(gateway: Run, arguments: list[str], says: str) -> None:
+    found = gateway("serve", *arguments, code=2)
+    assert says in found.err
+    assert found.err.count("\n") == 1
+    assert not Path("d").exists()
+
+
+@pytest.mark.parametrize("count", ["0", "10", "three"])
+def test_wrong_numbers_of_nodes(gateway: Run, count: str) -> None:
+    gateway("dev", "--nodes", count, code=2)
+
+
+def test_a_cluster_that_cannot_start(shell: Shell) -> None:
+    (shell.directory / "kept").write_bytes(b"")
+    assert "kept" in shell("dev", "--data", "kept", code=1).err

@@ -1,0 +1,221 @@
+"""What goes wrong around a command: signals, closed pipes, full disks, damaged bytes, nobody who answers."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run, Shell, eventually
+
+MEBIBYTE = 1024 * 1024
+
+
+def ended(process: subprocess.Popen[bytes], timeout_s: float = 20) -> tuple[int, bytes, str]:
+    """Wait for a process; its exit code and output."""
+    out, err = process.communicate(timeout=timeout_s)
+    return process.returncode, out, err.decode()
+
+
+def temporary_files(root: Path) -> list[Path]:
+    return [
+        path for path in root.rglob("*") if path.is_file() and (path.suffix == ".part" or path.parent.name == "tmp")
+    ]
+
+
+# -- Signals and pipes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_put_leaves_nothing_to_see(shell: Shell, bucket: str, number: signal.Signals, code: int) -> None:
+    process = shell.start("put", "-", f"{bucket}/half", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(os.urandom(20 * MEBIBYTE))
+    process.stdin.flush()
+    blobs = shell.home / "blobs"
+    eventually(lambda: blobs.exists() and any(path.is_file() for path in blobs.rglob("*")))
+    process.send_signal(number)
+    found = process.wait(10), process.stderr.read() if process.stderr else b""
+    assert found in ((code, b"gateway: interrupted\n"), (code, b"gateway: terminated\n"))
+    assert shell("ls", "-r", bucket).lines == []
+    assert temporary_files(shell.home) == []
+
+
+def test_a_put_that_is_killed_leaves_nothing_to_see(shell: Shell, bucket: str) -> None:
+    process = shell.start("put", "-", f"{bucket}/half", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(os.urandom(20 * MEBIBYTE))
+    process.stdin.flush()
+    process.kill()
+    process.wait()
+    assert shell("ls", "--versions", bucket).lines == []
+    shell("put", "-", f"{bucket}/half", data=b"whole")
+    assert shell("cat", f"{bucket}/half").raw == b"whole"
+
+
+def test_an_interrupted_get_leaves_no_file(shell: Shell, bucket: str) -> None:
+    shell("put", "-", f"{bucket}/large", data=os.urandom(64 * MEBIBYTE))
+    process = shell.start("get", f"{bucket}/large", "out")
+    eventually(lambda: bool(temporary_files(shell.directory)) or process.poll() is not None)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) in (130, 0)
+    assert temporary_files(shell.directory) == []
+    assert process.returncode == 0 or not (shell.directory / "out").exists()
+
+
+def test_ctrl_c_while_waiting_for_standard_input(shell: Shell, bucket: str) -> None:
+    process = shell.start("put", "-", f"{bucket}/k", stdin=subprocess.PIPE)
+    eventually(lambda: len(os.listdir(f"/proc/{process.pid}/task")) > 3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+
+
+@pytest.mark.parametrize("arguments", [["cat", "box/large"], ["get", "box/large", "-"], ["ls", "-r", "box"]])
+def test_a_broken_pipe_ends_quietly(shell: Shell, bucket: str, arguments: list[str]) -> None:
+    shell("put", "-", "box/large", data=os.urandom(2 * MEBIBYTE))
+    process = shell.start(*arguments)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    code, _, err = ended(process)
+    assert (code, err) == (141, "")
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_a_bar_is_shown_on_a_terminal_only(shell: Shell, bucket: str, color: bool) -> None:
+    (shell.directory / "large").write_bytes(os.urandom(12 * MEBIBYTE))
+    environ = {"TERM": "xterm-256color"} | ({} if color else {"NO_COLOR": "1"})
+    for arguments, expected in (([], True), (["--no-progress"], False), (["--quiet"], False), (["--json"], False)):
+        terminal, child = os.openpty()
+        with os.fdopen(terminal, "rb", buffering=0) as seen:
+            process = shell.start("put", *arguments, "large", "box/large", stderr=child, env=environ)
+            os.close(child)
+            shown = b""
+            with suppress(OSError):  # how a terminal says that nobody writes to it any more
+                while data := seen.read(4096):
+                    shown += data
+        out, _ = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert (b"large" in shown) is expected
+        assert (b"\x1b[38;" in shown) is (expected and color)
+        assert b"\x1b" not in out
+
+
+def test_standard_output_that_is_full(shell: Shell, bucket: str) -> None:
+    shell("put", "-", "box/k", data=b"x")
+    for arguments in (["cat", "box/k"], ["ls", "box"]):
+        with open("/dev/full", "wb") as full:
+            code, _, err = ended(shell.start(*arguments, stdout=full))
+        assert (code, err) == (1, "gateway: standard output: No space left on device\n")
+
+
+# -- Disks ------------------------------------------------------------------------------------------------------------
+
+
+def small_files_only() -> None:
+    """In the child: no file may grow beyond a mebibyte. It fails like a full disk, and needs no disk to fill."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MEBIBYTE, MEBIBYTE))
+
+
+def test_a_full_disk_under_the_store(shell: Shell, bucket: str) -> None:
+    (shell.directory / "large").write_bytes(os.urandom(3 * MEBIBYTE))
+    code, _, err = ended(shell.start("put", "large", "box/large", preexec_fn=small_files_only))
+    assert code == 1
+    assert err.startswith("gateway: ")
+    assert err.count("\n") == 1
+    assert shell("ls", bucket).lines == []
+    shell("put", "large", "box/large")
+
+
+def test_a_full_disk_under_the_target(shell: Shell, bucket: str) -> None:
+    (shell.directory / "large").write_bytes(os.urandom(3 * MEBIBYTE))
+    shell("put", "large", "box/large")
+    code, _, err = ended(shell.start("get", "box/large", "out", preexec_fn=small_files_only))
+    assert code == 1
+    assert err == "gateway: out: File too large\n"
+    assert os.listdir(shell.directory) == ["large"]
+
+
+def test_a_target_that_cannot_be_written(gateway: Run, bucket: str) -> None:
+    Path("f").write_bytes(b"1")
+    gateway("put", "f", "box/f")
+    assert gateway("get", "box/f", "f/out", code=1).err == "gateway: f: Not a directory\n"
+    assert "/proc/" in gateway("get", "box/f", "/proc/nothing/out", code=1).err
+
+
+def test_a_store_that_is_a_file(gateway: Run, shell: Shell) -> None:
+    Path("file").write_bytes(b"")
+    assert "file" in gateway("--store", "file", "ls", code=1).err
+
+
+def test_damaged_bytes_are_never_shown(shell: Shell, bucket: str) -> None:
+    shell("put", "-", "box/k", data=b"x" * 100_000)
+    (chunk,) = [path for path in (shell.home / "blobs").rglob("*") if path.is_file() and len(path.name) == 64]
+    chunk.chmod(0o644)
+    chunk.write_bytes(b"y" * 100_000)
+    assert shell("cat", "box/k", code=8).raw == b""
+    shell("get", "box/k", "out", code=8)
+    assert os.listdir(shell.directory) == []
+    shell("get", "-r", "box", "tree", code=8)
+
+
+# -- Nodes ------------------------------------------------------------------------------------------------------------
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("arguments", [["ls"], ["put", "-", "box/k"], ["cat", "box/k"], ["mb", "box"], ["status"]])
+def test_an_endpoint_where_nobody_listens(shell: Shell, arguments: list[str]) -> None:
+    began = time.monotonic()
+    found = shell("--store", f"127.0.0.1:{closed_port()}", "--timeout", "2", *arguments, code=5)
+    assert time.monotonic() - began < 5
+    assert found.err.count("\n") == 1
+
+
+def test_an_endpoint_that_never_answers(shell: Shell) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        shell("ls", env={"OBJMETA_HOME": "", "OBJMETA_ENDPOINTS": endpoint, "OBJMETA_TIMEOUT_S": "1"}, code=5)
+        assert time.monotonic() - began < 4
+
+
+def test_a_store_beside_the_configured_one(gateway: Run, shell: Shell) -> None:
+    gateway("--store", "other", "mb", "elsewhere")
+    assert gateway("ls").lines == []
+    assert gateway("ls", "--store", "./other").lines == ["elsewhere/"]
+
+
+def test_config_shows_where_values_come_from(gateway: Run, shell: Shell) -> None:
+    folder = shell.home.parent / "config" / "objmeta"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text("concurrency = 3\ntimeout_s = 5\n")
+    records = {record["name"]: record for record in gateway("config", "--json", "--timeout", "7").records}
+    assert (records["timeout_s"]["value"], records["timeout_s"]["source"]) == (7.0, "argument")
+    assert (records["concurrency"]["value"], records["concurrency"]["source"]) == (3, f"file {folder / 'config.toml'}")
+    assert records["home"]["source"] == "environment variable OBJMETA_HOME"
+    assert records["failover_s"]["source"] == "default"
+    assert any(line.split()[:2] == ["timeout_s", "7.0"] for line in gateway("config", "--timeout", "7").lines)
+    (folder / "config.toml").write_text("concurrency = 0")
+    assert "config.toml" in gateway("ls", code=2).err
+
+
+def test_status_of_the_embedded_store(gateway: Run, shell: Shell) -> None:
+    (record,) = gateway("status", "--json").records
+    assert record["quorum"] is True
+    assert [node["state"] for node in record["nodes"]] == ["up"]
+    assert gateway("status").lines[-1] == "quorum: yes (1 of 1 node up)"

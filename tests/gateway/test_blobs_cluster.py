@@ -1,0 +1,398 @@
+"""Chunks on three nodes, over real connections: some of them dead, silent, slow, full, or with damaged copies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import pytest
+from blake3 import blake3
+
+from gateway.blobclient import ClusterBlobs
+from gateway.blobpeer import PENDING_MAX, Room
+from gateway.blobs import ChunkMissing, LocalBlobs
+from gateway.blobservice import SERVICE, BlobService, encode_header
+from objmeta import Chunk, errors
+
+
+class Troubled(LocalBlobs):
+    """A local store that can be full, or slow."""
+
+    full = False
+    delay_s = 0.0
+
+    async def receive(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview]) -> None:
+        await asyncio.sleep(self.delay_s)
+        if self.full:
+            async for _ in frames:
+                pass
+            raise errors.StoreFull(f"there is no room in {self.path}")
+        await super().receive(chunk, frames)
+
+    async def get(self, chunk: Chunk, start: int = 0, stop: int | None = None) -> bytes:
+        await asyncio.sleep(self.delay_s)
+        return await super().get(chunk, start, stop)
+
+
+class BlobNode:
+    """A server with chunks only; stopping it keeps the address."""
+
+    def __init__(self, path: Path) -> None:
+        self.blobs = Troubled(path)
+        self.address = "127.0.0.1:0"
+        self._server: Any = None
+
+    async def start(self) -> None:
+        self._server = cast(Any, grpc.aio).server(options=(("grpc.so_reuseport", 0),))
+        self._server.add_generic_rpc_handlers((BlobService(self.blobs).handler(),))
+        port = self._server.add_insecure_port(self.address)
+        self.address = f"127.0.0.1:{port}"
+        await self._server.start()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+
+    def holds(self, chunk: Chunk) -> bool:
+        return self.place(chunk).exists()
+
+    def place(self, chunk: Chunk) -> Path:
+        name = chunk.digest.hex()
+        return self.blobs.path / name[:2] / name
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[list[BlobNode]]:
+    found = [BlobNode(tmp_path / str(number)) for number in range(3)]
+    for node in found:
+        await node.start()
+    yield found
+    for node in found:
+        await node.stop()
+        await node.blobs.close()
+
+
+@pytest.fixture
+async def blobs(nodes: list[BlobNode]) -> AsyncIterator[ClusterBlobs]:
+    store = ClusterBlobs([node.address for node in nodes], timeout_s=5)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def silent() -> AsyncIterator[str]:
+    """The address of somebody who takes connections and never says anything."""
+    writers: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda reader, writer: writers.append(writer), "127.0.0.1", 0)
+    yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+    for writer in writers:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def until(condition: Any, timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.01)
+
+
+async def served_again(blobs: ClusterBlobs, node: BlobNode) -> None:
+    """Put until a new chunk arrives at the node."""
+    deadline = time.monotonic() + 20
+    chunks: list[Chunk] = []
+    while not any(node.holds(chunk) for chunk in chunks):
+        chunks.append(await blobs.put(os.urandom(10)))
+        assert time.monotonic() < deadline, "the node was not found again"
+        await asyncio.sleep(0.05)
+
+
+# -- All is well ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [0, 1, 1 << 20, (4 << 20) + 3])
+async def test_every_node_gets_a_copy(blobs: ClusterBlobs, nodes: list[BlobNode], length: int) -> None:
+    data = os.urandom(length)
+    chunk = await blobs.put(data)
+    assert sum(node.holds(chunk) for node in nodes) >= 2
+    await until(lambda: all(node.holds(chunk) for node in nodes))
+    assert await blobs.get(chunk) == data
+    assert await blobs.get(chunk, 5, 9) == data[5:9]
+    assert await blobs.put(data) == chunk
+
+
+async def test_many_at_once(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
+    contents = [os.urandom(50_000 + number) for number in range(100)]
+    chunks = await asyncio.gather(*(blobs.put(data) for data in contents))
+    assert await asyncio.gather(*(blobs.get(chunk) for chunk in chunks)) == contents
+    await until(lambda: all(node.holds(chunk) for node in nodes for chunk in chunks))
+
+
+async def test_close_lets_copies_finish(nodes: list[BlobNode]) -> None:
+    nodes[2].blobs.delay_s = 0.3
+    store = ClusterBlobs([node.address for node in nodes])
+    chunk = await store.put(b"late")
+    assert not nodes[2].holds(chunk)
+    await store.close()
+    assert nodes[2].holds(chunk)
+
+
+async def test_members_are_asked_for_once(nodes: list[BlobNode]) -> None:
+    asked = 0
+
+    async def members() -> list[str]:
+        nonlocal asked
+        asked += 1
+        return [nodes[0].address, nodes[1].address, ""]
+
+    store = ClusterBlobs(members=members)
+    await asyncio.gather(*(store.put(b"%d" % number) for number in range(10)))
+    assert asked == 1
+    await nodes[1].stop()
+    impatient = ClusterBlobs(members=members, timeout_s=0.5)
+    with pytest.raises(errors.NoQuorum, match="3 nodes"):
+        await impatient.put(b"a node that may not be used counts all the same")
+    await store.close()
+    await impatient.close()
+
+
+async def test_status_names_who_is_down(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
+    await nodes[1].stop()
+    states = {status.address: status.state for status in await blobs.status()}
+    assert states == {nodes[0].address: "up", nodes[1].address: "down", nodes[2].address: "up"}
+
+
+# -- Nodes in trouble, while writing ----------------------------------------------------------------------------------
+
+
+async def test_a_dead_node_costs_nothing_and_gets_new_chunks_when_it_is_back(
+    blobs: ClusterBlobs, nodes: list[BlobNode]
+) -> None:
+    await nodes[0].stop()
+    begun = time.monotonic()
+    for number in range(20):
+        await blobs.put(b"without %d" % number)
+    assert time.monotonic() - begun < 2
+    await nodes[0].start()
+
+    await served_again(blobs, nodes[0])
+
+
+async def test_a_silent_node_slows_nobody(nodes: list[BlobNode], silent: str) -> None:
+    """Were each put to wait for it, these would take half a minute."""
+    store = ClusterBlobs([nodes[0].address, silent, nodes[1].address], timeout_s=2)
+    begun = time.monotonic()
+    for _ in range(2 * PENDING_MAX):
+        await store.put(os.urandom(1000))
+    assert time.monotonic() - begun < 8
+    closing = time.monotonic()
+    await store.close()
+    assert time.monotonic() - closing < 6
+
+
+async def test_a_slow_node_is_left_out_and_comes_back(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
+    nodes[2].blobs.delay_s = 0.5
+    begun = time.monotonic()
+    chunks = [await blobs.put(os.urandom(1 << 20)) for _ in range(60)]
+    assert time.monotonic() - begun < 6
+    assert not all(nodes[2].holds(chunk) for chunk in chunks)
+    nodes[2].blobs.delay_s = 0
+    await served_again(blobs, nodes[2])
+
+
+async def test_no_majority_is_said_in_time(nodes: list[BlobNode], silent: str) -> None:
+    await nodes[0].stop()
+    store = ClusterBlobs([nodes[0].address, silent, nodes[1].address], timeout_s=0.7)
+    begun = time.monotonic()
+    with pytest.raises(errors.NoQuorum, match=r"3 nodes.*cannot be reached"):
+        await store.put(b"alone")
+    assert 0.6 < time.monotonic() - begun < 2
+    await store.close()
+
+
+async def test_a_put_waits_for_a_node_to_come_back(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
+    await nodes[0].stop()
+    await nodes[1].stop()
+    putting = asyncio.create_task(blobs.put(b"patient"))
+    await until(lambda: nodes[2].holds(Chunk(blake3(b"patient").digest(), 7)))
+    assert not putting.done()
+    await nodes[1].start()
+    assert nodes[1].holds(await putting)
+
+
+async def test_one_full_disk_is_no_matter_and_two_are(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
+    nodes[0].blobs.full = True
+    chunk = await blobs.put(os.urandom(3 << 20))
+    assert nodes[1].holds(chunk)
+    assert nodes[2].holds(chunk)
+    nodes[1].blobs.full = True
+    begun = time.monotonic()
+    with pytest.raises(errors.StoreFull, match="no room"):
+        await blobs.put(b"too much")
+    assert time.monotonic() - begun < 2
+
+
+async def test_a_node_that_keeps_no_chunks_is_named(nodes: list[BlobNode]) -> None:
+    server = cast(Any, grpc.aio).server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    store = ClusterBlobs([f"127.0.0.1:{port}"])
+    with pytest.raises(errors.StoreError, match="not a node"):
+        await store.put(b"data")
+    await store.close()
+    await server.stop(None)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20, 60])
+async def test_cancelled_puts_leave_nothing_under_way(blobs: ClusterBlobs, nodes: list[BlobNode], steps: int) -> None:
+    before = len(asyncio.all_tasks())
+    task = asyncio.create_task(blobs.put(os.urandom(2 << 20)))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: len(asyncio.all_tasks()) <= before)
+    for node in nodes:
+        await until(lambda node=node: not any((node.blobs.path / "tmp").glob("*")))
+
+
+# -- Nodes in trouble, while reading ----------------------------------------------------------------------------------
+
+
+async def stored(blobs: ClusterBlobs, nodes: list[BlobNode], data: bytes) -> Chunk:
+    chunk = await blobs.put(data)
+    await until(lambda: all(node.holds(chunk) for node in nodes))
+    return chunk
+
+
+async def test_a_read_goes_on_to_a_good_copy(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
+    chunk = await stored(blobs, nodes, b"precious")
+    nodes[0].place(chunk).write_bytes(b"precioux")
+    nodes[1].place(chunk).unlink()
+    for _ in range(6):
+        assert await blobs.get(chunk) == b"precious"
+    await nodes[0].stop()
+    for _ in range(6):
+        assert await blobs.get(chunk) == b"precious"
+    nodes[2].place(chunk).write_bytes(b"precioux")
+    await nodes[0].start()
+    with pytest.raises(errors.IntegrityError, match=chunk.digest.hex()):
+        await blobs.get(chunk)
+    for node in nodes:
+        node.place(chunk).unlink(missing_ok=True)
+    with pytest.raises(ChunkMissing, match=chunk.digest.hex()):
+        await blobs.get(chunk)
+
+
+async def test_reads_survive_two_dead_nodes_and_say_so_when_all_are(nodes: list[BlobNode]) -> None:
+    store = ClusterBlobs([node.address for node in nodes], timeout_s=1)
+    chunk = await stored(store, nodes, os.urandom(3 << 20))
+    await nodes[0].stop()
+    await nodes[1].stop()
+    for _ in range(6):
+        assert len(await store.get(chunk)) == 3 << 20
+    await nodes[2].stop()
+    begun = time.monotonic()
+    with pytest.raises(errors.Unavailable, match=chunk.digest.hex()):
+        await store.get(chunk)
+    assert time.monotonic() - begun < 3
+    await store.close()
+
+
+async def test_a_read_does_not_wait_for_a_slow_or_silent_node(nodes: list[BlobNode], silent: str) -> None:
+    nodes[1].blobs.delay_s = 30
+    store = ClusterBlobs([nodes[0].address, nodes[1].address, silent], timeout_s=5)
+    chunk = Chunk(blake3(b"hedged").digest(), 6)
+    await nodes[0].blobs.put(b"hedged")
+    for _ in range(6):
+        begun = time.monotonic()
+        assert await store.get(chunk) == b"hedged"
+        assert time.monotonic() - begun < 1.5
+    await store.close()
+
+
+async def test_bytes_that_arrive_damaged_are_not_returned(nodes: list[BlobNode]) -> None:
+    async def lie(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        yield b"wrong bytes"
+
+    server = cast(Any, grpc.aio).server()
+    handlers = {"Get": grpc.unary_stream_rpc_method_handler(lie)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    chunk = await nodes[0].blobs.put(b"right bytes")
+    alone = ClusterBlobs([f"127.0.0.1:{port}"])
+    with pytest.raises(errors.IntegrityError, match="damaged"):
+        await alone.get(chunk)
+    both = ClusterBlobs([f"127.0.0.1:{port}", nodes[0].address])
+    for _ in range(4):
+        assert await both.get(chunk) == b"right bytes"
+    await alone.close()
+    await both.close()
+    await server.stop(None)
+
+
+# -- The service against bad clients ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "code"),
+    [
+        ([], grpc.StatusCode.INVALID_ARGUMENT),
+        ([b"short"], grpc.StatusCode.INVALID_ARGUMENT),
+        ([encode_header(Chunk(b"x" * 32, 1 << 40))], grpc.StatusCode.INVALID_ARGUMENT),
+        ([encode_header(Chunk(b"x" * 32, 10)), b"five!"], grpc.StatusCode.INVALID_ARGUMENT),
+        ([encode_header(Chunk(b"x" * 32, 5)), b"five!"], grpc.StatusCode.DATA_LOSS),
+        ([encode_header(Chunk(b"x" * 32, 4)), b"five!"], grpc.StatusCode.DATA_LOSS),
+    ],
+)
+async def test_bad_uploads_are_refused(nodes: list[BlobNode], frames: list[bytes], code: grpc.StatusCode) -> None:
+    async with cast(Any, grpc.aio).insecure_channel(nodes[0].address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.stream_unary(f"/{SERVICE}/Put")(iter(frames))
+    assert caught.value.code() is code
+    assert not any((nodes[0].blobs.path).glob("*/*"))
+
+
+async def test_room_is_given_in_order_and_back() -> None:
+    room = Room(4)
+    held: list[int] = []
+
+    async def hold(units: int, until: asyncio.Event) -> None:
+        async with room.share(units):
+            held.append(units)
+            await until.wait()
+
+    done = asyncio.Event()
+    first = asyncio.create_task(hold(3, done))
+    big, small = (asyncio.create_task(hold(units, asyncio.Event())) for units in (2, 1))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert held == [3]
+    big.cancel()
+    await asyncio.wait((big,))
+    await until(lambda: held == [3, 1])
+    done.set()
+    await first
+    small.cancel()
+    await asyncio.wait((small,))
+    async with asyncio.timeout(1), room.share(4):
+        pass
+
+
+async def test_a_fork_is_told(blobs: ClusterBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    await blobs.put(b"parent")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: 1)
+        with pytest.raises(errors.ForkedClient):
+            await blobs.put(b"child")

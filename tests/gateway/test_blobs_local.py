@@ -1,0 +1,278 @@
+"""Chunks on a local disk: durable, verified, shared by processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from gateway.blobs import ChunkMissing, LocalBlobs
+from objmeta import Chunk, errors
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+async def blobs(tmp_path: Path) -> AsyncIterator[LocalBlobs]:
+    store = LocalBlobs(tmp_path / "Büro" / "blobs")
+    yield store
+    await store.close()
+
+
+def place(blobs: LocalBlobs, chunk: Chunk) -> Path:
+    name = chunk.digest.hex()
+    return blobs.path / name[:2] / name
+
+
+def temporaries(blobs: LocalBlobs) -> list[Path]:
+    return list((blobs.path / "tmp").iterdir())
+
+
+async def frames(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+@pytest.mark.parametrize("length", [0, 1, 4096, (64 << 10) + 1, 4 << 20])
+async def test_what_was_put_is_got(blobs: LocalBlobs, length: int) -> None:
+    data = os.urandom(length)
+    chunk = await blobs.put(data)
+    assert chunk == Chunk(blake3(data).digest(), length)
+    assert place(blobs, chunk).read_bytes() == data
+    assert await blobs.get(chunk) == data
+    assert await blobs.get(chunk, 10, 20) == data[10:20]
+    assert not temporaries(blobs)
+
+
+async def test_many_puts_at_once(blobs: LocalBlobs) -> None:
+    contents = [os.urandom(100 + number) for number in range(600)]
+    chunks = await asyncio.gather(*(blobs.put(data) for data in contents))
+    assert [await blobs.get(chunk) for chunk in chunks] == contents
+
+
+async def test_puts_that_wait_share_syncs(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    await blobs.put(b"first")
+    directories: list[str] = []
+    sync = os.fsync
+
+    def counting(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if os.path.isdir(path):
+            directories.append(path)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", counting)
+    same_directory = [
+        data for data in (b"%d" % number for number in range(20_000)) if blake3(data).hexdigest()[:2] == "ab"
+    ]
+    assert len(same_directory) > 50
+    await asyncio.gather(*(blobs.put(data) for data in same_directory))
+    assert len(directories) < 20
+
+
+async def test_a_chunk_that_is_there_is_kept(blobs: LocalBlobs) -> None:
+    chunk = await blobs.put(b"same")
+    before = place(blobs, chunk).stat()
+    assert await blobs.put(b"same") == chunk
+    assert place(blobs, chunk).stat().st_ino == before.st_ino
+    await blobs.receive(chunk, frames(b"sa", b"me"))
+    assert place(blobs, chunk).stat().st_ino == before.st_ino
+
+
+@pytest.mark.parametrize("damage", [b"", b"damagec", b"damage, longer"])
+async def test_damage_is_found_never_returned_and_mended_by_a_put(blobs: LocalBlobs, damage: bytes) -> None:
+    chunk = await blobs.put(b"damaged")
+    place(blobs, chunk).write_bytes(damage)
+    with pytest.raises(errors.IntegrityError, match=chunk.digest.hex()):
+        await blobs.get(chunk, 0, 1)
+    await blobs.put(b"damaged")
+    assert await blobs.get(chunk) == b"damaged"
+
+
+async def test_a_missing_chunk_is_named(blobs: LocalBlobs) -> None:
+    chunk = Chunk(blake3(b"never").digest(), 5)
+    with pytest.raises(ChunkMissing, match=chunk.digest.hex()):
+        await blobs.get(chunk)
+    await blobs.put(b"other")
+    with pytest.raises(ChunkMissing):
+        await blobs.get(chunk)
+
+
+@pytest.mark.parametrize("parts", [(b"pie",), (b"pie", b"ces", b"!"), (b"pie", b"cez"), ()])
+async def test_what_arrives_wrong_is_not_stored(blobs: LocalBlobs, parts: tuple[bytes, ...]) -> None:
+    chunk = Chunk(blake3(b"pieces").digest(), 6)
+    with pytest.raises(errors.IntegrityError):
+        await blobs.receive(chunk, frames(*parts))
+    with pytest.raises(ChunkMissing):
+        await blobs.get(chunk)
+    assert not temporaries(blobs)
+    await blobs.receive(chunk, frames(b"pie", b"", b"ces"))
+    assert await blobs.get(chunk) == b"pieces"
+
+
+@pytest.mark.parametrize("steps", range(1, 40, 3))
+async def test_a_put_may_be_cancelled_at_any_time(blobs: LocalBlobs, steps: int) -> None:
+    await blobs.put(b"first")
+    data = os.urandom(300_000)
+    task = asyncio.create_task(blobs.put(data))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await blobs.close()
+    assert not temporaries(blobs)
+    chunk = Chunk(blake3(data).digest(), len(data))
+    if place(blobs, chunk).exists():
+        assert await blobs.get(chunk) == data
+    assert await blobs.put(data) == chunk
+
+
+async def test_cancelled_reads_leave_nothing_open(blobs: LocalBlobs) -> None:
+    chunk = await blobs.put(os.urandom(1 << 20))
+    before = len(os.listdir("/proc/self/fd"))
+    for steps in range(30):
+        task = asyncio.create_task(blobs.get(chunk))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    deadline = time.monotonic() + 5
+    while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < deadline:
+        await asyncio.get_running_loop().run_in_executor(None, os.sched_yield)
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+# -- Disks in trouble -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB, where the machine allows to mount one."""
+    path = tmp_path / "tiny"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", path], check=False).returncode:
+        pytest.skip("no right to mount a small file system here")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+async def test_a_full_disk(tiny_disk: Path) -> None:
+    blobs = LocalBlobs(tiny_disk / "blobs")
+    kept = await blobs.put(b"k" * (1 << 20))
+    with pytest.raises(errors.StoreFull, match=str(tiny_disk)):
+        await blobs.put(os.urandom(8 << 20))
+    assert not temporaries(blobs)
+    assert await blobs.get(kept) == b"k" * (1 << 20)
+    await blobs.put(os.urandom(1 << 20))
+    await blobs.close()
+
+
+async def test_a_limit_of_file_size(blobs: LocalBlobs) -> None:
+    await blobs.put(b"first")
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(errors.StoreFull):
+            await blobs.put(os.urandom(2 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert not temporaries(blobs)
+
+
+async def test_a_sync_that_fails_fails_the_put(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    await blobs.put(b"first")
+
+    def failing(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        with pytest.raises(errors.StoreError, match="Input/output"):
+            await blobs.put(b"second")
+    assert not temporaries(blobs)
+    with pytest.raises(ChunkMissing):
+        await blobs.get(Chunk(blake3(b"second").digest(), 6))
+
+
+async def test_a_path_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "blobs").write_text("not a directory")
+    with pytest.raises(errors.StoreError, match="blobs"):
+        await LocalBlobs(tmp_path / "blobs").put(b"data")
+
+
+# -- Several processes ------------------------------------------------------------------------------------------------
+
+WRITER = """
+import asyncio, os, sys
+from pathlib import Path
+from gateway.blobs import LocalBlobs
+
+async def main():
+    blobs = LocalBlobs(Path(sys.argv[1]))
+    print("ready", flush=True)
+    while True:
+        for chunk in await asyncio.gather(*(blobs.put(os.urandom(200_000)) for _ in range(8))):
+            print(chunk.digest.hex(), flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_a_killed_writer_leaves_nothing_broken(tmp_path: Path) -> None:
+    blobs = LocalBlobs(tmp_path / "blobs")
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(blobs.path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        lines = [writer.stdout.readline().strip() for _ in range(30)]
+        writer.send_signal(signal.SIGKILL)
+        lines += [line.strip() for line in writer.stdout if len(line) == 65]
+    for digest in lines[1:]:
+        assert len(asyncio.run(blobs.get(Chunk(bytes.fromhex(digest), 200_000)))) == 200_000
+    for directory in blobs.path.glob("??"):
+        for path in directory.iterdir():
+            assert blake3(path.read_bytes()).hexdigest() == path.name
+
+
+def test_leftovers_are_swept_when_their_process_is_gone(tmp_path: Path) -> None:
+    blobs = LocalBlobs(tmp_path / "blobs")
+    asyncio.run(blobs.put(b"first"))
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    busy, ancient = f"{os.getpid()}-busy", f"{os.getpid()}-ancient"
+    for name, age_s in {f"{gone.pid}-old": 3600, f"{gone.pid}-new": 0, busy: 3600, ancient: 10**6}.items():
+        path = blobs.path / "tmp" / name
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age_s,) * 2)
+    asyncio.run(LocalBlobs(blobs.path).put(b"second"))
+    assert {path.name for path in temporaries(blobs)} == {f"{gone.pid}-new", busy}
+
+
+def test_a_fork_may_use_it(tmp_path: Path) -> None:
+    blobs = LocalBlobs(tmp_path / "blobs")
+    mine = asyncio.run(blobs.put(b"parent"))
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            asyncio.run(blobs.put(b"child"))
+            status = 0 if asyncio.run(blobs.get(mine)) == b"parent" else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert asyncio.run(blobs.get(Chunk(blake3(b"child").digest(), 5))) == b"child"
+
+
+async def test_status_shows_the_room(blobs: LocalBlobs) -> None:
+    (status,) = await blobs.status()
+    assert status.state == "up"
+    assert 0 < status.disk_free <= status.disk_total

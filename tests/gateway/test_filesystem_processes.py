@@ -1,0 +1,183 @@
+"""Instances in other processes: forked, spawned, pickled; and what importing costs."""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.spec import AbstractFileSystem
+
+from gateway.filesystem import ObjmetaFileSystem
+
+# the threads are on purpose: a fork must work although the IO loop's thread is there
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
+def in_fork(work: Callable[[], str]) -> str:
+    """Run ``work`` in a forked child, and return what it returned; its failure is text too."""
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            answer = work()
+        except BaseException as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(sender, answer.encode())
+        os._exit(0)
+    os.close(sender)
+    with os.fdopen(receiver, "rb") as pipe:
+        answered = select.select([pipe], [], [], 60)[0]
+        if not answered:
+            os.kill(child, signal.SIGKILL)
+        answer = pipe.read().decode()
+    os.waitpid(child, 0)
+    return answer if answered else "the child hangs"
+
+
+def test_an_embedded_instance_works_in_a_forked_child(fs: ObjmetaFileSystem) -> None:
+    content = os.urandom(5 << 20)
+    fs.pipe_file("bucket/parent", content)
+
+    def work() -> str:
+        assert fs.cat_file("bucket/parent") == content
+        with fs.open("bucket/child", "w") as file:
+            file.write("from the child")
+        return ",".join(fs.find("bucket"))
+
+    assert in_fork(work) == "bucket/child,bucket/parent"
+    assert fs.cat_file("bucket/child") == b"from the child"
+    assert in_fork(lambda: in_fork(work)) == "bucket/child,bucket/parent"
+
+
+def test_a_reading_handle_works_in_a_forked_child(fs: ObjmetaFileSystem) -> None:
+    content = os.urandom(9 << 20)
+    fs.pipe_file("bucket/file", content)
+    with fs.open("bucket/file") as file:
+        file.read(10)
+
+        def work() -> str:
+            assert file.read(5) == content[10:15]
+            file.seek(8 << 20)
+            assert file.read() == content[8 << 20 :]
+            return "read"
+
+        assert in_fork(work) == "read"
+        assert file.read(5) == content[10:15]
+
+
+def test_a_fork_while_threads_read(fs: ObjmetaFileSystem) -> None:
+    content = os.urandom(9 << 20)
+    fs.pipe_file("bucket/file", content)
+    stop = threading.Event()
+
+    def busy() -> None:
+        with fs.open("bucket/file") as file:
+            while not stop.is_set():
+                file.seek(0)
+                file.read(100)
+
+    threads = [threading.Thread(target=busy) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        answers = [in_fork(lambda: str(len(fs.cat_file("bucket/file")))) for _ in range(5)]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert answers == [str(len(content))] * 5
+
+
+def test_a_writing_handle_belongs_to_its_process(fs: ObjmetaFileSystem) -> None:
+    with fs.open("bucket/file", "wb") as file:
+        file.write(b"x")
+
+        def work() -> str:
+            file.write(b"y")
+            return "written"
+
+        assert "fork" in in_fork(work)
+        assert not fs.exists("bucket/file")
+    assert fs.cat_file("bucket/file") == b"x"
+
+
+def test_an_instance_of_a_cluster_refuses_in_a_forked_child(no_settings: None) -> None:
+    fs = ObjmetaFileSystem(endpoints="127.0.0.1:1", timeout_s=0.2, skip_instance_cache=True)
+    with pytest.raises(TimeoutError):
+        fs.exists("bucket/file")
+    answer = in_fork(lambda: str(fs.exists("bucket/file")))
+    assert "belong to the parent" in answer
+    fs.close()
+
+
+def test_a_forked_child_may_collect_what_a_closed_cluster_left(no_settings: None) -> None:
+    gc.disable()
+    try:
+        fs = ObjmetaFileSystem(endpoints="127.0.0.1:1", timeout_s=0.2, skip_instance_cache=True)
+        with pytest.raises(TimeoutError):
+            fs.exists("bucket/file")
+        fs.close()
+        del fs
+        assert in_fork(lambda: str(gc.collect() > 0)) == "True"
+    finally:
+        gc.enable()
+
+
+def double(arguments: tuple[ObjmetaFileSystem, str]) -> str:
+    fs, path = arguments
+    fs.pipe_file(path + "-twice", fs.cat_file(path) * 2)
+    return path
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_instances_travel_to_worker_processes(fs: ObjmetaFileSystem, method: str) -> None:
+    paths = [f"bucket/{index}" for index in range(4)]
+    fs.pipe({path: path.encode() for path in paths})
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map(double, [(fs, path) for path in paths]) == paths
+    assert fs.cat_file("bucket/3-twice") == b"bucket/3" * 2
+
+
+def test_pickle_json_and_the_instance_cache(fs: ObjmetaFileSystem, home: Path) -> None:
+    fs.pipe_file("bucket/file", b"x")
+    assert fsspec.filesystem("objmeta", path=home) is fs
+    assert pickle.loads(pickle.dumps(fs)) is fs
+    assert AbstractFileSystem.from_json(fs.to_json()).cat_file("bucket/file") == b"x"
+    assert json.loads(fs.to_json())["protocol"] == "objmeta"
+    nodes = ObjmetaFileSystem(endpoints=["127.0.0.1:1", "127.0.0.1:2"], timeout_s=5)
+    assert pickle.loads(pickle.dumps(nodes)) == nodes
+    assert AbstractFileSystem.from_json(nodes.to_json()).location == nodes.location
+
+
+@pytest.mark.parametrize("statement", ["import gateway", "import gateway.filesystem", "import gateway.cli"])
+def test_importing_is_light(statement: str) -> None:
+    code = f"{statement}; import sys; print([m for m in ('grpc', 'duckdb', 'pyarrow', 'pandas') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"[]\n"
+
+
+def test_the_public_names_are_those_that_are_named() -> None:
+    import gateway
+
+    for name in gateway.__all__:
+        assert getattr(gateway, name).__name__ == name
+    assert set(gateway.__all__) <= set(dir(gateway))
+    with pytest.raises(AttributeError):
+        _ = gateway.nonsense
+
+
+def test_the_protocol_is_found_by_its_entry_point() -> None:
+    code = "import fsspec; print(fsspec.get_filesystem_class('objmeta').__name__)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert found.stdout == b"ObjmetaFileSystem\n"

@@ -1,0 +1,117 @@
+"""Processes of their own for the tests of SqliteStore: ``python -m tests.store.process ROLE DIRECTORY …``."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from objmeta.core.configuration import single_set
+from objmeta.core.messages import Accepted, Prepare, Promise
+from objmeta.errors import ForkedClient
+from objmeta.store.sqlite import SqliteStore
+from tests.store.build import CONFIGURATION, ask, ask_one, ballot, put, record
+
+BATCH = 8
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A process in one of the roles below; killed on the way out if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.store.process", *arguments],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What the process printed until it ended by itself."""
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    return output
+
+
+def name(batch: int, index: int) -> bytes:
+    return b"%06d/%d" % (batch, index)
+
+
+def _write(store: SqliteStore) -> None:
+    """Writes batch after batch and says so once each is durable, until it is killed."""
+    batch = 0
+    while True:
+        replies = ask(store, *[put(name(batch, index), 1, record(1, data=b"d" * 500)) for index in range(BATCH)])
+        assert all(isinstance(reply, Accepted) for reply in replies)
+        print(batch, flush=True)
+        batch += 1
+
+
+def _compete(store: SqliteStore, who: str, rounds: str) -> None:
+    """Prepares the same ballots as others on one register, writes registers of its own, and prints what it won."""
+    sys.stdin.readline()
+    won = []
+    for counter in range(1, int(rounds) + 1):
+        if isinstance(ask_one(store, Prepare(b"contended", ballot(counter))), Promise):
+            won.append(counter)
+        assert ask_one(store, put(f"{who}/{counter}".encode(), 1, record(1))) == Accepted(ballot(1))
+    store.close()
+    print(*won)
+
+
+def _make(directory: Path) -> None:
+    """Opens or makes the store together with others and prints which one it has."""
+    sys.stdin.readline()
+    store = SqliteStore.open_or_create(directory, 1, lambda: single_set(os.urandom(16), (1,)))
+    print(store.configuration.store_id.hex())
+    store.close()
+
+
+def _fork(store: SqliteStore) -> None:
+    """Forks with the store open; the child may neither use nor harm it, and ends the ordinary way."""
+    ask_one(store, put(b"before", 1, record(1)))
+    child = os.fork()
+    if child == 0:
+        try:
+            ask_one(store, put(b"child", 1, record(1)))
+        except ForkedClient:
+            store.close()
+            del store
+            gc.collect()
+            sys.exit(0)
+        os._exit(1)
+    for number in range(50):
+        ask_one(store, put(b"parent-%d" % number, 1, record(1)))
+    assert os.waitpid(child, 0)[1] == 0
+    for number in range(50, 100):
+        ask_one(store, put(b"parent-%d" % number, 1, record(1)))
+    print("done")
+
+
+def main(arguments: Sequence[str]) -> None:
+    role, directory, *rest = arguments
+    path = Path(directory)
+    if role == "make":
+        _make(path)
+        return
+    store = SqliteStore.open_or_create(path, 1, lambda: CONFIGURATION)
+    if role == "write":
+        _write(store)
+    elif role == "compete":
+        _compete(store, *rest)
+    elif role == "fork":
+        _fork(store)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

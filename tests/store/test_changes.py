@@ -1,0 +1,55 @@
+"""The numbered list of changed registers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from objmeta.core.messages import Prepare, RaiseTerm
+from objmeta.interfaces import Changes
+from objmeta.store import sqlite as sqlite_module
+from objmeta.store.memory import MemoryStore
+from objmeta.store.sqlite import SqliteStore
+from tests.store.build import CONFIGURATION, ask, ballot, put, record
+
+Store = MemoryStore | SqliteStore
+
+
+def test_nothing_changed_yet(store: Store) -> None:
+    assert store.changes(0, 10) == Changes((), 0)
+
+
+def test_state_changes_are_numbered_and_promises_are_not(store: Store) -> None:
+    ask(store, Prepare(b"a", ballot(1)), put(b"b", 1, record(1)), RaiseTerm(b"s", 1), put(b"a", 1, record(1)))
+    ask(store, put(b"a", 0, record(2)))
+    assert store.changes(0, 10) == Changes((b"b", b"a"), 2)
+    ask(store, put(b"b", 2, record(1)))
+    assert store.changes(2, 10) == Changes((b"b",), 3)
+    assert store.changes(3, 10) == Changes((), 3)
+
+
+def test_names_come_once_and_pages_lead_on(store: Store) -> None:
+    ask(store, *[put(b"%d" % (number % 3), number + 1, record(1)) for number in range(7)])
+    assert store.changes(0, 100) == Changes((b"0", b"1", b"2"), 7)
+    assert store.changes(0, 2) == Changes((b"0", b"1"), 2)
+    assert store.changes(2, 2) == Changes((b"2", b"0"), 4)
+    assert store.changes(6, 0) == Changes((b"0",), 7)
+
+
+def test_a_number_from_another_life_asks_for_a_reload(store: Store) -> None:
+    ask(store, put(b"k", 1, record(1)))
+    assert store.changes(2, 10) == Changes((), 1, reload=True)
+    assert store.changes(-1, 10) == Changes((), 1, reload=True)
+
+
+def test_pruned_numbers_ask_for_a_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_module, "CHANGES_KEPT", 10)
+    with_limit = SqliteStore.create(tmp_path / "acceptor", 1, CONFIGURATION)
+    for store in (with_limit, MemoryStore(1, CONFIGURATION, changes_kept=10)):
+        for number in range(40):
+            ask(store, put(b"%d" % number, 1, record(1)))
+        assert store.changes(0, 10) == Changes((), 40, reload=True)
+        assert store.changes(30, 100) == Changes(tuple(b"%d" % number for number in range(30, 40)), 40)
+        assert store.changes(40, 10) == Changes((), 40)
+        store.close()

@@ -85,6 +85,7 @@ class LocalBlobs:
         self.path = path
         self._ready = False
         self._group: tuple[int, asyncio.AbstractEventLoop, GroupSync] | None = None
+        self._preparing: set[asyncio.Future[None]] = set()
         recycle_buffers()
 
     async def put(self, data: bytes) -> Chunk:
@@ -150,9 +151,16 @@ class LocalBlobs:
         return (BlobStatus(str(self.path), "up", "", room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize),)
 
     async def close(self) -> None:
-        """Wait for the syncs under way and end their threads; the store opens again at the next use."""
+        """Wait for what is under way, also of callers that are gone, and end the threads.
+
+        The store opens again at the next use.
+        """
+        loop = asyncio.get_running_loop()
+        preparing = [each for each in self._preparing if each.get_loop() is loop]
+        if preparing:
+            await asyncio.wait(preparing)
         held, self._group = self._group, None
-        if held is not None and held[:2] == (os.getpid(), asyncio.get_running_loop()):
+        if held is not None and held[:2] == (os.getpid(), loop):
             await held[2].close()
 
     def _path(self, chunk: Chunk) -> Path:
@@ -169,8 +177,7 @@ class LocalBlobs:
         path = self._path(chunk)
         with _translated(self.path):
             if not self._ready:
-                await in_thread(_prepare, self.path)
-                self._ready = True
+                await self._prepare()
             if await self._keep(chunk, path):
                 async for _ in frames:
                     pass
@@ -181,6 +188,14 @@ class LocalBlobs:
                     await file.write(frame)
                 await file.flush()
                 await self._groupsync().settle(file.fileno(), temporary, path)
+
+    async def _prepare(self) -> None:
+        """Make the directories; goes on when the caller is cancelled, and :meth:`close` waits for it."""
+        preparing = in_thread(_prepare, self.path)
+        self._preparing.add(preparing)
+        preparing.add_done_callback(self._preparing.discard)
+        await asyncio.shield(preparing)
+        self._ready = True
 
     async def _keep(self, chunk: Chunk, path: Path) -> bool:
         """Whether the chunk is there undamaged; it is then made durable, for whoever put it may not have synced yet."""

@@ -20,6 +20,7 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
+from weakref import WeakSet
 
 from blake3 import blake3
 
@@ -134,6 +135,13 @@ class Upload:
         self._ended = True
         await self._stop()
 
+    async def leave(self) -> None:
+        """The store is being closed: discard what was not ended, and wait for the writes of what was."""
+        if not self._ended:
+            await self.discard()
+        else:
+            await asyncio.gather(*self._tasks(), return_exceptions=True)
+
     def _check_open(self) -> None:
         if self._ended:
             raise errors.InvalidArgument(f"the upload of {self._bucket}/{self._key} has ended; begin another")
@@ -172,11 +180,14 @@ class Upload:
             raise errors.PreconditionFailed(f"the current version of {name} is {current.version_id}, not {wanted}")
 
     async def _stop(self) -> None:
-        tasks = [task for task in (*self._putting, self._hashing, self._checking) if task is not None]
+        tasks = self._tasks()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._parts = []
+
+    def _tasks(self) -> list[asyncio.Task[Any]]:
+        return [task for task in (*self._putting, self._hashing, self._checking) if task is not None]
 
 
 class Store:
@@ -186,11 +197,13 @@ class Store:
         self.client = client
         self.blobs = blobs
         self._cache = _ChunkCache(blobs)
+        self._uploads: WeakSet[Upload] = WeakSet()
         recycle_buffers()
 
     async def close(self) -> None:
-        """Finish background copies, within bounds, and release everything."""
+        """Discard uploads that were not ended, finish background copies, within bounds, and release everything."""
         self._cache.clear()
+        await asyncio.gather(*(upload.leave() for upload in list(self._uploads)))
         try:
             await self.blobs.close()
         finally:
@@ -210,7 +223,7 @@ class Store:
         progress: Progress | None = None,
     ) -> Upload:
         """Begin an object that is written piece by piece. ``if_absent`` and ``if_version`` as in put_object."""
-        return Upload(
+        upload = Upload(
             self,
             bucket,
             key,
@@ -220,6 +233,8 @@ class Store:
             if_version=if_version,
             progress=progress,
         )
+        self._uploads.add(upload)
+        return upload
 
     async def put_stream(
         self,

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from gateway import blobs as blobs_module
 from gateway.blobs import ChunkMissing, LocalBlobs
 from objmeta import Chunk, errors
 
@@ -276,3 +278,26 @@ async def test_status_shows_the_room(blobs: LocalBlobs) -> None:
     (status,) = await blobs.status()
     assert status.state == "up"
     assert 0 < status.disk_free <= status.disk_total
+
+
+async def test_closing_waits_for_what_a_cancelled_caller_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    prepare = blobs_module._prepare
+
+    def slow(directory: Path) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        prepare(directory)
+
+    monkeypatch.setattr(blobs_module, "_prepare", slow)
+    path = tmp_path / "blobs"
+    blobs = LocalBlobs(path)
+    putting = asyncio.create_task(blobs.put(b"data"))
+    await asyncio.to_thread(begun.wait)
+    putting.cancel()
+    closing = asyncio.create_task(blobs.close())
+    await asyncio.sleep(0)
+    assert not path.exists()
+    go_on.set()
+    await closing
+    assert len(list(path.iterdir())) == 257

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from objmeta.core.configuration import Configuration, ConfigurationTag
+from objmeta.core.configuration import Configuration, ConfigurationTag, Membership
+from objmeta.core.inventory import DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, Reply, Request, State
 
@@ -61,6 +62,11 @@ class AcceptorStore(Protocol):
         """The configuration stored here."""
         ...
 
+    @property
+    def membership(self) -> Membership:
+        """The same with the members' addresses, as far as they were handed out."""
+        ...
+
     def apply(self, batch: Sequence[Envelope]) -> list[Reply]:
         """Run the steps in order and make them durable together; one reply for each."""
         ...
@@ -75,6 +81,14 @@ class AcceptorStore(Protocol):
         Raises :class:`~objmeta.errors.ConfigurationMismatch` if ``tag`` is not this store's, and
         :class:`~objmeta.errors.Unavailable` if the request's ``settle`` wants a term that was not raised here yet.
         """
+        ...
+
+    def inventory(self, tag: ConfigurationTag, request: InventoryRequest) -> Inventory:
+        """One page of all registers held, promise-only rows included. Raises ConfigurationMismatch."""
+        ...
+
+    def digests(self, tag: ConfigurationTag, request: DigestRequest) -> Digests:
+        """Digests of ranges of registers. Raises ConfigurationMismatch."""
         ...
 
     def changes(self, since: int, limit: int) -> Changes:
@@ -107,6 +121,18 @@ class Transport(Protocol):
         Raises :class:`~objmeta.errors.Unavailable` if it cannot be reached and
         :class:`~objmeta.errors.ConfigurationMismatch` if it refuses.
         """
+        ...
+
+    async def inventory(self, acceptor: int, request: InventoryRequest) -> Inventory:
+        """Ask one acceptor what it holds. Raises as :meth:`scan` does."""
+        ...
+
+    async def digests(self, acceptor: int, request: DigestRequest) -> Digests:
+        """Ask one acceptor for digests of ranges. Raises as :meth:`scan` does."""
+        ...
+
+    def adopt(self, membership: Membership) -> None:
+        """From now on speak under this configuration and reach these members; what is queued still is lost."""
         ...
 
 

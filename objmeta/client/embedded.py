@@ -40,7 +40,7 @@ class EmbeddedRegisters:
         self._lane = Lane(store, asyncio.get_running_loop())
         tag = store.configuration.tag
         self._engine = Engine(
-            store.configuration,
+            store.membership,
             LocalTransport(tag, {store.acceptor_id: self._lane}),
             new_ballots(),
             random.Random(os.urandom(16)),

@@ -9,28 +9,42 @@ The rules, by number as in docs/protocol.md:
 
 * prepare(b) succeeds iff ``b > max(promised, accepted, floor)``, strictly (rule 2);
 * accept(b, v) succeeds iff ``b >= promised and b > accepted and b > floor``, or ``b == accepted`` with the identical
-  value, a duplicate (rule 2); accepting b also promises b;
+  value, a duplicate (rule 2); accepting b also promises b, or the higher ballot that the accept asks for (rule 10);
 * a state is refused unless every record it names comes along or is held (rule 7);
 * an operation whose record is held under another sequence is refused, and the refusal says where (at most once);
-* accepts are refused below the term of their scope, write-backs too, and new values below the generation floor.
+* accepts are refused below the term of their scope, write-backs too, and new values below the generation floor;
+* a register is erased iff its accepted ballot is the tombstone's own, the value is that tombstone and nothing higher is
+  promised, in a configuration that is not joint; its ballot becomes a floor of its scope (rules 8 and 9);
+* a membership is adopted iff its epoch is higher; what names another configuration than the acceptor's is refused;
+* a register whose row is damaged has no vote; an accept above every ballot ever promised here replaces it.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from objmeta.core.ballot import Ballot
+from objmeta.core.ballot import ZERO, Ballot
+from objmeta.core.configuration import OUTSIDE, Membership
+from objmeta.core.home import scope_of
 from objmeta.core.messages import (
+    TOMBSTONE,
     Accept,
     Accepted,
+    Adopt,
+    Adopted,
+    Erase,
+    Erased,
     Fetch,
     Fetched,
+    Floors,
     Found,
     Prepare,
     Promise,
     Raised,
+    RaiseFloors,
     RaiseTerm,
     Read,
+    ReadFloors,
     Record,
     RecordRef,
     Refusal,
@@ -38,7 +52,9 @@ from objmeta.core.messages import (
     Reply,
     Request,
     Row,
+    ScopeFloor,
 )
+from objmeta.errors import RowDamaged
 
 _NEVER_TOUCHED = Row()
 
@@ -47,8 +63,12 @@ class AcceptorView(Protocol):
     """What one step may read and write; all writes of a step become durable together or not at all."""
 
     @property
-    def ballot_floor(self) -> Ballot:
-        """Ballots at or below it are refused for every register."""
+    def membership(self) -> Membership:
+        """The configuration this acceptor votes in."""
+        ...
+
+    def adopt(self, membership: Membership) -> None:
+        """Store another one."""
         ...
 
     @property
@@ -56,25 +76,37 @@ class AcceptorView(Protocol):
         """Operations begun in a lower generation are refused."""
         ...
 
+    def raise_generation_floor(self, generation: int) -> None:
+        """Store a higher generation floor."""
+        ...
+
+    def scope_floor(self, scope: bytes) -> ScopeFloor:
+        """The floors of a scope; all zero if none was ever raised."""
+        ...
+
+    def put_scope_floor(self, scope: bytes, floor: ScopeFloor) -> None:
+        """Store a scope's floors."""
+        ...
+
+    def scope_floors(self, after: bytes, limit: int) -> tuple[tuple[bytes, ScopeFloor], ...]:
+        """The first ``limit`` scopes above ``after`` that have a floor, in order."""
+        ...
+
     @property
-    def sequence_floor(self) -> int:
-        """Registers created anew start above it."""
-        ...
-
-    def term(self, scope: bytes) -> int:
-        """The floor of a scope, 0 if none was ever raised."""
-        ...
-
-    def raise_term(self, scope: bytes, term: int) -> None:
-        """Store a scope's floor."""
+    def greatest_ballot(self) -> Ballot:
+        """The greatest ballot ever promised or accepted for any register; kept by :meth:`put_row`."""
         ...
 
     def row(self, name: bytes) -> Row | None:
-        """The row of a register, or None if there is none."""
+        """The row of a register, or None if there is none. Raises RowDamaged."""
         ...
 
     def put_row(self, name: bytes, row: Row, state_changed: bool) -> None:
         """Replace the row; ``state_changed`` is false when only the promise moved."""
+        ...
+
+    def erase(self, name: bytes) -> None:
+        """Remove the row and every record of a register; counts as a change of it."""
         ...
 
     def held(self, name: bytes, version_id: bytes) -> tuple[RecordRef, ...]:
@@ -96,41 +128,54 @@ class AcceptorView(Protocol):
 
 def step(view: AcceptorView, request: Request) -> Reply:
     """Answer one request, writing what it changes through ``view``."""
-    if isinstance(request, Read):
-        row = view.row(request.name) or _NEVER_TOUCHED
-        return Found(row.accepted, row.state)
-    if isinstance(request, Accept):
-        return _accept(view, request)
-    if isinstance(request, Prepare):
-        return _prepare(view, request)
-    if isinstance(request, Fetch):
-        return Fetched(view.records(request.name, request.refs, request.with_data))
-    return _raise_term(view, request)
+    try:
+        if isinstance(request, Read):
+            row = view.row(request.name) or _NEVER_TOUCHED
+            return Found(row.accepted, row.state)
+        if isinstance(request, Accept):
+            return _accept(view, request, view.row(request.name) or _NEVER_TOUCHED)
+        if isinstance(request, Prepare):
+            return _prepare(view, request)
+        if isinstance(request, Fetch):
+            return Fetched(view.records(request.name, request.refs, request.with_data))
+        if isinstance(request, Erase):
+            return _erase(view, request)
+    except RowDamaged as damage:
+        return _on_damage(view, request, damage)
+    if isinstance(request, RaiseTerm):
+        return _raise_term(view, request)
+    if isinstance(request, RaiseFloors):
+        return _raise_floors(view, request)
+    if isinstance(request, ReadFloors):
+        found = view.scope_floors(request.after, request.limit + 1)
+        return Floors(view.generation_floor, found[: request.limit], len(found) > request.limit)
+    return _adopt(view, request)
 
 
 def _prepare(view: AcceptorView, request: Prepare) -> Promise | Refused:
     row = view.row(request.name)
-    floor = view.ballot_floor
+    floor = view.scope_floor(scope_of(request.name))
     known = row or _NEVER_TOUCHED
-    greatest = max(known.promised, known.accepted, floor)
+    greatest = max(known.promised, known.accepted, floor.ballot)
     if request.ballot <= greatest:
         return Refused(request.ballot, Refusal.CONFLICT, greatest)
     view.put_row(request.name, Row(request.ballot, known.accepted, known.state), False)
     held = view.held(request.name, request.version_id) if request.version_id and row else ()
-    return Promise(request.ballot, known.accepted, known.state, held, view.sequence_floor)
+    return Promise(request.ballot, known.accepted, known.state, held, floor.sequence)
 
 
-def _accept(view: AcceptorView, request: Accept) -> Accepted | Refused:
+def _accept(view: AcceptorView, request: Accept, row: Row) -> Accepted | Refused:
     ballot = request.ballot
-    row = view.row(request.name) or _NEVER_TOUCHED
-    floor = view.ballot_floor
-    if ballot == row.accepted and ballot > floor and row.state == request.state:
-        return Accepted(ballot)  # a duplicate, answered again
-    if ballot.counter == 0 and view.sequence_floor:
-        return Refused(ballot, Refusal.CONFLICT, floor)  # whoever uses the zero ballot does not know this floor
-    if ballot < row.promised or ballot <= row.accepted or ballot <= floor:
-        return Refused(ballot, Refusal.CONFLICT, max(row.promised, row.accepted, floor))
-    if request.fence is not None and request.fence.term < view.term(request.fence.scope):
+    floor = view.scope_floor(scope_of(request.name))
+    if ballot == row.accepted and ballot > floor.ballot and row.state == request.state:
+        view.put_records(request.name, request.records)
+        return Accepted(ballot, _following(request, row.promised))  # a duplicate, answered again
+    if ballot.counter == 0 and floor.sequence:
+        return Refused(ballot, Refusal.CONFLICT, floor.ballot)  # whoever uses the zero ballot does not know this floor
+    if ballot < row.promised or ballot <= row.accepted or ballot <= floor.ballot:
+        return Refused(ballot, Refusal.CONFLICT, max(row.promised, row.accepted, floor.ballot))
+    fence = request.fence
+    if fence is not None and fence.term < view.scope_floor(fence.scope).term:
         return Refused(ballot, Refusal.STALE_TERM)
     if request.generation is not None and request.generation < view.generation_floor:
         return Refused(ballot, Refusal.STALE_GENERATION)
@@ -144,14 +189,66 @@ def _accept(view: AcceptorView, request: Accept) -> Accepted | Refused:
             return Refused(ballot, Refusal.RECORD_MISSING)
     if request.dead:
         view.drop_records(request.name, request.dead)
+    promised = max(ballot, request.following)
     view.put_records(request.name, request.records)
-    view.put_row(request.name, Row(ballot, ballot, request.state), True)
-    return Accepted(ballot)
+    view.put_row(request.name, Row(promised, ballot, request.state), True)
+    return Accepted(ballot, _following(request, promised))
+
+
+def _following(request: Accept, promised: Ballot) -> Ballot:
+    return promised if request.following == promised else ZERO
+
+
+def _erase(view: AcceptorView, request: Erase) -> Erased | Refused:
+    if view.membership.configuration.is_joint:
+        return Refused(request.ballot, Refusal.CONFIGURATION, detail="nothing is erased while members change")
+    name, ballot = request.name, request.ballot
+    scope = scope_of(name)
+    floor = view.scope_floor(scope)
+    row = view.row(name)
+    if row is None:
+        return Erased(ballot, ballot <= floor.ballot)
+    if row.accepted != ballot or row.promised > ballot or row.state is None or row.state.flag != TOMBSTONE:
+        return Erased(ballot, False)
+    sequence = row.state.refs[-1].sequence if row.state.refs else 0
+    view.put_scope_floor(scope, floor.raised(ScopeFloor(0, ballot, sequence)))
+    view.erase(name)
+    return Erased(ballot, True)
+
+
+def _on_damage(view: AcceptorView, request: Request, damage: RowDamaged) -> Reply:
+    greatest = view.greatest_ballot
+    ballot = request.ballot if isinstance(request, Prepare | Accept | Erase) else ZERO
+    if isinstance(request, Accept) and ballot > greatest:
+        return _accept(view, request, Row(greatest, greatest, None))
+    return Refused(ballot, Refusal.DAMAGED, greatest, detail=str(damage))
 
 
 def _raise_term(view: AcceptorView, request: RaiseTerm) -> Raised:
-    term = view.term(request.scope)
-    if request.term > term:
-        view.raise_term(request.scope, request.term)
-        term = request.term
-    return Raised(term)
+    floor = view.scope_floor(request.scope)
+    if request.term > floor.term:
+        floor = floor.raised(ScopeFloor(request.term))
+        view.put_scope_floor(request.scope, floor)
+    return Raised(floor.term)
+
+
+def _raise_floors(view: AcceptorView, request: RaiseFloors) -> Floors:
+    if request.generation > view.generation_floor:
+        view.raise_generation_floor(request.generation)
+    for scope, floor in request.scopes:
+        known = view.scope_floor(scope)
+        raised = known.raised(floor)
+        if raised != known:
+            view.put_scope_floor(scope, raised)
+    return Floors(view.generation_floor)
+
+
+def _adopt(view: AcceptorView, request: Adopt) -> Adopted | Refused:
+    own, new = view.membership.configuration, request.membership.configuration
+    if own.store_id != new.store_id:
+        return Refused(ZERO, Refusal.CONFIGURATION, detail="this acceptor belongs to another store")
+    if new.epoch > own.epoch:
+        if own.epoch == OUTSIDE and not request.joining:
+            return Refused(ZERO, Refusal.CONFIGURATION, detail="this acceptor has not been given its floors yet")
+        view.adopt(request.membership)
+    return Adopted(view.membership)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Final
 
 import msgspec
 from blake3 import blake3
@@ -29,6 +30,13 @@ class Configuration(msgspec.Struct, frozen=True, array_like=True, dict=True):
     store_id: bytes
     epoch: int
     member_sets: tuple[tuple[int, ...], ...]
+    retired: tuple[int, ...] = ()
+    """Ids of members that were removed: what comes back under one of them has forgotten its promises."""
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether a change of members is under way."""
+        return len(self.member_sets) > 1
 
     @functools.cached_property
     def tag(self) -> ConfigurationTag:
@@ -39,6 +47,25 @@ class Configuration(msgspec.Struct, frozen=True, array_like=True, dict=True):
     def quorums(self) -> Quorums:
         """The quorums of this configuration."""
         return Quorums(self.member_sets)
+
+
+class Membership(msgspec.Struct, frozen=True, array_like=True):
+    """A configuration together with where its members are reached: what a change of members hands out.
+
+    Addresses locate members, they do not define them: two memberships of one epoch may differ in them.
+    """
+
+    configuration: Configuration
+    addresses: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def address_of(self) -> dict[int, str]:
+        """Addresses (``host:port``) by member id."""
+        return dict(self.addresses)
+
+
+OUTSIDE: Final = 0
+"""The epoch of an acceptor that was made for a store but has not joined it: it has no vote yet."""
 
 
 def single_set(store_id: bytes, members: tuple[int, ...], epoch: int = 1) -> Configuration:

@@ -5,7 +5,8 @@ the zero ballot of a register belongs to its home alone (``firstwrite``).  So th
 configuration and the name, the same for everybody.
 
 Names that begin alike have one home, so that a bucket's operations meet at one node and share messages and rounds
-(docs/decisions/0006).
+(docs/decisions/0006).  For the same reason floors are kept for each such beginning: erasing registers of one bucket
+does not take the short way of first writes from the others.
 """
 
 from __future__ import annotations
@@ -15,8 +16,16 @@ from typing import Final
 
 from blake3 import blake3
 
-NAME_BYTES_HASHED: Final = 18
+_KIND_BYTES: Final = 2
+_SCOPED_KIND: Final = b"o/"
+_SCOPE_BYTES: Final = 16
+NAME_BYTES_HASHED: Final = _KIND_BYTES + _SCOPE_BYTES
 """The kind of a register and a bucket's id: two and sixteen bytes."""
+
+
+def scope_of(name: bytes) -> bytes:
+    """The scope whose floors concern a register: the bucket's id for the heads of objects, else the kind."""
+    return name[_KIND_BYTES:NAME_BYTES_HASHED] if name.startswith(_SCOPED_KIND) else name[:_KIND_BYTES]
 
 
 def home_of(name: bytes, members: tuple[int, ...]) -> int:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from objmeta.core.ballot import ZERO, Ballot
+from objmeta.core.configuration import Membership
 
 
 class RecordRef(NamedTuple):
@@ -67,6 +68,27 @@ class Fence(NamedTuple):
     term: int
 
 
+class ScopeFloor(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What only grows for the registers of one scope (DESIGN section 1, floors).
+
+    ``term``: accepts that state a lower one are refused.  ``ballot``: rounds at or below it are refused, so that an
+    erased register's old messages mean nothing.  ``sequence``: a register made anew starts above it.
+    """
+
+    term: int = 0
+    ballot: Ballot = ZERO
+    sequence: int = 0
+
+    def raised(self, other: ScopeFloor) -> ScopeFloor:
+        """The higher of both, each by itself."""
+        return ScopeFloor(
+            max(self.term, other.term), max(self.ballot, other.ballot), max(self.sequence, other.sequence)
+        )
+
+
+NO_FLOOR: Final = ScopeFloor()
+
+
 # -- Requests ---------------------------------------------------------------------------------------------------------
 
 
@@ -84,7 +106,10 @@ class Accept(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     A new value states its ``fence`` and the ``generation`` its operation began in.  A write-back of a value somebody
     already accepted states no generation, and the fence of whoever writes it back (docs/decisions/0005).  ``dead``
     names records proven to lie on no chain: the acceptor drops them in the same step and does not hold them against
-    the operation.
+    the operation.  ``following`` (above ``ballot``, else none) asks for the promise of the next round too (rule 10).
+
+    Records of the chain beyond those the state names may come along, also with a duplicate: that is how history reaches
+    an acceptor that lacks it.
     """
 
     name: bytes
@@ -94,6 +119,7 @@ class Accept(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     fence: Fence | None = None
     generation: int | None = None
     dead: tuple[RecordRef, ...] = ()
+    following: Ballot = ZERO
 
 
 class Read(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
@@ -117,8 +143,47 @@ class RaiseTerm(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
     term: int
 
 
-Request = Prepare | Accept | Read | Fetch | RaiseTerm
-WRITES: Final = (Prepare, Accept, RaiseTerm)
+class Erase(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
+    """Forget a register whose tombstone every acceptor has accepted under ``ballot`` (rule 8).
+
+    The configuration in the envelope is the one whose acceptors all confirmed it; a joint one is refused (rule 9).
+    """
+
+    name: bytes
+    ballot: Ballot
+
+
+class RaiseFloors(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
+    """Raise the generation floor and those of some scopes.
+
+    An acceptor that has not joined yet (epoch OUTSIDE) takes them from a member of its store: it needs them before it
+    may vote (rule 9).
+    """
+
+    generation: int = 0
+    scopes: tuple[tuple[bytes, ScopeFloor], ...] = ()
+
+
+class ReadFloors(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
+    """Ask for the floors: those of scopes above ``after``, at most ``limit`` of them."""
+
+    after: bytes = b""
+    limit: int = 1000
+
+
+class Adopt(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
+    """Take this membership, which was chosen, if its epoch is higher than the acceptor's own.
+
+    The envelope's configuration does not matter.  An acceptor that has not joined yet takes it only with ``joining``,
+    which says that it was given the floors of a fenced majority.
+    """
+
+    membership: Membership
+    joining: bool = False
+
+
+Request = Prepare | Accept | Read | Fetch | RaiseTerm | Erase | RaiseFloors | ReadFloors | Adopt
+WRITES: Final = (Prepare, Accept, RaiseTerm, Erase, RaiseFloors, Adopt)
 """Requests whose reply may leave only after a durable step."""
 
 
@@ -142,6 +207,8 @@ class Refusal(enum.IntEnum):
     """Store id, epoch or digest differ."""
     FAILED = 7
     """The acceptor could not make the step durable (disk full, I/O error); ``detail`` is "kind: message"."""
+    DAMAGED = 8
+    """What is stored of the register cannot be read: no vote, until a write-back mends it."""
 
 
 class Promise(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
@@ -155,9 +222,10 @@ class Promise(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
-    """Phase two granted, durably."""
+    """Phase two granted, durably; ``promised`` is the accept's ``following`` if that is promised now, else zero."""
 
     ballot: Ballot
+    promised: Ballot = ZERO
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
@@ -168,6 +236,10 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     greatest: Ballot = ZERO
     held: tuple[RecordRef, ...] = ()
     detail: str = ""
+    membership: Membership | None = None
+    """With CONFIGURATION: the acceptor's own membership if its epoch is the higher one."""
+    behind: bool = False
+    """With CONFIGURATION: whether the acceptor is of the same store and its epoch is the lower one."""
 
 
 class Found(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
@@ -189,4 +261,25 @@ class Raised(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
     term: int
 
 
-Reply = Promise | Accepted | Refused | Found | Fetched | Raised
+class Erased(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
+    """Answer to :class:`Erase`: whether the register is gone here."""
+
+    ballot: Ballot
+    gone: bool
+
+
+class Floors(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
+    """Answer to :class:`ReadFloors`, and without scopes to :class:`RaiseFloors`: what stands now."""
+
+    generation: int
+    scopes: tuple[tuple[bytes, ScopeFloor], ...] = ()
+    more: bool = False
+
+
+class Adopted(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
+    """Answer to :class:`Adopt`: the membership that stands now, durably."""
+
+    membership: Membership
+
+
+Reply = Promise | Accepted | Refused | Found | Fetched | Raised | Erased | Floors | Adopted

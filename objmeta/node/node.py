@@ -154,11 +154,13 @@ class Node:
             store = self._data.store
             assert store is not None, "an established node has a store"
             loop = asyncio.get_running_loop()
-            configuration = store.configuration
+            membership = store.membership
             self._lane = Lane(store, loop)
-            self._transport = PeerTransport(self.settings.node_id, self._lane, configuration.tag, self.settings.others)
+            self._transport = PeerTransport(
+                self.settings.node_id, self._lane, membership.configuration.tag, self.settings.others
+            )
             self._engine = Engine(
-                configuration,
+                membership,
                 self._transport,
                 new_ballots(),
                 random.Random(os.urandom(16)),

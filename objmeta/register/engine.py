@@ -21,12 +21,13 @@ from typing import NoReturn
 
 from objmeta.core.ballot import BallotSource
 from objmeta.core.change import Identity
-from objmeta.core.configuration import Configuration
+from objmeta.core.configuration import Configuration, Membership
 from objmeta.core.fastread import FastRead, Reading
 from objmeta.core.firstwrite import FirstWrite
 from objmeta.core.home import home_of
 from objmeta.core.listing import ScanRequest
 from objmeta.core.messages import (
+    Adopt,
     Fence,
     Fetch,
     Fetched,
@@ -107,12 +108,14 @@ RoundFactory = Callable[..., Round]
 class _Run:
     """One round in flight: feeds replies and timers to the round and its effects to the transport."""
 
-    __slots__ = ("_engine", "_round", "_timers", "outcome")
+    __slots__ = ("_engine", "_round", "_timers", "moved", "outcome")
 
     def __init__(self, engine: Engine, round_: Round | FirstWrite, deadline: float) -> None:
         loop = engine.loop
         self._engine = engine
         self._round = round_
+        self.moved = False
+        """Whether an acceptor was found to be in another configuration, and the two were brought together."""
         self.outcome: asyncio.Future[Outcome] = loop.create_future()
         limit = min(deadline, loop.time() + engine.settings.round_timeout_s)
         self._timers = [loop.call_at(limit, self._on_timeout)]
@@ -135,6 +138,10 @@ class _Run:
     def _on_reply(self, acceptor: int, reply: Reply) -> None:
         if self.outcome.done():
             return  # cancelled, or over: a late reply must not carry the round on
+        if isinstance(reply, Refused) and reply.reason is Refusal.CONFIGURATION:
+            self.moved = self._engine.bring_together(acceptor, reply) or self.moved
+            if self.outcome.done():
+                return
         try:
             self._perform(self._round.on_reply(acceptor, reply))
         except Exception as error:  # of the change function, mostly: it belongs to the operation, not to the transport
@@ -147,6 +154,12 @@ class _Run:
 
     def _on_timeout(self) -> None:
         self._perform(self._round.on_timeout())
+
+    def abort(self) -> None:
+        """End the round now: the configuration it was begun in is no more."""
+        self.moved = True
+        if not self.outcome.done():
+            self._on_timeout()
 
     def stop(self) -> None:
         """Let the timers go."""
@@ -161,11 +174,14 @@ class Engine:
     incarnation that no other life of any proposer has.  ``own_acceptor`` is the acceptor of this process's own store,
     if it has one: for the registers it is home to, first writes take one round trip.  The factories exist for the
     simulator's broken variants.
+
+    When a change of members comes to light (an acceptor says so), the engine adopts the new membership and
+    ``on_adopt`` is called with it; rounds under way are given up, and their operations go on with new ones.
     """
 
     def __init__(
         self,
-        configuration: Configuration,
+        membership: Membership,
         transport: Transport,
         ballots: BallotSource,
         rng: random.Random,
@@ -174,9 +190,10 @@ class Engine:
         own_acceptor: int | None = None,
         round_factory: RoundFactory = Round,
         first_write_factory: Callable[..., FirstWrite] = FirstWrite,
+        on_adopt: Callable[[Membership], None] | None = None,
     ) -> None:
-        self.configuration = configuration
-        self.quorums = configuration.quorums
+        self.membership = membership
+        self.quorums = membership.configuration.quorums
         self.transport = transport
         self.settings = settings or EngineSettings()
         self.loop = asyncio.get_running_loop()
@@ -184,10 +201,42 @@ class Engine:
         self._rng = rng
         self._round_factory = round_factory
         self._first_write_factory = first_write_factory
-        self._own_acceptor = own_acceptor if len(configuration.member_sets) == 1 else None
+        self._acceptor_here = own_acceptor
+        self._on_adopt = on_adopt
+        self._runs: set[_Run] = set()
         self._touched: dict[bytes, None] = {}
         self._turns = Turns(self.loop)
         self._scanner = Scanner(self)
+
+    # -- Membership ---------------------------------------------------------------------------------------------------
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration in force, as far as is known here."""
+        return self.membership.configuration
+
+    def adopt(self, membership: Membership) -> bool:
+        """Go on in this configuration, which was chosen, if its epoch is higher; whether it was."""
+        if membership.configuration.epoch <= self.configuration.epoch:
+            return False
+        self.membership = membership
+        self.quorums = membership.configuration.quorums
+        self._touched.clear()
+        self.transport.adopt(membership)
+        for run in list(self._runs):
+            run.abort()
+        if self._on_adopt is not None:
+            self._on_adopt(membership)
+        return True
+
+    def bring_together(self, acceptor: int, refused: Refused) -> bool:
+        """Learn the acceptor's newer configuration, or tell it ours; False if it is another store's."""
+        if refused.membership is not None:
+            self.adopt(refused.membership)
+            return True
+        if refused.behind:
+            self.transport.send(acceptor, Adopt(self.membership), lambda acceptor, reply: None)
+        return refused.behind
 
     # -- Changes ------------------------------------------------------------------------------------------------------
 
@@ -243,15 +292,21 @@ class Engine:
                     _raise_failure(outcome.failure, proposed)
                 if self.loop.time() >= deadline:
                     self._raise_late(request.name, proposed)
-                await asyncio.sleep(min(self._rng.uniform(0, cap), max(0.0, deadline - self.loop.time())))
-                cap = min(cap * 2, self.settings.backoff_s_max)
+                cap = await self._back_off(cap, deadline)
             else:
                 assert isinstance(outcome, Settled | NotFirst)
+
+    async def _back_off(self, cap: float, deadline: float) -> float:
+        """Wait at random up to ``cap`` seconds; the next cap."""
+        await asyncio.sleep(min(self._rng.uniform(0, cap), max(0.0, deadline - self.loop.time())))
+        return min(cap * 2, self.settings.backoff_s_max)
 
     def _may_be_first(self, request: ChangeRequest) -> bool:
         """Whether this register is at home here and was not seen lately: a hint, the acceptor decides."""
         name = request.name
-        if self._own_acceptor is None or home_of(name, self.quorums.members) != self._own_acceptor:
+        if self._acceptor_here is None or self.configuration.is_joint:
+            return False
+        if home_of(name, self.quorums.members) != self._acceptor_here:
             return False
         if name in self._touched or not request.change.version_id:
             return False
@@ -270,7 +325,7 @@ class Engine:
             round_ = self._first_write_factory(
                 self.quorums,
                 self.configuration.epoch,
-                self._own_acceptor or 0,
+                self._acceptor_here or 0,
                 request.name,
                 request.change,
                 fence=request.fence,
@@ -287,10 +342,15 @@ class Engine:
                 dead=dead,
             )
         run = _Run(self, round_, deadline)
+        self._runs.add(run)
         try:
-            return await run.outcome
+            outcome = await run.outcome
         finally:
+            self._runs.discard(run)
             run.stop()
+        if isinstance(outcome, Denied) and outcome.reason is Refusal.CONFIGURATION and run.moved:
+            return Lost(round_.ballot, outcome.proposed)
+        return outcome
 
     async def _applied(
         self, name: bytes, operation: bytes, outcome: HeldElsewhere, dead: set[RecordRef], deadline: float
@@ -360,6 +420,8 @@ class Engine:
         def on_reply(acceptor: int, reply: Reply) -> None:
             if answer.done() or not isinstance(reply, Found | Refused):
                 return
+            if isinstance(reply, Refused) and reply.reason is Refusal.CONFIGURATION:
+                self.bring_together(acceptor, reply)
             match reading.on_reply(acceptor, reply):
                 case Reading.DECIDED:
                     answer.set_result(True)

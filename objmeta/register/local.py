@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from objmeta.core.configuration import ConfigurationTag
+from objmeta.core.configuration import ConfigurationTag, Membership
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Reply, Request
 from objmeta.interfaces import OnReply
@@ -32,6 +32,9 @@ class LocalTransport:
 
     def send(self, acceptor: int, request: Request, on_reply: OnReply) -> None:
         self._acceptors[acceptor].submit(self._tag, request, lambda reply: on_reply(acceptor, reply))
+
+    def adopt(self, membership: Membership) -> None:
+        self._tag = membership.configuration.tag
 
     async def scan(self, acceptor: int, request: ScanRequest) -> ScanAnswer:
         return await self._acceptors[acceptor].scan(self._tag, request)

@@ -20,7 +20,7 @@ import grpc
 import grpc.aio
 import msgspec
 
-from objmeta.core.configuration import Configuration, ConfigurationTag
+from objmeta.core.configuration import Configuration, ConfigurationTag, Membership
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Reply, Request
 from objmeta.errors import ConfigurationMismatch, ObjmetaError, Unavailable
@@ -82,6 +82,13 @@ class PeerLink:
         while len(outbox) > _QUEUE_ITEMS_MAX or outbox.size > _QUEUE_BYTES_MAX:
             dropped, _ = outbox.drop_oldest()
             self._pending.pop(dropped, None)
+
+    def adopt(self, tag: ConfigurationTag) -> None:
+        """Speak under another configuration; what waits to be sent was meant for the last one and is lost."""
+        self._tag = tag
+        self._tag_bytes = msgspec.Raw(wire.encode(tag))
+        for number, _ in self._outbox.clear():
+            self._pending.pop(number, None)
 
     async def scan(self, request: ScanRequest) -> ScanAnswer:
         """Ask for a page. Raises Unavailable, and what the acceptor raised."""
@@ -175,6 +182,7 @@ class PeerTransport:
         self._last: Request | None = None
         self._item = b""
         self.links = {peer: PeerLink(peer, address, tag) for peer, address in addresses.items() if peer != node_id}
+        self._closing: set[asyncio.Task[None]] = set()
 
     def send(self, acceptor: int, request: Request, on_reply: OnReply) -> None:
         """Queue a request. The proposer sends one request to everybody, so it is encoded once."""
@@ -185,17 +193,39 @@ class PeerTransport:
             self._number += 1
             self._last = request
             self._item = wire.encode((self._number, request))
-        self.links[acceptor].send(self._number, self._item, on_reply)
+        link = self.links.get(acceptor)
+        if link is not None:  # else its address is not known yet: a message to nowhere is lost
+            link.send(self._number, self._item, on_reply)
+
+    def adopt(self, membership: Membership) -> None:
+        """See :class:`objmeta.interfaces.Transport`."""
+        configuration, addresses = membership.configuration, membership.address_of
+        self._tag = configuration.tag
+        for peer in [peer for peer in self.links if peer not in configuration.quorums.members]:
+            self._close_link(peer)
+        for link in self.links.values():
+            link.adopt(self._tag)
+        for peer in configuration.quorums.members:
+            if peer != self._node_id and peer not in self.links and peer in addresses:
+                self.links[peer] = PeerLink(peer, addresses[peer], self._tag)
+
+    def _close_link(self, peer: int) -> None:
+        closing = asyncio.ensure_future(self.links.pop(peer).close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     async def scan(self, acceptor: int, request: ScanRequest) -> ScanAnswer:
         """Ask one acceptor for a page. Raises Unavailable, ConfigurationMismatch."""
         if acceptor == self._node_id:
             return await self._acceptor.scan(self._tag, request)
-        return await self.links[acceptor].scan(request)
+        link = self.links.get(acceptor)
+        if link is None:
+            raise Unavailable(f"the address of node {acceptor} is not known yet")
+        return await link.scan(request)
 
     async def close(self) -> None:
         """Close all streams."""
-        await asyncio.gather(*(link.close() for link in self.links.values()))
+        await asyncio.gather(*(link.close() for link in self.links.values()), *self._closing)
 
 
 async def ask(address: str, method: str, message: bytes, decode: Callable[[bytes], Answer], timeout_s: float) -> Answer:

@@ -19,9 +19,9 @@ from typing import Final, NamedTuple
 import msgspec
 
 from objmeta.core.ballot import ZERO, Ballot
-from objmeta.core.configuration import Configuration, ConfigurationTag
+from objmeta.core.configuration import Configuration, ConfigurationTag, Membership
 from objmeta.core.listing import ScanAnswer, ScanRequest
-from objmeta.core.messages import Record, RecordRef, Reply, Row
+from objmeta.core.messages import NO_FLOOR, Record, RecordRef, Reply, Row, ScopeFloor
 from objmeta.interfaces import Changes, Envelope
 from objmeta.store.pages import StoredRecord, StoredRow, page
 from objmeta.store.steps import answer, check_reads, check_tag, check_term
@@ -37,10 +37,12 @@ _Records = dict[bytes, dict[bytes, dict[RecordRef, Record]]]
 class MemorySnapshot(NamedTuple):
     """A copy of all that a :class:`MemoryStore` holds; opaque."""
 
+    membership: Membership
     rows: dict[bytes, Row]
     records: _Records
-    terms: dict[bytes, int]
-    floors: tuple[Ballot, int, int]
+    floors: dict[bytes, ScopeFloor]
+    generation_floor: int
+    greatest_ballot: Ballot
     changes: list[bytes]
     pruned: int
 
@@ -48,24 +50,38 @@ class MemorySnapshot(NamedTuple):
 class _View:
     """Satisfies :class:`objmeta.core.acceptor.AcceptorView`; remembers how to undo each write."""
 
-    def __init__(self) -> None:
-        self.ballot_floor = ZERO
+    def __init__(self, membership: Membership) -> None:
+        self.membership = membership
         self.generation_floor = 0
-        self.sequence_floor = 0
+        self.greatest_ballot = ZERO
+        self.floors: dict[bytes, ScopeFloor] = {}
         self.rows: dict[bytes, Row] = {}
         self.names: list[bytes] = []
         self.kept: _Records = {}
-        self.terms: dict[bytes, int] = {}
         self.changes: list[bytes] = []
         self.undo: list[Callable[[], object]] = []
 
-    def term(self, scope: bytes) -> int:
-        return self.terms.get(scope, 0)
+    def adopt(self, membership: Membership) -> None:
+        self._set("membership", membership)
 
-    def raise_term(self, scope: bytes, term: int) -> None:
-        before = self.terms.get(scope)
-        self.terms[scope] = term
-        self.undo.append(lambda: self.terms.pop(scope) if before is None else self.terms.update({scope: before}))
+    def raise_generation_floor(self, generation: int) -> None:
+        self._set("generation_floor", generation)
+
+    def scope_floor(self, scope: bytes) -> ScopeFloor:
+        return self.floors.get(scope, NO_FLOOR)
+
+    def put_scope_floor(self, scope: bytes, floor: ScopeFloor) -> None:
+        before = self.floors.get(scope)
+        self.floors[scope] = floor
+        self.undo.append(lambda: self.floors.pop(scope) if before is None else self.floors.update({scope: before}))
+
+    def scope_floors(self, after: bytes, limit: int) -> tuple[tuple[bytes, ScopeFloor], ...]:
+        return tuple(sorted((scope, floor) for scope, floor in self.floors.items() if scope > after)[:limit])
+
+    def _set(self, field: str, value: object) -> None:
+        before = getattr(self, field)
+        setattr(self, field, value)
+        self.undo.append(lambda: setattr(self, field, before))
 
     def row(self, name: bytes) -> Row | None:
         return self.rows.get(name)
@@ -73,12 +89,25 @@ class _View:
     def put_row(self, name: bytes, row: Row, state_changed: bool) -> None:
         before = self.rows.get(name)
         self.rows[name] = row
+        if row.promised > self.greatest_ballot:
+            self._set("greatest_ballot", row.promised)
         if before is None:
             insort(self.names, name)
             self.undo.append(lambda: (self.rows.pop(name), self.names.pop(bisect_left(self.names, name))))
         else:
             self.undo.append(lambda: self.rows.update({name: before}))
         if state_changed:
+            self.changes.append(name)
+            self.undo.append(self.changes.pop)
+
+    def erase(self, name: bytes) -> None:
+        before = self.rows.pop(name, None)
+        records = self.kept.pop(name, None)
+        if records is not None:
+            self.undo.append(lambda: self.kept.update({name: records}))
+        if before is not None:
+            self.names.pop(bisect_left(self.names, name))
+            self.undo.append(lambda: (self.rows.update({name: before}), insort(self.names, name)))
             self.changes.append(name)
             self.undo.append(self.changes.pop)
 
@@ -121,26 +150,29 @@ class MemoryStore:
         changes_kept: int = CHANGES_KEPT,
     ) -> None:
         self._acceptor_id = acceptor_id
-        self._configuration = configuration
         self._keep_undo = keep_undo
         self._changes_kept = changes_kept
         self._pruned = 0
-        self._view = _View()
+        self._view = _View(Membership(configuration))
 
     @property
     def acceptor_id(self) -> int:
         return self._acceptor_id
 
     @property
+    def membership(self) -> Membership:
+        return self._view.membership
+
+    @property
     def configuration(self) -> Configuration:
-        return self._configuration
+        return self._view.membership.configuration
 
     def apply(self, batch: Sequence[Envelope]) -> list[Reply]:
         """Run the steps in order, all or none; an exception raised by a step leaves the store as it was."""
         undo = self._view.undo
         mark = len(undo)
         try:
-            replies = answer(self._view, self._configuration.tag, batch)
+            replies = answer(self._view, batch)
         except BaseException:
             self._undo_to(mark)
             raise
@@ -151,10 +183,10 @@ class MemoryStore:
     def read(self, batch: Sequence[Envelope]) -> list[Reply]:
         """Answer requests that change nothing. Raises InvalidArgument for any other."""
         check_reads(batch)
-        return answer(self._view, self._configuration.tag, batch)
+        return answer(self._view, batch)
 
     def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
-        check_tag(self._configuration.tag, tag)
+        check_tag(self._view.membership.configuration.tag, tag)
         check_term(self._view, request)
         return page(self, request)
 
@@ -168,16 +200,6 @@ class MemoryStore:
 
     def count(self) -> int:
         return len(self._view.rows)
-
-    def raise_floors(
-        self, *, ballot: Ballot | None = None, generation: int | None = None, sequence: int | None = None
-    ) -> None:
-        """Raise the floors that are given; a floor never falls."""
-        view = self._view
-        before = (view.ballot_floor, view.generation_floor, view.sequence_floor)
-        self._set_floors(max(before[0], ballot or ZERO), max(before[1], generation or 0), max(before[2], sequence or 0))
-        if self._keep_undo:
-            view.undo.append(lambda: self._set_floors(*before))
 
     def close(self) -> None:
         """Nothing to release: what is held stays, as on a disk."""
@@ -197,23 +219,26 @@ class MemoryStore:
         """A copy of everything, to come back to with :meth:`restore`."""
         view = self._view
         return MemorySnapshot(
+            view.membership,
             dict(view.rows),
             _copy_records(view.kept),
-            dict(view.terms),
-            (view.ballot_floor, view.generation_floor, view.sequence_floor),
+            dict(view.floors),
+            view.generation_floor,
+            view.greatest_ballot,
             list(view.changes),
             self._pruned,
         )
 
     def restore(self, snapshot: MemorySnapshot) -> None:
         """Become what ``snapshot`` holds, floors and all, as a disk that was rolled back does."""
-        self._view = view = _View()
+        self._view = view = _View(snapshot.membership)
         view.rows = dict(snapshot.rows)
         view.names = sorted(snapshot.rows)
         view.kept = _copy_records(snapshot.records)
-        view.terms = dict(snapshot.terms)
+        view.floors = dict(snapshot.floors)
+        view.generation_floor = snapshot.generation_floor
+        view.greatest_ballot = snapshot.greatest_ballot
         view.changes = list(snapshot.changes)
-        self._set_floors(*snapshot.floors)
         self._pruned = snapshot.pruned
 
     # -- For the pages (objmeta.store.pages.Snapshot) -----------------------------------------------------------------
@@ -252,10 +277,6 @@ class MemoryStore:
             surplus = len(changes) - self._changes_kept
             del changes[:surplus]
             self._pruned += surplus
-
-    def _set_floors(self, ballot: Ballot, generation: int, sequence: int) -> None:
-        view = self._view
-        view.ballot_floor, view.generation_floor, view.sequence_floor = ballot, generation, sequence
 
 
 def _copy_records(records: _Records) -> _Records:

@@ -26,16 +26,17 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from objmeta.core.ballot import ZERO, Ballot
-from objmeta.core.configuration import Configuration, ConfigurationTag
+from objmeta.core.ballot import Ballot
+from objmeta.core.configuration import Configuration, ConfigurationTag, Membership
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Reply
 from objmeta.errors import ForkedClient, IntegrityError, StoreError, UnknownOutcome
 from objmeta.interfaces import Changes, Envelope
+from objmeta.store import directories
 from objmeta.store import sqlite_files as files
 from objmeta.store.checkpoints import Checkpointer
 from objmeta.store.pages import page
-from objmeta.store.sqlite_view import Floors, TransactionView
+from objmeta.store.sqlite_view import Identity, TransactionView
 from objmeta.store.steps import answer, check_reads, check_tag, check_term
 
 CHANGES_KEPT: Final = 1_000_000
@@ -51,8 +52,8 @@ _PAUSE_S_MAX: Final = 0.002
 _PAUSE_S_MIN: Final = 0.0005
 _PATIENT_S: Final = 0.005
 
-_CONFIGURATION: Final = msgspec.msgpack.Decoder(Configuration)
-_SELECT_STORE: Final = "SELECT configuration, ballot_floor, generation_floor, sequence_floor FROM store WHERE one = 1"
+_MEMBERSHIP: Final = msgspec.msgpack.Decoder(Membership)
+_SELECT_STORE: Final = "SELECT membership, generation_floor, greatest_ballot FROM store WHERE one = 1"
 _SELECT_ROWS: Final = "SELECT name, flag, accepted, state FROM registers WHERE name >= ? AND state IS NOT NULL "
 _ROWS_FROM: Final = _SELECT_ROWS + "ORDER BY name LIMIT ?"
 _ROWS_BETWEEN: Final = _SELECT_ROWS + "AND name < ? ORDER BY name LIMIT ?"
@@ -104,12 +105,12 @@ class SqliteStore:
         self._reading = threading.Lock()
         self._closed = False
         self._log_is_named = False
-        files.check_local(directory)
+        directories.check_local(directory)
         self._connections = _Connections(directory)
         self._checkpointer = Checkpointer(
             lambda: files.connect(directory, cache_kib=_CHECKPOINT_CACHE_KIB), self._reading
         )
-        self._known: tuple[bytes, Configuration] = (b"", Configuration(b"", 0, ()))
+        self._known: tuple[bytes, Membership] = (b"", Membership(Configuration(b"", 0, ())))
         try:
             self._acceptor_id = self._reads(self._identify)
             files.sync_log(directory)
@@ -154,9 +155,13 @@ class SqliteStore:
         return self._acceptor_id
 
     @property
-    def configuration(self) -> Configuration:
-        """The configuration as of the last transaction of this process."""
+    def membership(self) -> Membership:
+        """The membership as of the last transaction of this process."""
         return self._known[1]
+
+    @property
+    def configuration(self) -> Configuration:
+        return self._known[1].configuration
 
     def apply(self, batch: Sequence[Envelope]) -> list[Reply]:
         """Run the steps in order and make them durable together.
@@ -165,9 +170,8 @@ class SqliteStore:
         that leaves open whether it will be there after a crash, ForkedClient in a forked child.
         """
         with self._transaction(len(batch)) as cursor:
-            tag, floors = self._begin_view(cursor)
-            view = TransactionView(cursor, floors)
-            replies = answer(view, tag, batch)
+            view = TransactionView(cursor, self._begin_view(cursor))
+            replies = answer(view, batch)
             changed = view.flush()
             if changed:
                 _prune_changes(cursor, changed + _PRUNED_PER_BATCH_MAX)
@@ -179,17 +183,16 @@ class SqliteStore:
 
         def question() -> list[Reply]:
             cursor = self._connections.read
-            tag, floors = self._begin_view(cursor)
-            return answer(TransactionView(cursor, floors), tag, batch)
+            return answer(TransactionView(cursor, self._begin_view(cursor)), batch)
 
         return self._reads(question)
 
     def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
         def question() -> ScanAnswer:
             cursor = self._connections.read
-            own, floors = self._begin_view(cursor)
-            check_tag(own, tag)
-            check_term(TransactionView(cursor, floors), request)
+            view = TransactionView(cursor, self._begin_view(cursor))
+            check_tag(view.membership.configuration.tag, tag)
+            check_term(view, request)
             return page(_Snapshot(cursor), request)
 
         return self._reads(question)
@@ -215,21 +218,6 @@ class SqliteStore:
 
         return self._reads(question)
 
-    def raise_floors(
-        self, *, ballot: Ballot | None = None, generation: int | None = None, sequence: int | None = None
-    ) -> None:
-        """Raise the floors that are given, durably; a floor never falls."""
-        with self._transaction(1) as cursor:
-            _, floors = self._begin_view(cursor)
-            cursor.execute(
-                "UPDATE store SET ballot_floor = ?, generation_floor = ?, sequence_floor = ?",
-                (
-                    max(floors.ballot, ballot or ZERO).pack(),
-                    max(floors.generation, generation or 0),
-                    max(floors.sequence, sequence or 0),
-                ),
-            )
-
     def close(self) -> None:
         """Release the files. Idempotent; does nothing in a forked child."""
         if self._closed or os.getpid() != self._pid:
@@ -246,7 +234,7 @@ class SqliteStore:
         self._check_usable()
         with self._writing, files.explained(self._directory):
             if not self._log_is_named:  # SQLite does this only on the connection that made the log
-                files.sync_directory(self._directory)
+                directories.sync_directory(self._directory)
                 self._log_is_named = True
             cursor = self._connections.write
             _take_turn(cursor)
@@ -305,15 +293,15 @@ class SqliteStore:
         (acceptor_id,) = self._connections.read.execute("SELECT acceptor_id FROM store").fetchone()
         return int(acceptor_id)
 
-    def _begin_view(self, cursor: sqlite3.Cursor) -> tuple[ConfigurationTag, Floors]:
+    def _begin_view(self, cursor: sqlite3.Cursor) -> Identity:
         row = cursor.execute(_SELECT_STORE).fetchone()
         if row is None:
             raise IntegrityError(f"the store in {self._directory} has lost its identity: restore it from a copy")
-        encoded, ballot, generation, sequence = row
+        encoded, generation_floor, greatest_ballot = row
         known = self._known
         if encoded != known[0]:
-            self._known = known = (encoded, _CONFIGURATION.decode(encoded))
-        return known[1].tag, Floors(Ballot.unpack(ballot), generation, sequence)
+            self._known = known = (encoded, _MEMBERSHIP.decode(encoded))
+        return Identity(known[1], generation_floor, Ballot.unpack(greatest_ballot))
 
 
 class _Snapshot:

@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from objmeta.core.ballot import ZERO, Ballot
-from objmeta.core.messages import Record, RecordRef, Row, State
+from objmeta.core.configuration import Membership
+from objmeta.core.messages import NO_FLOOR, Record, RecordRef, Row, ScopeFloor, State
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _STATE: Final = msgspec.msgpack.Decoder(State)
@@ -30,24 +31,33 @@ _DROP_DATA: Final = (
     "(SELECT data_number FROM records WHERE name = ? AND version_id = ? AND sequence = ? AND digest = ?)"
 )
 _DROP_RECORD: Final = "DELETE FROM records WHERE name = ? AND version_id = ? AND sequence = ? AND digest = ?"
-_PUT_TERM: Final = "INSERT OR REPLACE INTO terms VALUES (?, ?)"
+_SELECT_FLOOR: Final = "SELECT term, ballot, sequence FROM floors WHERE scope = ?"
+_SELECT_FLOORS: Final = "SELECT scope, term, ballot, sequence FROM floors WHERE scope > ? ORDER BY scope LIMIT ?"
+_PUT_FLOOR: Final = "INSERT OR REPLACE INTO floors VALUES (?, ?, ?, ?)"
+_PUT_STORE: Final = "UPDATE store SET membership = ?, generation_floor = ?, greatest_ballot = ?"
+_ERASE: Final = (
+    "DELETE FROM data WHERE number IN (SELECT data_number FROM records WHERE name = ?)",
+    "DELETE FROM records WHERE name = ?",
+    "DELETE FROM registers WHERE name = ?",
+)
 
 
-class Floors(NamedTuple):
-    """The floors of the store, read in the transaction."""
+class Identity(NamedTuple):
+    """The one row about the store itself, read in the transaction."""
 
-    ballot: Ballot
-    generation: int
-    sequence: int
+    membership: Membership
+    generation_floor: int
+    greatest_ballot: Ballot
 
 
 class TransactionView:
     """Satisfies :class:`objmeta.core.acceptor.AcceptorView` while a transaction is open on ``cursor``."""
 
-    def __init__(self, cursor: sqlite3.Cursor, floors: Floors) -> None:
+    def __init__(self, cursor: sqlite3.Cursor, identity: Identity) -> None:
         self._cursor = cursor
-        self._floors = floors
-        self._terms: dict[bytes, int] = {}
+        self._stored = identity
+        self.membership, self.generation_floor, self.greatest_ballot = identity
+        self._floors: dict[bytes, ScopeFloor] = {}
         self._rows: dict[bytes, Row | None] = {}
         self._held: dict[tuple[bytes, bytes], tuple[RecordRef, ...]] = {}
         self._touched: dict[bytes, None] = {}
@@ -56,28 +66,26 @@ class TransactionView:
         self._new_data: list[tuple[int, bytes]] = []
         self._data_number = 0
 
-    @property
-    def ballot_floor(self) -> Ballot:
-        return self._floors.ballot
+    def adopt(self, membership: Membership) -> None:
+        self.membership = membership
 
-    @property
-    def generation_floor(self) -> int:
-        return self._floors.generation
+    def raise_generation_floor(self, generation: int) -> None:
+        self.generation_floor = generation
 
-    @property
-    def sequence_floor(self) -> int:
-        return self._floors.sequence
+    def scope_floor(self, scope: bytes) -> ScopeFloor:
+        floor = self._floors.get(scope)
+        if floor is None:
+            stored = self._cursor.execute(_SELECT_FLOOR, (scope,)).fetchone()
+            floor = self._floors[scope] = _floor(*stored) if stored else NO_FLOOR
+        return floor
 
-    def term(self, scope: bytes) -> int:
-        term = self._terms.get(scope)
-        if term is None:
-            row = self._cursor.execute("SELECT term FROM terms WHERE scope = ?", (scope,)).fetchone()
-            term = self._terms[scope] = row[0] if row else 0
-        return term
+    def put_scope_floor(self, scope: bytes, floor: ScopeFloor) -> None:
+        self._floors[scope] = floor
+        self._cursor.execute(_PUT_FLOOR, (scope, floor.term, floor.ballot.pack(), floor.sequence))
 
-    def raise_term(self, scope: bytes, term: int) -> None:
-        self._terms[scope] = term
-        self._cursor.execute(_PUT_TERM, (scope, term))
+    def scope_floors(self, after: bytes, limit: int) -> tuple[tuple[bytes, ScopeFloor], ...]:
+        found = self._cursor.execute(_SELECT_FLOORS, (after, limit)).fetchall()
+        return tuple((scope, _floor(*floor)) for scope, *floor in found)
 
     def row(self, name: bytes) -> Row | None:
         rows = self._rows
@@ -98,8 +106,20 @@ class TransactionView:
     def put_row(self, name: bytes, row: Row, state_changed: bool) -> None:
         self._rows[name] = row
         self._touched[name] = None
+        if row.promised > self.greatest_ballot:
+            self.greatest_ballot = row.promised
         if state_changed:
             self._changed.append((name,))
+
+    def erase(self, name: bytes) -> None:
+        self._flush_records()
+        for statement in _ERASE:
+            self._cursor.execute(statement, (name,))
+        self._rows[name] = None
+        self._touched.pop(name, None)
+        self._changed.append((name,))
+        for key in [key for key in self._held if key[0] == name]:
+            del self._held[key]
 
     def held(self, name: bytes, version_id: bytes) -> tuple[RecordRef, ...]:
         key = (name, version_id)
@@ -152,6 +172,10 @@ class TransactionView:
             self._cursor.executemany(_PUT_ROW, [_stored(name, self._rows[name]) for name in self._touched])
         if self._changed:
             self._cursor.executemany("INSERT INTO changes (name) VALUES (?)", self._changed)
+        identity = Identity(self.membership, self.generation_floor, self.greatest_ballot)
+        if identity != self._stored:
+            encoded = _ENCODER.encode(self.membership)
+            self._cursor.execute(_PUT_STORE, (encoded, self.generation_floor, self.greatest_ballot.pack()))
         return len(self._changed)
 
     def _keep_data(self, data: bytes) -> int:
@@ -169,6 +193,10 @@ class TransactionView:
         if self._new_data:
             self._cursor.executemany("INSERT INTO data VALUES (?, ?)", self._new_data)
             self._new_data = []
+
+
+def _floor(term: int, ballot: bytes, sequence: int) -> ScopeFloor:
+    return ScopeFloor(term, Ballot.unpack(ballot), sequence)
 
 
 def _stored(name: bytes, row: Row | None) -> tuple[bytes, bytes, bytes | None, int | None, bytes | None]:

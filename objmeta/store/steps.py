@@ -2,28 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import msgspec
 
 from objmeta.core.acceptor import AcceptorView, step
 from objmeta.core.ballot import ZERO
-from objmeta.core.configuration import ConfigurationTag
+from objmeta.core.configuration import OUTSIDE, ConfigurationTag
 from objmeta.core.listing import ScanRequest
-from objmeta.core.messages import WRITES, Accept, Prepare, Refusal, Refused, Reply, Request
+from objmeta.core.messages import (
+    WRITES,
+    Accept,
+    Adopt,
+    Erase,
+    Prepare,
+    RaiseFloors,
+    Refusal,
+    Refused,
+    Reply,
+    Request,
+)
 from objmeta.errors import ConfigurationMismatch, InvalidArgument, Unavailable
 from objmeta.interfaces import Envelope
 
 
-def answer(view: AcceptorView, tag: ConfigurationTag, batch: Sequence[Envelope]) -> list[Reply]:
-    """Run the steps in order; a request under another configuration than ``tag`` is refused and touches nothing."""
-    return [
-        step(view, request) if sent == tag else refusal(request, Refusal.CONFIGURATION, describe_mismatch(tag, sent))
-        for sent, request in batch
-    ]
+def answer(
+    view: AcceptorView, batch: Sequence[Envelope], step: Callable[[AcceptorView, Request], Reply] = step
+) -> list[Reply]:
+    """Run the steps in order; a request under another configuration than the view's is refused and touches nothing.
+
+    ``step`` is replaced by the simulator's broken variants only.
+    """
+    own = view.membership.configuration.tag
+    replies: list[Reply] = []
+    for sent, request in batch:
+        if sent == own or _concerns(view, sent, request):
+            replies.append(step(view, request))
+            if isinstance(request, Adopt):
+                own = view.membership.configuration.tag
+        else:
+            replies.append(_stranger(view, sent, request))
+    return replies
 
 
 def refusal(request: Request, reason: Refusal, detail: str) -> Refused:
     """No vote for ``request``; requests without a ballot are refused under ballot zero."""
-    return Refused(request.ballot if isinstance(request, (Prepare, Accept)) else ZERO, reason, detail=detail)
+    ballot = request.ballot if isinstance(request, (Prepare, Accept, Erase)) else ZERO
+    return Refused(ballot, reason, detail=detail)
+
+
+def _concerns(view: AcceptorView, sent: ConfigurationTag, request: Request) -> bool:
+    """Whether a request is for this acceptor though it names another configuration."""
+    if isinstance(request, Adopt):
+        return True
+    own = view.membership.configuration
+    return isinstance(request, RaiseFloors) and own.epoch == OUTSIDE and own.store_id == sent.store_id
+
+
+def _stranger(view: AcceptorView, sent: ConfigurationTag, request: Request) -> Refused:
+    membership = view.membership
+    own = membership.configuration.tag
+    refused = refusal(request, Refusal.CONFIGURATION, describe_mismatch(own, sent))
+    if own.store_id != sent.store_id or own.epoch == sent.epoch:
+        return refused
+    if own.epoch < sent.epoch:
+        return msgspec.structs.replace(refused, behind=True)
+    return msgspec.structs.replace(refused, membership=membership)
 
 
 def check_reads(batch: Sequence[Envelope]) -> None:
@@ -41,7 +85,7 @@ def check_tag(own: ConfigurationTag, sent: ConfigurationTag) -> None:
 
 def check_term(view: AcceptorView, request: ScanRequest) -> None:
     """Raise Unavailable while a scan that settles asks for a term this acceptor has not been raised to."""
-    if request.settle and request.fence is not None and view.term(request.fence.scope) < request.fence.term:
+    if request.settle and request.fence is not None and view.scope_floor(request.fence.scope).term < request.fence.term:
         raise Unavailable("the bucket's new term has not reached this acceptor yet")
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from objmeta.core import acceptor
-from objmeta.core.ballot import ZERO, Ballot
-from objmeta.core.configuration import Configuration, ConfigurationTag
+from objmeta.core.ballot import ZERO
+from objmeta.core.configuration import Configuration, ConfigurationTag, Membership, single_set
 from objmeta.core.listing import (
     END,
     NamedRecord,
@@ -26,53 +26,69 @@ from objmeta.core.listing import (
 )
 from objmeta.core.messages import (
     LIVE,
+    NO_FLOOR,
     WRITES,
     Record,
     RecordRef,
-    Refusal,
-    Refused,
     Reply,
     Request,
     Row,
+    ScopeFloor,
 )
-from objmeta.errors import ConfigurationMismatch
-from objmeta.store.steps import check_term
+from objmeta.store.steps import answer, check_tag, check_term
 
 WITNESS_LOOKS = 4
 """How many rows under a common prefix are looked at for a live witness: few, so that the hint is often wrong."""
+
+_ALONE = Membership(single_set(bytes(16), (1,)))
 
 
 class Table:
     """Rows, records and terms; an :class:`objmeta.core.acceptor.AcceptorView`."""
 
-    ballot_floor: Ballot = ZERO
-    generation_floor: int = 0
-    sequence_floor: int = 0
-
-    def __init__(self) -> None:
+    def __init__(self, membership: Membership = _ALONE) -> None:
+        self.membership = membership
+        self.generation_floor = 0
+        self.greatest_ballot = ZERO
+        self.floors: dict[bytes, ScopeFloor] = {}
         self.rows: dict[bytes, Row] = {}
         self.kept: dict[bytes, dict[RecordRef, Record]] = {}
-        self.terms: dict[bytes, int] = {}
 
     def copy(self) -> Table:
         """An independent table with the same content."""
-        table = Table()
+        table = Table(self.membership)
+        table.generation_floor = self.generation_floor
+        table.greatest_ballot = self.greatest_ballot
+        table.floors = dict(self.floors)
         table.rows = dict(self.rows)
         table.kept = {name: dict(records) for name, records in self.kept.items()}
-        table.terms = dict(self.terms)
         return table
 
-    def term(self, scope: bytes) -> int:
-        return self.terms.get(scope, 0)
+    def adopt(self, membership: Membership) -> None:
+        self.membership = membership
 
-    def raise_term(self, scope: bytes, term: int) -> None:
-        self.terms[scope] = term
+    def raise_generation_floor(self, generation: int) -> None:
+        self.generation_floor = generation
+
+    def scope_floor(self, scope: bytes) -> ScopeFloor:
+        return self.floors.get(scope, NO_FLOOR)
+
+    def put_scope_floor(self, scope: bytes, floor: ScopeFloor) -> None:
+        self.floors[scope] = floor
+
+    def scope_floors(self, after: bytes, limit: int) -> tuple[tuple[bytes, ScopeFloor], ...]:
+        return tuple(sorted((scope, floor) for scope, floor in self.floors.items() if scope > after)[:limit])
 
     def row(self, name: bytes) -> Row | None:
         return self.rows.get(name)
 
     def put_row(self, name: bytes, row: Row, state_changed: bool) -> None:
         self.rows[name] = row
+        self.greatest_ballot = max(self.greatest_ballot, row.promised)
+
+    def erase(self, name: bytes) -> None:
+        self.rows.pop(name, None)
+        self.kept.pop(name, None)
 
     def held(self, name: bytes, version_id: bytes) -> tuple[RecordRef, ...]:
         return tuple(sorted(ref for ref in self.kept.get(name, ()) if ref.version_id == version_id))
@@ -138,17 +154,30 @@ class Logged(Table):
     """A volatile table whose steps write a log of what they changed."""
 
     def __init__(self, content: Table) -> None:
-        super().__init__()
-        self.rows, self.kept, self.terms = content.rows, content.kept, content.terms
+        super().__init__(content.membership)
+        self.generation_floor, self.greatest_ballot = content.generation_floor, content.greatest_ballot
+        self.floors, self.rows, self.kept = content.floors, content.rows, content.kept
         self.log: list[Entry] = []
 
-    def raise_term(self, scope: bytes, term: int) -> None:
-        super().raise_term(scope, term)
-        self.log.append((Table.raise_term, scope, term))
+    def adopt(self, membership: Membership) -> None:
+        super().adopt(membership)
+        self.log.append((Table.adopt, membership))
+
+    def raise_generation_floor(self, generation: int) -> None:
+        super().raise_generation_floor(generation)
+        self.log.append((Table.raise_generation_floor, generation))
+
+    def put_scope_floor(self, scope: bytes, floor: ScopeFloor) -> None:
+        super().put_scope_floor(scope, floor)
+        self.log.append((Table.put_scope_floor, scope, floor))
 
     def put_row(self, name: bytes, row: Row, state_changed: bool) -> None:
         super().put_row(name, row, state_changed)
         self.log.append((Table.put_row, name, row, state_changed))
+
+    def erase(self, name: bytes) -> None:
+        super().erase(name)
+        self.log.append((Table.erase, name))
 
     def put_records(self, name: bytes, records: tuple[Record, ...]) -> None:
         if records:
@@ -169,9 +198,9 @@ def replay(table: Table, log: Iterable[Entry]) -> None:
 class Disk:
     """What survives a crash, and what does not yet."""
 
-    def __init__(self) -> None:
-        self.durable = Table()
-        self.volatile = Logged(Table())
+    def __init__(self, membership: Membership) -> None:
+        self.durable = Table(membership)
+        self.volatile = Logged(Table(membership))
         self.waiting: list[list[Entry]] = []
 
     def run(self, step: Callable[[acceptor.AcceptorView, Request], Reply], request: Request) -> Reply:
@@ -215,30 +244,22 @@ class SimStore:
 
     def __init__(self, acceptor_id: int, configuration: Configuration, hooks: AcceptorHooks) -> None:
         self.acceptor_id = acceptor_id
-        self.configuration = configuration
         self.hooks = hooks
-        self.disk = Disk()
+        self.disk = Disk(Membership(configuration))
 
     def apply(self, tag: ConfigurationTag, request: Request) -> Reply:
         """One step; durable after the next sync."""
-        if tag != self.configuration.tag:
-            assert isinstance(request, WRITES)
-            ballot = getattr(request, "ballot", ZERO)
-            self.disk.waiting.append([])
-            return Refused(ballot, Refusal.CONFIGURATION)
-        reply = self.disk.run(self.hooks.step, request)
+        assert isinstance(request, WRITES)
+        reply = self.disk.run(lambda view, asked: answer(view, [(tag, asked)], self.hooks.step)[0], request)
         self.disk.waiting[-1] = self.hooks.durable(self.disk.waiting[-1])
         return reply
 
     def read(self, tag: ConfigurationTag, request: Request) -> Reply:
         """Answer a request that changes nothing."""
-        if tag != self.configuration.tag:
-            return Refused(ZERO, Refusal.CONFIGURATION)
-        return self.hooks.step(self.disk.durable, request)
+        return answer(self.disk.durable, [(tag, request)], self.hooks.step)[0]
 
     def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
         """One page of durable state."""
-        if tag != self.configuration.tag:
-            raise ConfigurationMismatch("the acceptor belongs to another store")
+        check_tag(self.disk.durable.membership.configuration.tag, tag)
         check_term(self.disk.durable, request)
         return self.disk.durable.scan(request)

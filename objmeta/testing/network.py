@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from objmeta.core.ballot import Ballot
-from objmeta.core.configuration import Configuration, ConfigurationTag
+from objmeta.core.configuration import Configuration, ConfigurationTag, Membership
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Accept, Prepare, Reply, Request
 from objmeta.core.quorum import majority
@@ -99,8 +99,8 @@ class Network:
         self.cuts: set[tuple[int, int, bool]] = set()
         """(proposer, acceptor, whether it is the requests that are cut off)"""
         self.trace = trace
-        self._tag = configuration.tag
-        self._members = configuration.quorums.members
+        self.configuration = configuration
+        """The one in force when the run began."""
         self._peers = peers
         self._rng = rng
         self._loop = asyncio.get_running_loop()
@@ -119,6 +119,7 @@ class Network:
             return
         self._note(port, acceptor, "->", request)
         answered = False
+        tag = port.tag
 
         def deliver(reply: Reply) -> None:
             nonlocal answered
@@ -135,7 +136,7 @@ class Network:
 
         def arrive() -> None:
             self._note(port, acceptor, "=>", request)
-            self._peers[acceptor].receive(self._tag, request, answer)
+            self._peers[acceptor].receive(tag, request, answer)
 
         self._loop.call_later(self.delay(), arrive)
         if self.faults.repeat and self._rng.random() < self.faults.repeat:
@@ -146,8 +147,9 @@ class Network:
         there = self._lost(port.proposer, acceptor, True, self.faults.lose_request)
         back = self._lost(port.proposer, acceptor, False, self.faults.lose_reply)
         delays = self.delay(), self.delay()
+        tag = port.tag
         await asyncio.sleep(delays[0])
-        answer = None if there else self._peers[acceptor].scan(self._tag, request)
+        answer = None if there else self._peers[acceptor].scan(tag, request)
         await asyncio.sleep(delays[1])
         if answer is None or back or not port.open:
             raise Unavailable(f"acceptor {acceptor} cannot be reached")
@@ -176,11 +178,12 @@ class Network:
         key = (request.name, request.ballot, is_accept)
         reach = self._reach.get(key)
         if reach is None:
-            least = majority(len(self._members))
-            size = len(self._members)
+            members = sorted(self._peers)
+            least = majority(len(members))
+            size = len(members)
             if self._rng.random() < bias:
                 size = size - least if is_accept else least
-            reach = self._reach[key] = frozenset(self._rng.sample(self._members, size))
+            reach = self._reach[key] = frozenset(self._rng.sample(members, size))
         return acceptor in reach
 
     def _note(self, port: Port, acceptor: int, how: str, message: Request | Reply) -> None:
@@ -195,11 +198,15 @@ class Port:
     def __init__(self, network: Network, proposer: int) -> None:
         self.proposer = proposer
         self.open = True
+        self.tag = network.configuration.tag
         self._network = network
 
     def send(self, acceptor: int, request: Request, on_reply: OnReply) -> None:
         if self.open:
             self._network.send(self, acceptor, request, on_reply)
+
+    def adopt(self, membership: Membership) -> None:
+        self.tag = membership.configuration.tag
 
     async def scan(self, acceptor: int, request: ScanRequest) -> ScanAnswer:
         return await self._network.scan(self, acceptor, request)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from objmeta.core.ballot import ZERO, Ballot
+from objmeta.core.configuration import Configuration
 from objmeta.core.messages import (
     Accept,
     Accepted,
+    Adopt,
+    Adopted,
+    Erase,
+    Erased,
     Fetch,
     Fetched,
+    Floors,
     Found,
     Prepare,
     Promise,
     Raised,
+    RaiseFloors,
     RaiseTerm,
     Read,
+    ReadFloors,
     RecordRef,
     Refused,
     Reply,
@@ -86,3 +94,23 @@ def tell_message(message: Request | Reply) -> str:
             return f"fetched {tell_refs(tuple(record.ref for record in message.records))}"
         case Raised():
             return f"term {message.term}"
+        case Erase():
+            return f"erase {tell_ballot(message.ballot)}"
+        case Erased():
+            return f"erased {tell_ballot(message.ballot)} {'gone' if message.gone else 'kept'}"
+        case RaiseFloors():
+            return f"raise floors: generation {message.generation}, {len(message.scopes)} scopes"
+        case ReadFloors():
+            return "read floors"
+        case Floors():
+            return f"floors: generation {message.generation}, {len(message.scopes)} scopes"
+        case Adopt():
+            return f"adopt {tell_configuration(message.membership.configuration)}"
+        case Adopted():
+            return f"adopted {tell_configuration(message.membership.configuration)}"
+
+
+def tell_configuration(configuration: Configuration) -> str:
+    """Epoch and member sets."""
+    sets = " + ".join(",".join(map(str, members)) for members in configuration.member_sets)
+    return f"epoch {configuration.epoch} of {sets}"

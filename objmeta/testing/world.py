@@ -8,10 +8,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from objmeta.core.ballot import BallotSource
-from objmeta.core.configuration import Configuration, ConfigurationTag, single_set
+from objmeta.core.configuration import Configuration, ConfigurationTag, Membership, single_set
 from objmeta.core.listing import ScanAnswer, ScanRequest
-from objmeta.core.messages import WRITES, RaiseTerm, Refusal, Refused, Reply, Request, Row
+from objmeta.core.messages import WRITES, Accept, Prepare, RaiseTerm, Refusal, Reply, Request, Row
 from objmeta.register.engine import Engine, EngineSettings
+from objmeta.store.steps import refusal
 from objmeta.testing.disk import SimStore
 from objmeta.testing.mutations import Mutation
 from objmeta.testing.network import Faults, Network, Peer, Port, Trace
@@ -46,7 +47,7 @@ class Node:
             answer(self.store.read(tag, request))
             return
         if self.full and not isinstance(request, RaiseTerm):
-            answer(Refused(request.ballot, Refusal.FAILED, detail=_DISK_FULL))
+            answer(refusal(request, Refusal.FAILED, _DISK_FULL))
             return
         reply = self._step(tag, request)
         if self.store.hooks.replies_before_sync:
@@ -78,7 +79,7 @@ class Node:
         self.up = True
 
     def _step(self, tag: ConfigurationTag, request: Request) -> Reply:
-        if isinstance(request, RaiseTerm):
+        if not isinstance(request, Prepare | Accept):
             return self.store.apply(tag, request)
         table = self.store.disk.volatile
         before = table.row(request.name) or Row()
@@ -130,7 +131,7 @@ class Proposer:
         if self._world.mutation.incarnations_repeat:
             incarnation = 1
         self.engine = Engine(
-            self._world.configuration,
+            Membership(self._world.configuration),
             self.port,
             BallotSource(self.number, incarnation),
             random.Random(self._rng.getrandbits(64)),

@@ -24,6 +24,7 @@ from objmeta.core.messages import (
     Refusal,
     Refused,
     Row,
+    ScopeFloor,
     State,
 )
 from objmeta.core.records import is_intact, record_digest
@@ -85,7 +86,7 @@ def test_a_duplicate_is_answered_again_unless_its_value_differs() -> None:
 
 def test_the_ballot_floor_is_refused_for_every_register() -> None:
     table = Table()
-    table.ballot_floor = ballot(7)
+    table.put_scope_floor(b"k", ScopeFloor(ballot=ballot(7)))
     assert step(table, Prepare(b"k", ballot(7))) == Refused(ballot(7), Refusal.CONFLICT, ballot(7))
     assert reason(step(table, accept(7))) is Refusal.CONFLICT
     assert step(table, accept(8)) == Accepted(ballot(8))

@@ -1,5 +1,6 @@
-"""Runs core's effects against a real loop, network and store: timers, retries, turns.
+"""Runs core's effects against a real loop, network and store: timers, retries, queues.
 
-Files: ``engine`` (changes and linearizable reads), ``turns`` (one operation at a time on a register), ``scanning``
-(listings from a quorum), ``local`` (acceptors in this process), ``life`` (ballots for a new life of a proposer).
+Files: ``engine`` (linearizable registers), ``changing`` (rounds until a change has its answer), ``queueing`` (changes
+of one register that wait share a round), ``scanning`` (listings from a quorum), ``local`` (acceptors in this process),
+``life`` (ballots for a new life of a proposer).
 """

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from objmeta.core.configuration import ConfigurationTag, Membership
+from objmeta.core.inventory import DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Reply, Request
 from objmeta.interfaces import OnReply
@@ -20,6 +21,14 @@ class Acceptor(Protocol):
 
     async def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
         """One page."""
+        ...
+
+    async def inventory(self, tag: ConfigurationTag, request: InventoryRequest) -> Inventory:
+        """One page of what is held."""
+        ...
+
+    async def digests(self, tag: ConfigurationTag, request: DigestRequest) -> Digests:
+        """Digests of ranges."""
         ...
 
 
@@ -38,3 +47,9 @@ class LocalTransport:
 
     async def scan(self, acceptor: int, request: ScanRequest) -> ScanAnswer:
         return await self._acceptors[acceptor].scan(self._tag, request)
+
+    async def inventory(self, acceptor: int, request: InventoryRequest) -> Inventory:
+        return await self._acceptors[acceptor].inventory(self._tag, request)
+
+    async def digests(self, acceptor: int, request: DigestRequest) -> Digests:
+        return await self._acceptors[acceptor].digests(self._tag, request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,8 +23,9 @@ from objmeta.core.listing import (
     successor,
 )
 from objmeta.core.messages import LIVE, RecordRef, State
-from objmeta.errors import NoQuorum, StoreError, Unavailable
+from objmeta.errors import ConfigurationMismatch, NoQuorum, StoreError, Unavailable
 from objmeta.interfaces import ScanPage
+from objmeta.register.asking import meet
 
 if TYPE_CHECKING:
     from objmeta.register.engine import Engine
@@ -67,6 +68,18 @@ class Scanner:
         return ScanPage(encode_rows(ordered), following, encode_records(records))
 
     async def _ask(self, request: ScanRequest, deadline: float) -> dict[int, ScanAnswer]:
+        """A quorum's answers, all under the configuration that is in force when this returns."""
+        engine = self._engine
+        while True:
+            membership = engine.membership
+            answers = await self._ask_all(request, deadline)
+            if engine.membership is membership and engine.quorums.is_quorum(answers):
+                return answers
+            if engine.loop.time() >= deadline:
+                raise NoQuorum("no majority of the nodes answered the listing in time; try again")
+
+    async def _ask_all(self, request: ScanRequest, deadline: float) -> dict[int, ScanAnswer]:
+        """What answers until there is a quorum, or the configuration moves. Raises NoQuorum, StoreError."""
         engine = self._engine
         tasks = {
             asyncio.ensure_future(self._ask_one(acceptor, request, deadline)): acceptor
@@ -74,11 +87,16 @@ class Scanner:
         }
         answers: dict[int, ScanAnswer] = {}
         pending = set(tasks)
+        moved = engine.moved
         failed: StoreError | None = None
         try:
             while pending and not engine.quorums.is_quorum(answers):
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task in sorted(done, key=lambda task: tasks[task]):
+                ends: list[asyncio.Future[Any]] = [*pending, moved]
+                done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                if moved.done():
+                    return {}
+                pending.difference_update(done)
+                for task in sorted((task for task in tasks if task in done), key=lambda task: tasks[task]):
                     if task.cancelled():
                         continue  # by the transport, when a connection broke
                     try:
@@ -97,17 +115,25 @@ class Scanner:
         raise NoQuorum("no majority of the nodes answered the listing in time; try again")
 
     async def _ask_one(self, acceptor: int, request: ScanRequest, deadline: float) -> ScanAnswer:
-        """One acceptor's page, asked for again while it cannot be reached. Raises Unavailable at the deadline."""
+        """One acceptor's page, asked for again while it cannot be reached or is in another configuration.
+
+        Raises Unavailable at the deadline, and ConfigurationMismatch from an acceptor of another store.
+        """
         engine = self._engine
         while True:
             patience_s = min(engine.settings.round_timeout_s, deadline - engine.loop.time())
+            late: Exception
             try:
                 async with asyncio.timeout(patience_s):
                     return await engine.transport.scan(acceptor, request)
             except TimeoutError:
-                late: Unavailable = NoQuorum(f"acceptor {acceptor} did not answer a listing in time")
+                late = NoQuorum(f"acceptor {acceptor} did not answer a listing in time")
             except Unavailable as unreachable:
                 late = unreachable
+            except ConfigurationMismatch as stranger:
+                if not await meet(engine, acceptor):
+                    raise
+                late = NoQuorum(str(stranger))
             if engine.loop.time() + _RETRY_S >= deadline:
                 raise late
             await asyncio.sleep(_RETRY_S)

@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint sim cluster bench clean
+.PHONY: help demo test quick lint sim chaos cluster bench clean
 
 # Somebody else's environment must not decide what runs here.
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
@@ -16,12 +16,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 SEEDS ?= 100
 NODES ?= 3
+CHAOS_SECONDS ?= 60
 
 help:
 	@echo 'make demo [SRC=DIR]     the main job on the embedded store: files, pandas, versions, SQL'
 	@echo 'make test               lint, types, import contracts and all tests'
 	@echo 'make quick              the same without the slow tests'
 	@echo 'make sim SEED=N         replay one simulated run;  make sim SEEDS=N  run many (now $(SEEDS))'
+	@echo 'make chaos [SEED=N]     real processes, real faults, a checked history; also CHAOS_SECONDS, NODES, FAULTS'
 	@echo 'make cluster [NODES=N]  start a local cluster; Ctrl-C stops it'
 	@echo 'make bench              measure puts (beside etcd), listings, large files'
 	@echo 'make clean              remove .venv and everything that was generated'
@@ -53,6 +55,10 @@ quick: lint
 
 sim: $(READY)
 	$(BIN)/python -m objmeta.testing.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos --seconds $(CHAOS_SECONDS) --nodes $(NODES) \
+		$(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 
 cluster: $(READY)
 	$(BIN)/gateway dev --nodes $(NODES)

@@ -2,13 +2,15 @@
 
 Started by ``bench/puts.py`` as ``python -m bench.driver KIND --endpoints … --writers N``.  It connects, makes one put,
 prints ``ready``, and then answers each line ``run SECONDS`` on standard input with one line of JSON: how many puts were
-acknowledged, in how many seconds, and the latencies at the 50th and 99th percentile in milliseconds.
+acknowledged, in how many seconds, and the latencies at the 50th and 99th percentile in milliseconds.  ``pace SECONDS
+RATE`` begins that many puts a second instead, whether or not earlier ones have ended, and answers with all latencies.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -21,6 +23,7 @@ import grpc
 import objmeta
 from bench import http2
 from bench.etcd import PUT, put_request
+from objmeta.errors import Unavailable
 
 Put = Callable[[int], Awaitable[object]]
 """Makes the put of that number durable."""
@@ -95,6 +98,24 @@ async def _run(put: Put, writers: int, seconds: float, numbers: itertools.count[
     }
 
 
+async def _pace(put: Put, seconds: float, rate: float, numbers: itertools.count[int]) -> dict[str, list[float]]:
+    latencies: list[float] = []
+
+    async def one(due: float) -> None:
+        with contextlib.suppress(Unavailable):  # a put that failed took as long as it took
+            await put(next(numbers))
+        latencies.append(1000 * (time.perf_counter() - due))
+
+    start = time.perf_counter()
+    puts = []
+    for number in range(int(seconds * rate)):
+        due = start + number / rate
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        puts.append(asyncio.ensure_future(one(due)))
+    await asyncio.gather(*puts)
+    return {"latencies_ms": latencies}
+
+
 async def _main() -> None:
     parser = argparse.ArgumentParser(description="One load process of bench/puts.py.")
     parser.add_argument("kind", choices=tuple(_KINDS))
@@ -107,7 +128,11 @@ async def _main() -> None:
     print("ready", flush=True)
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        print(json.dumps(await _run(put, arguments.writers, float(line.split()[1]), numbers)), flush=True)
+        what, *figures = line.split()
+        if what == "pace":
+            print(json.dumps(await _pace(put, float(figures[0]), float(figures[1]), numbers)), flush=True)
+        else:
+            print(json.dumps(await _run(put, arguments.writers, float(figures[0]), numbers)), flush=True)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ class EtcdCluster:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._commands: list[list[str]] = []
         self.endpoints: tuple[str, ...] = ()
 
     def __enter__(self) -> Self:
@@ -72,9 +73,9 @@ class EtcdCluster:
         self.endpoints = tuple(f"127.0.0.1:{port}" for port in clients)
         try:
             for i, (client, peer) in enumerate(zip(clients, peers, strict=True)):
-                self._processes.append(
-                    self._start(i, f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}", cluster)
-                )
+                command = self._command(i, f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}", cluster)
+                self._commands.append(command)
+                self._processes.append(self._start(i))
             self.leader()
         except BaseException:
             self._stop()
@@ -102,15 +103,33 @@ class EtcdCluster:
             time.sleep(0.05)
         raise TimeoutError(f"etcd elected no leader within {_START_TIMEOUT_S:g} s; see {self._directory}")
 
-    def _start(self, number: int, client_url: str, peer_url: str, cluster: str) -> subprocess.Popen[bytes]:
+    def kill(self, endpoint: str) -> None:
+        """SIGKILL for the member with that endpoint."""
+        process = self._processes[self.endpoints.index(endpoint)]
+        process.kill()
+        process.wait()
+
+    def restart(self, endpoint: str) -> None:
+        """Start a killed member again, on its data, and wait until it knows the leader. Raises TimeoutError."""
+        number = self.endpoints.index(endpoint)
+        self._processes[number] = self._start(number)
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not (_status(endpoint) or {}).get("leader"):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"member {number} of etcd did not come back within {_START_TIMEOUT_S:g} s")
+            time.sleep(0.05)
+
+    def _command(self, number: int, client_url: str, peer_url: str, cluster: str) -> list[str]:
         home = self._directory / f"m{number}"
         home.mkdir(parents=True, mode=0o700)
         command = ["etcd", "--name", f"m{number}", "--data-dir", str(home / "data"), "--logger", "zap"]
         command += ["--log-level", "error", "--listen-client-urls", client_url, "--advertise-client-urls", client_url]
         command += ["--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url]
-        command += ["--initial-cluster", cluster, "--initial-cluster-token", self._directory.name]
-        with (home / "log").open("wb") as log:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        return [*command, "--initial-cluster", cluster, "--initial-cluster-token", self._directory.name]
+
+    def _start(self, number: int) -> subprocess.Popen[bytes]:
+        with (self._directory / f"m{number}" / "log").open("ab") as log:
+            return subprocess.Popen(self._commands[number], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def _stop(self) -> None:
         for process in self._processes:

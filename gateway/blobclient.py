@@ -56,14 +56,23 @@ class _Copy:
 class ClusterBlobs:
     """Chunks on the nodes at ``endpoints``, all of them, or on those that ``members`` names at the first use.
 
-    Belongs to the event loop of its first use and to its process.  ``timeout_s`` bounds one operation.
+    ``members`` is asked again when ``epoch``, a number that changes with the members, is another one.  Belongs to the
+    event loop of its first use and to its process.  ``timeout_s`` bounds one operation.
     """
 
     def __init__(
-        self, endpoints: Sequence[str] = (), *, timeout_s: float = 10.0, members: Members | None = None
+        self,
+        endpoints: Sequence[str] = (),
+        *,
+        timeout_s: float = 10.0,
+        members: Members | None = None,
+        epoch: Callable[[], int] = int,
     ) -> None:
         self._endpoints = tuple(endpoints)
         self._members = members
+        self._epoch = epoch
+        self._epoch_of_peers = 0
+        self._former: list[Peer] = []
         self._timeout_s = timeout_s
         self._pid = os.getpid()
         self._peers: tuple[Peer, ...] = ()
@@ -128,7 +137,8 @@ class ClusterBlobs:
             if not done:
                 break
         await _cancel(list(self._trailing))
-        peers, self._peers = self._peers, ()
+        peers, self._peers = (*self._peers, *self._former), ()
+        self._former.clear()
         await asyncio.gather(*(peer.close() for peer in peers))
 
     # -- How ----------------------------------------------------------------------------------------------------------
@@ -136,15 +146,21 @@ class ClusterBlobs:
     async def _connected(self) -> tuple[Peer, ...]:
         if os.getpid() != self._pid:
             raise errors.ForkedClient("this store of a cluster belongs to the parent process; open one in the child")
-        if not self._peers:
+        if not self._peers or self._epoch() != self._epoch_of_peers:
             async with self._connecting:
-                if not self._peers:
-                    addresses = self._endpoints if self._members is None else await self._members()
-                    self._nodes = len(addresses)
-                    self._peers = tuple(Peer(address) for address in addresses if address)
+                if not self._peers or self._epoch() != self._epoch_of_peers:
+                    await self._connect()
         if not self._peers:
             raise errors.NoQuorum("no node of the cluster is known that could keep data")
         return self._peers
+
+    async def _connect(self) -> None:
+        """Have a peer for each node there is now; what is under way with others goes on."""
+        addresses = self._endpoints if self._members is None else await self._members()
+        self._epoch_of_peers = self._epoch()  # asking may have shown a higher one
+        known = {peer.address: peer for peer in (*self._peers, *self._former)}
+        peers = tuple(known.pop(address) if address in known else Peer(address) for address in addresses if address)
+        self._nodes, self._peers, self._former = len(addresses), peers, list(known.values())
 
     async def _majority(self, copies: list[_Copy]) -> None:
         """Wait until a majority has succeeded, or cannot any more."""

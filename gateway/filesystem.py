@@ -38,7 +38,7 @@ from gateway.instances import Environment, PerThread
 from gateway.oserrors import oserrors
 from gateway.readers import Reader
 from gateway.writers import CompressedWriter, Terms, TextWriter, Writer
-from objmeta import Cluster, ObjectVersion, connect_async
+from objmeta import Cluster, Disks, ObjectVersion, connect_async
 from objmeta.errors import AlreadyExists, ForkedClient, InvalidArgument, NoSuchKey, PreconditionFailed
 
 if TYPE_CHECKING:
@@ -53,10 +53,11 @@ _T = TypeVar("_T")
 class ObjmetaFileSystem(Changing):
     """Files in an objmeta store.
 
-    ``path`` is the directory of an embedded store, ``endpoints`` the nodes of a cluster (``"host:port,host:port"`` or a
-    list), ``timeout_s`` how long one operation may take, in seconds.  Without any, the settings decide as they do for
-    :func:`objmeta.connect`.  Instances are cached, picklable, and usable from any thread; an embedded one also after a
-    fork, while one of a cluster refuses in a forked child (start workers by spawn or forkserver).
+    ``path`` is the directory of an embedded store, ``disks`` are those of one over several disks, ``endpoints`` the
+    nodes of a cluster (``"host:port,host:port"`` or a list), ``timeout_s`` how long one operation may take, in seconds.
+    Without any, the settings decide as they do for :func:`objmeta.connect`.  Instances are cached, picklable, and
+    usable from any thread; an embedded one also after a fork, while one of a cluster refuses in a forked child (start
+    workers by spawn or forkserver).
     """
 
     protocol = "objmeta"
@@ -72,18 +73,22 @@ class ObjmetaFileSystem(Changing):
         endpoints: str | Sequence[str] | None = None,
         timeout_s: float | str | None = None,
         *,
+        disks: Sequence[str | os.PathLike[str]] | None = None,
         asynchronous: bool = False,
         loop: asyncio.AbstractEventLoop | None = None,
         batch_size: int | None = None,
         **options: Any,
     ) -> None:
-        if path and endpoints:
+        if sum(map(bool, (path, endpoints, disks))) > 1:
             with oserrors():
-                raise InvalidArgument("a store is either a directory (path) or a cluster (endpoints), not both")
+                raise InvalidArgument(
+                    "a store is a directory (path), several (disks) or a cluster (endpoints), only one of them"
+                )
         nodes = endpoints if isinstance(endpoints, str) or endpoints is None else ",".join(endpoints)
         with oserrors():
             client = connect_async(
                 (os.path.abspath(path) if path else nodes) or None,
+                disks=disks or None,
                 timeout_s=None if timeout_s is None else float(timeout_s),
             )
         self.location = client.location
@@ -119,6 +124,8 @@ class ObjmetaFileSystem(Changing):
         from gateway.transfer import open_store
 
         location = self.location
+        if isinstance(location, Disks):
+            return await open_store(disks=location.paths, timeout_s=self.timeout_s)
         target = ",".join(location.endpoints) if isinstance(location, Cluster) else location.path
         return await open_store(target, timeout_s=self.timeout_s)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gateway.blobs import LocalBlobs
 from gateway.blobservice import BlobService
 from objmeta import errors
+from objmeta.config import parse_endpoints
 from objmeta.node import Node, NodeSettings, parse_peers, run
 from objmeta.node import serve as serve_node
 from objmeta.node.dev import LocalCluster
@@ -32,16 +33,27 @@ async def serve(
     node_id: int = 1,
     peers: Mapping[int, str] | None = None,
     insecure: bool = False,
+    join: Sequence[str] = (),
     announce: Callable[[int, str], None] | None = None,
+    erase_interval_s: float = 3600.0,
 ) -> None:
     """Run a node until SIGTERM or SIGINT, then stop it cleanly.
 
-    ``peers`` maps node ids to ``host:port`` (none: a cluster of one).  ``announce`` is called with the node's id and
+    ``peers`` maps node ids to ``host:port`` (none: a cluster of one); ``join`` names members, by ``host:port``, of a
+    cluster that the node is to join.  ``announce`` is called with the node's id and
     address when it listens; without it, a line is printed.
 
     Raises InvalidArgument, StoreError, StoreFull, ConfigurationMismatch: what keeps the node from serving.
     """
-    settings = NodeSettings(data=data, listen=listen, node_id=node_id, peers=dict(peers or {}), insecure=insecure)
+    settings = NodeSettings(
+        data=data,
+        listen=listen,
+        node_id=node_id,
+        peers=dict(peers or {}),
+        join=tuple(join),
+        insecure=insecure,
+        erase_interval_s=erase_interval_s,
+    )
     blobs = LocalBlobs(data / "blobs")
 
     def check() -> None:
@@ -67,10 +79,12 @@ def main() -> int:
     parser.add_argument("--listen", default="127.0.0.1:0", help="host:port; port 0 takes a free one")
     parser.add_argument("--node-id", type=int, default=1)
     parser.add_argument("--peers", default="", help="1=host:port,2=host:port,3=host:port")
+    parser.add_argument("--join", default="", help="host:port,… of members of the cluster to join")
     parser.add_argument("--insecure", action="store_true", help="listen beyond this machine, without encryption")
     given = parser.parse_args()
     try:
-        run(serve(given.data, given.listen, given.node_id, parse_peers(given.peers), given.insecure))
+        join = parse_endpoints(given.join) if given.join else ()
+        run(serve(given.data, given.listen, given.node_id, parse_peers(given.peers), given.insecure, join))
     except errors.ObjmetaError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1

@@ -26,7 +26,7 @@ from blake3 import blake3
 
 from gateway.blobs import BlobStore, LocalBlobs
 from gateway.files import creating, in_thread, reading, recycle_buffers, update, writing
-from objmeta import AsyncClient, Chunk, Embedded, ObjectVersion, connect_async, errors
+from objmeta import AsyncClient, Chunk, Disks, Embedded, ObjectVersion, connect_async, errors
 
 CHUNK_BYTES: Final = 4 << 20
 INLINE_BYTES_MAX: Final = 8 << 10
@@ -447,13 +447,20 @@ async def open_store(target: str | os.PathLike[str] | None = None, **settings: A
     client = connect_async(target, **settings)
     if isinstance(client.location, Embedded):
         return Store(client, LocalBlobs(client.location.path / "blobs"))
+    if isinstance(client.location, Disks):
+        from gateway.blobdisks import DiskBlobs
+
+        async def disks() -> Sequence[tuple[Path, bool]]:
+            return [(Path(node.address), node.state == "up") for node in (await client.status()).nodes]
+
+        return Store(client, DiskBlobs(disks))
     from gateway.blobclient import ClusterBlobs
 
     async def members() -> Sequence[str]:
         nodes = (await client.status()).nodes
         return ["" if node.state == "refused" else node.address for node in nodes]
 
-    return Store(client, ClusterBlobs(members=members, timeout_s=client.timeout_s))
+    return Store(client, ClusterBlobs(members=members, timeout_s=client.timeout_s, epoch=lambda: client.epoch))
 
 
 # -- Helpers ----------------------------------------------------------------------------------------------------------

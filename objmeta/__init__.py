@@ -6,7 +6,7 @@
        |
     client    the one door
     node      the daemon               rpc      messages between processes
-    objects   buckets, objects, versions, listings, key-value registers
+    objects   buckets, objects, versions, listings, key-value registers, locks, elections
     register | store | model           rounds and retries | durable acceptors | what is stored
     core      CASPaxos, pure
     interfaces, errors, config
@@ -17,18 +17,28 @@ Everything public is named in ``__all__`` here; ``docs/architecture.md`` says wh
 
 from __future__ import annotations
 
-from objmeta.client import AsyncClient, Client, Cluster, Embedded, connect, connect_async
+from objmeta.client import AsyncClient, Client, Cluster, Disks, Election, Embedded, Lease, Lock, connect, connect_async
 from objmeta.model.values import Chunk, Manifest
+from objmeta.objects.elections import AsyncElection
+from objmeta.objects.locks import AsyncLease, AsyncLock, LockHolder
 from objmeta.objects.types import Bucket, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
 
 __all__ = [
     "AsyncClient",
+    "AsyncElection",
+    "AsyncLease",
+    "AsyncLock",
     "Bucket",
     "Chunk",
     "Client",
     "Cluster",
+    "Disks",
+    "Election",
     "Embedded",
     "KeyValue",
+    "Lease",
+    "Lock",
+    "LockHolder",
     "Manifest",
     "ObjectPage",
     "ObjectSummary",

@@ -5,9 +5,10 @@ Rules.
 * The first source that gives a value wins: arguments, then ``OBJMETA_*`` environment, then fsspec's own config
   (section ``objmeta``), then a TOML file (``$OBJMETA_CONFIG``, else ``objmeta/config.toml`` in the user's config
   directory), then defaults.
-* ``home`` and ``endpoints`` answer one question, where the store is; the first source that gives either decides it. So
-  ``OBJMETA_HOME=/tmp/try gateway ls`` never reaches the cluster that a config file names. Within one source
-  ``endpoints`` wins. ``target`` may stand for either, as in :func:`parse_target`.
+* ``home``, ``disks`` and ``endpoints`` answer one question, where the store is; the first source that gives one of them
+  decides it. So ``OBJMETA_HOME=/tmp/try gateway ls`` never reaches the cluster that a config file names. Within one
+  source ``endpoints`` wins, then ``disks``. ``target`` may stand for ``home`` or ``endpoints``, as in
+  :func:`parse_target`.
 * A bad value is refused with the setting's name, its source and what would be right. Nothing is corrected silently.
 """
 
@@ -29,6 +30,8 @@ Target = Path | tuple[str, ...]
 """Where a store is: a directory (embedded), or endpoints ``host:port`` of a cluster's nodes."""
 
 CONFIG_VARIABLE: Final = "OBJMETA_CONFIG"
+DISKS_MIN: Final = 3
+DISKS_MAX: Final = 9
 DEFAULT: Final = "default"
 ARGUMENT: Final = "argument"
 
@@ -43,7 +46,10 @@ class Settings:
     """Valid settings of one client. How to get them: :func:`resolve`."""
 
     home: Path
-    """Directory of the embedded store; used when ``endpoints`` is empty."""
+    """Directory of the embedded store; used when ``endpoints`` and ``disks`` are empty."""
+
+    disks: tuple[Path, ...] = ()
+    """Directories of an embedded store over several disks, at least three; it survives the loss of a minority."""
 
     endpoints: tuple[str, ...] = ()
     """Nodes of a cluster as ``host:port``; any of them will do, the others are tried when one is slow or gone."""
@@ -59,7 +65,7 @@ class Settings:
 
     @property
     def target(self) -> Target:
-        """Where the store is: ``endpoints`` if there are any, else ``home``."""
+        """Where the store is if not on ``disks``: ``endpoints`` if there are any, else ``home``."""
         return self.endpoints or self.home
 
 
@@ -176,17 +182,31 @@ def _home(value: Any, base: Path | None) -> Path:
     return _absolute(os.fspath(value), base)
 
 
+def _disks(value: Any, base: Path | None) -> tuple[Path, ...]:
+    parts = value.split(os.pathsep) if isinstance(value, str) else value
+    if not isinstance(parts, Sequence) or not all(isinstance(part, str | os.PathLike) and str(part) for part in parts):
+        raise InvalidArgument(f"{value!r} is not a list of directories")
+    disks = tuple(_absolute(os.fspath(part), base) for part in parts)
+    if not DISKS_MIN <= len(disks) <= DISKS_MAX or len(set(disks)) < len(disks):
+        raise InvalidArgument(
+            f"{value!r} must be {DISKS_MIN} to {DISKS_MAX} different directories: fewer survive the loss of none"
+        )
+    return disks
+
+
 def _endpoints(value: Any, base: Path | None) -> tuple[str, ...]:
     return parse_endpoints(value)
 
 
 _READERS: Final[dict[str, Callable[[Any, Path | None], Any]]] = {
     "home": _home,
+    "disks": _disks,
     "endpoints": _endpoints,
     "timeout_s": _seconds,
     "failover_s": _seconds,
     "concurrency": _count,
 }
+_PLACES: Final = ("endpoints", "disks", "home")
 FIELDS: Final = tuple(_READERS)
 """The settings' names, in the order in which they are shown."""
 
@@ -233,18 +253,19 @@ def resolve(
         given = _read(source)
         where = _place(given) if not _place(values) else ""
         for name, (value, named) in given.items():
-            if name not in values and (name not in ("home", "endpoints") or name == where):
+            if name not in values and (name not in _PLACES or name == where):
                 values[name], cited[name] = value, named
-    if "home" in values:
-        values["endpoints"], cited["endpoints"] = (), f"not used: home is given by {cited['home']}"
-    else:
+    chosen = _place(values)
+    if chosen in ("home", "disks"):
+        values["endpoints"], cited["endpoints"] = (), f"not used: {chosen} is given by {cited[chosen]}"
+    if "home" not in values:
         values["home"], cited["home"] = default_home(), DEFAULT
     settings = Settings(**values)
     return Resolved(settings, {name: cited.get(name, DEFAULT) for name in FIELDS})
 
 
 def _place(given: Mapping[str, Any]) -> str:
-    return next((name for name in ("endpoints", "home") if name in given), "")
+    return next((name for name in _PLACES if name in given), "")
 
 
 def _read(source: _Source) -> dict[str, tuple[Any, str]]:
@@ -259,7 +280,7 @@ def _read(source: _Source) -> dict[str, tuple[Any, str]]:
                 found[name] = (_READERS[name](value, source.base), source.named(name))
         except InvalidArgument as bad:
             raise InvalidArgument(f"setting {name} ({source.named(name)}): {bad}") from None
-    if "target" in given and ("home" in given or "endpoints" in given):
+    if "target" in given and any(place in given for place in _PLACES):
         raise InvalidArgument(f"setting target ({source.named('target')}) stands for home or endpoints; give only one")
     return {name: value for name, value in found.items() if name != "endpoints" or value[0]}
 

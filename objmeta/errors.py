@@ -78,6 +78,21 @@ class BucketNotEmpty(Conflict):
     kind = "bucket_not_empty"
 
 
+class LockHeld(Conflict):
+    """Somebody else holds the lock, and the time to wait for it is over. Nothing was changed."""
+
+    kind = "lock_held"
+
+
+# -- Stop: it is no longer yours --------------------------------------------------------------------------------------
+
+
+class LockLost(ObjmetaError):
+    """The lease on a lock ran out, was taken over or was given back: somebody else may hold the lock by now."""
+
+    kind = "lock_lost"
+
+
 # -- Try again later --------------------------------------------------------------------------------------------------
 
 
@@ -91,6 +106,12 @@ class NoQuorum(Unavailable):
     """Definite: no majority of the nodes answered in time, and the change was not and never will be applied."""
 
     kind = "no_quorum"
+
+
+class StaleGeneration(NoQuorum):
+    """Definite: the operation was begun too long ago, and what would tell it from an older copy may be forgotten."""
+
+    kind = "stale_generation"
 
 
 class Fenced(Unavailable):
@@ -130,6 +151,12 @@ class IntegrityError(StoreError):
     """Bytes that were read are not the bytes that were written (digest or structure wrong). They are never returned."""
 
     kind = "integrity"
+
+
+class RowDamaged(IntegrityError):
+    """What an acceptor stores of one register cannot be read; it has no vote on it until a write-back mends it."""
+
+    kind = "row_damaged"
 
 
 class ForkedClient(StoreError):

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from objmeta.core.configuration import Configuration, ConfigurationTag, Membership
-from objmeta.core.inventory import DigestRequest, Digests, Inventory, InventoryRequest
+from objmeta.core.inventory import ChangesRequest, DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, Reply, Request, State
 
@@ -99,6 +99,10 @@ class AcceptorStore(Protocol):
         """How many registers there are, promise-only rows included; may read through all of them."""
         ...
 
+    def tidy(self) -> None:
+        """Give the disk back what erased registers leave behind, if that is much; other calls go on meanwhile."""
+        ...
+
     def close(self) -> None:
         """Release files; the store can be opened again."""
         ...
@@ -131,13 +135,21 @@ class Transport(Protocol):
         """Ask one acceptor for digests of ranges. Raises as :meth:`scan` does."""
         ...
 
+    async def changes(self, acceptor: int, request: ChangesRequest) -> Changes:
+        """Ask one acceptor what changed there. Raises as :meth:`scan` does."""
+        ...
+
     def adopt(self, membership: Membership) -> None:
         """From now on speak under this configuration and reach these members; what is queued still is lost."""
         ...
 
 
 class ChangeRequest(msgspec.Struct, frozen=True, gc=False):
-    """A change of one register. ``change`` is a :class:`objmeta.core.change.Change`; to travel, a model change."""
+    """A change of one register. ``change`` is a :class:`objmeta.core.change.Change`; to travel, a model change.
+
+    ``generation`` is the one in which the operation began; 0: it begins now.  Whoever tries an operation again after it
+    may have reached an acceptor states the same one.
+    """
 
     name: bytes
     change: Any
@@ -151,13 +163,15 @@ class ChangeReply(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ``code`` is empty when it took effect (or had nothing to do), else why it did not: a stable word from
     ``objmeta.model.changes``.  ``state`` is the chosen state after it; ``record`` the record it wrote, without data
     (``state`` is None when it was found to have taken effect earlier and other changes followed).  ``proposed`` says of
-    a change that was refused for its term that it may have reached some acceptor before.
+    a change that was refused for its term that it may have reached some acceptor before, and ``generation`` which one
+    it stated.
     """
 
     code: str
     state: State | None
     record: Record | None = None
     proposed: bool = False
+    generation: int = 0
 
 
 class ScanPage(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -166,6 +180,26 @@ class ScanPage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     rows: bytes
     next: bytes
     records: bytes = b"\x90"
+
+
+class RepairStatus(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How far a node's acceptor has caught up with the others: of the pass that is running, or of the last one.
+
+    ``compared`` registers were compared with the ``peers`` ("comparing", "compared" or "unreachable" each),
+    ``repaired`` of them mended, by ``records`` records and what else they lacked; ``left`` could not be mended yet.
+    ``complete_s`` is how many seconds ago a pass left nothing undone at any peer; None: not since the node's start.
+    """
+
+    running: bool = False
+    compared: int = 0
+    repaired: int = 0
+    records: int = 0
+    left: int = 0
+    running_s: float = 0.0
+    complete_s: float | None = None
+    passes: int = 0
+    problem: str = ""
+    peers: tuple[tuple[int, str], ...] = ()
 
 
 class NodeStatus(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -180,6 +214,28 @@ class NodeStatus(msgspec.Struct, frozen=True, array_like=True, gc=False):
     changes: int = 0
     disk_free: int = 0
     uptime_s: float = 0.0
+    repair: RepairStatus | None = None
+
+
+class ChangeProgress(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How far a change of members has come: who coordinates it, what it does, and what it waits for, in words.
+
+    ``names`` registers have been settled so far, ``records`` sent beside those that travel with them.
+    """
+
+    coordinator: int
+    phase: str
+    names: int = 0
+    records: int = 0
+    problem: str = ""
+
+
+class MembersStatus(msgspec.Struct, frozen=True, array_like=True):
+    """Who the members are, what is known of them, and the change under way, if somebody works on one."""
+
+    membership: Membership
+    nodes: tuple[NodeStatus, ...]
+    change: ChangeProgress | None = None
 
 
 class StoreStatus(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -189,6 +245,22 @@ class StoreStatus(msgspec.Struct, frozen=True, array_like=True, gc=False):
     epoch: int
     nodes: tuple[NodeStatus, ...]
     quorum: bool
+
+
+class Collected(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How far a run of the collector has come (:meth:`Registers.collect`).
+
+    ``run`` names it where it runs; ``done`` says that it is over.  ``erased`` registers were erased, ``left`` that were
+    to be erased are still there (in use again, or somebody did not answer), and ``unreachable`` are the nodes without
+    which nothing more can be erased.  ``problem`` says in words what else kept it from its work.
+    """
+
+    run: int
+    done: bool
+    erased: int = 0
+    left: int = 0
+    unreachable: tuple[int, ...] = ()
+    problem: str = ""
 
 
 class Registers(Protocol):
@@ -225,6 +297,13 @@ class Registers(Protocol):
 
     async def status(self, timeout_s: float) -> StoreStatus:
         """Who is up. Answers also when there is no quorum."""
+        ...
+
+    async def collect(self, run: int, timeout_s: float) -> Collected:
+        """Erase what can be erased now, for up to ``timeout_s`` seconds; how far that has come by then.
+
+        ``run`` is 0 to begin, or to join whoever is at it, and then what the last answer named, until one is done.
+        """
         ...
 
     async def close(self) -> None:

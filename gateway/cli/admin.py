@@ -30,7 +30,7 @@ def status() -> None:
         "quorum": found.quorum,
         "nodes": [_node_record(node) for node in found.nodes],
     }
-    cells = [["NODE", "ADDRESS", "STATE", "VERSION", "REGISTERS", "DISK FREE", "UP FOR", ""]]
+    cells = [["NODE", "ADDRESS", "STATE", "VERSION", "REGISTERS", "DISK FREE", "UP FOR", "REPAIR", ""]]
     cells += [_node_cells(node) for node in found.nodes]
     total = output.count_text(len(found.nodes), "node")
     lines = [
@@ -58,7 +58,37 @@ def _node_record(node: NodeStatus) -> dict[str, Any]:
         "changes": node.changes,
         "disk_free": node.disk_free,
         "uptime_s": round(node.uptime_s, 1),
+        "repair": _repair_record(node),
     }
+
+
+def _repair_record(node: NodeStatus) -> dict[str, Any] | None:
+    repair = node.repair
+    if repair is None:
+        return None
+    return {
+        "running": repair.running,
+        "compared": repair.compared,
+        "repaired": repair.repaired,
+        "records": repair.records,
+        "left": repair.left,
+        "running_s": round(repair.running_s, 1),
+        "complete_s": None if repair.complete_s is None else round(repair.complete_s, 1),
+        "passes": repair.passes,
+        "problem": repair.problem,
+        "peers": {str(peer): state for peer, state in repair.peers},
+    }
+
+
+def _repair_cell(node: NodeStatus) -> str:
+    repair = node.repair
+    if repair is None or node.state != "up":
+        return "-"
+    if repair.running:
+        return f"{repair.compared:,} of {max(node.registers, repair.compared):,} compared, {repair.repaired:,} repaired"
+    if repair.left:
+        return f"{repair.left:,} left"
+    return "caught up" if repair.complete_s is not None else "waits for peers"
 
 
 def _node_cells(node: NodeStatus) -> list[str]:
@@ -71,6 +101,7 @@ def _node_cells(node: NodeStatus) -> list[str]:
         str(node.registers) if known else "-",
         output.size_text(node.disk_free) if known else "-",
         _duration(node.uptime_s) if known else "-",
+        _repair_cell(node),
         output.shown(node.detail),
     ]
 
@@ -92,7 +123,8 @@ def config() -> None:
     """
     cells = []
     for name, value, source in resolved_settings().rows():
-        plain = value if isinstance(value, int | float) else list(value) if isinstance(value, tuple) else str(value)
+        listed = [str(each) for each in value] if isinstance(value, tuple) else str(value)
+        plain = value if isinstance(value, int | float) else listed
         text = (",".join(plain) or "-") if isinstance(plain, list) else str(plain)
         cells.append(({"name": name, "value": plain, "source": source}, [name, output.shown(text), source]))
     for (record, _), line in zip(cells, output.rows([row for _, row in cells]), strict=True):

@@ -18,6 +18,7 @@ NO_BUCKET: Final = 3
 NO_KEY: Final = 4
 UNAVAILABLE: Final = 5
 CONFLICT: Final = 6
+LOCK_LOST: Final = 7
 INTEGRITY: Final = 8
 BUG: Final = 70
 INTERRUPTED: Final = 130
@@ -31,7 +32,8 @@ EXIT_CODES: Final = {
     NO_BUCKET: "no such bucket",
     NO_KEY: "no such key or version",
     UNAVAILABLE: "no quorum, or the outcome is unknown: try again",
-    CONFLICT: "a precondition failed, it exists already, or the bucket is not empty",
+    CONFLICT: "a precondition failed, it exists already, the bucket is not empty, or the lock is held",
+    LOCK_LOST: "a lock was lost, and the command run under it was stopped",
     INTEGRITY: "bytes that were read are not the bytes that were written",
     BUG: "a bug in gateway; OBJMETA_DEBUG=1 shows where",
     INTERRUPTED: "interrupted by Ctrl-C",
@@ -60,6 +62,7 @@ def exit_code(error: BaseException) -> int:
         (errors.NotFound, NO_KEY),
         (errors.Unavailable, UNAVAILABLE),
         (errors.Conflict, CONFLICT),
+        (errors.LockLost, LOCK_LOST),
         (errors.IntegrityError, INTEGRITY),
         (errors.ObjmetaError, FAILED),
         (OSError, FAILED),

@@ -31,8 +31,12 @@ _LOOK_S: Final = 0.2
 @click.option("--listen", metavar="HOST:PORT", default=DEFAULT_LISTEN, show_default=True, help="Port 0: a free one.")
 @click.option("--node-id", metavar="N", type=int, default=1, show_default=True, help="Which of the nodes this is.")
 @click.option("--peers", metavar="1=HOST:PORT,2=HOST:PORT", default="", help="All nodes; the same list for each.")
+@click.option("--join", metavar="HOST:PORT,HOST:PORT", default="", help="Members of a cluster that this node joins.")
+@click.option(
+    "--erase-interval", metavar="SECONDS", type=float, default=3600.0, show_default=True, help="Between two erasures."
+)
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine, although nothing is encrypted yet.")
-def serve(data: str, listen: str, node_id: int, peers: str, insecure: bool) -> None:
+def serve(data: str, listen: str, node_id: int, peers: str, join: str, erase_interval: float, insecure: bool) -> None:
     """Run one node of a cluster.
 
     \b
@@ -41,8 +45,15 @@ def serve(data: str, listen: str, node_id: int, peers: str, insecure: bool) -> N
 
     3 or 5 nodes form a cluster, which works as long as a majority of them does. A node ends cleanly on Ctrl-C and
     SIGTERM; everything acknowledged is on its disk by then, as it is after a crash.
+
+    A node that is to join a cluster is started with an empty directory, an id that was never used, and --join instead
+    of --peers; it waits until 'gateway cluster add' (or replace) lets it in. Only that command changes the members:
+    what --peers says counts when the cluster is made, and later only for addresses that have changed.
     """
     places = _peers(peers)
+    from objmeta.config import parse_endpoints
+
+    members = parse_endpoints(join) if join else ()
     from gateway.server import run
     from gateway.server import serve as run_node
 
@@ -50,7 +61,7 @@ def serve(data: str, listen: str, node_id: int, peers: str, insecure: bool) -> N
         output.emit({"node_id": node, "address": address, "data": data}, f"node {node} listens on {address}")
         sys.stdout.flush()
 
-    run(run_node(Path(data).absolute(), listen, node_id, places, insecure, announce))
+    run(run_node(Path(data).absolute(), listen, node_id, places, insecure, members, announce, erase_interval))
 
 
 def _peers(text: str) -> dict[int, str]:

@@ -35,11 +35,13 @@ def with_store(work: Callable[[Store], Coroutine[Any, Any, Result]]) -> Result:
     settings = resolved_settings().settings
     from gateway.transfer import open_store
 
-    target = ",".join(settings.endpoints) if settings.endpoints else settings.home
+    target = None if settings.disks else ",".join(settings.endpoints) if settings.endpoints else settings.home
 
     async def main() -> Result:
         with _sigterm_cancels():
-            store = await open_store(target, timeout_s=settings.timeout_s, failover_s=settings.failover_s)
+            store = await open_store(
+                target, disks=settings.disks or None, timeout_s=settings.timeout_s, failover_s=settings.failover_s
+            )
             try:
                 return await work(store)
             finally:

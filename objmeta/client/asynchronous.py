@@ -9,19 +9,27 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import uuid_utils
 
 from objmeta.config import Settings
-from objmeta.interfaces import Registers, StoreStatus
+from objmeta.core.configuration import Membership
+from objmeta.errors import InvalidArgument
+from objmeta.interfaces import Collected, MembersStatus, Registers, StoreStatus
 from objmeta.model.names import check_bucket, check_key
 from objmeta.model.values import Chunk
 from objmeta.objects.buckets import Buckets
 from objmeta.objects.context import Context
+from objmeta.objects.elections import AsyncElection
 from objmeta.objects.keyvalue import KeyValues
 from objmeta.objects.listing import Listings
+from objmeta.objects.locks import TTL_S, AsyncLock, Locks
 from objmeta.objects.objects import Objects
 from objmeta.objects.types import Bucket, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
+
+if TYPE_CHECKING:
+    from objmeta.rpc.client import RemoteRegisters
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +46,14 @@ class Cluster:
     endpoints: tuple[str, ...]
 
 
-Location = Embedded | Cluster
+@dataclass(frozen=True, slots=True)
+class Disks:
+    """A store over several directories of this machine."""
+
+    paths: tuple[Path, ...]
+
+
+Location = Embedded | Cluster | Disks
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +66,7 @@ class _Services:
     objects: Objects
     listings: Listings
     values: KeyValues
+    locks: Locks
 
 
 class AsyncClient:
@@ -66,7 +82,7 @@ class AsyncClient:
         self._services: _Services | None = None
         self._inherited: list[_Services] = []
         self._opening = asyncio.Lock()
-        self.location: Location = Cluster(settings.endpoints) if settings.endpoints else Embedded(settings.home)
+        self.location: Location = _location(settings)
 
     @property
     def timeout_s(self) -> float:
@@ -266,16 +282,93 @@ class AsyncClient:
         """At most ``limit`` registers whose keys begin with ``prefix`` and are not below ``start``, in order."""
         return await (await self._open()).values.scan(_bytes(prefix), _bytes(start), limit)
 
+    # -- Locks --------------------------------------------------------------------------------------------------------
+
+    def lock(
+        self, name: str, *, ttl_s: float = TTL_S, wait_s: float | None = None, owner: str | None = None
+    ) -> AsyncLock:
+        """A lock: ``async with client.lock("name") as lease:``. It is not taken before that, or ``acquire()``.
+
+        A lock whose holder dies can be taken ``ttl_s`` seconds later; ``wait_s`` is how long to wait for it (None: for
+        ever; 0: one try, else LockHeld).  ``owner`` is what others see (default: host and process).  The block is
+        cancelled when the lease is lost, and raises LockLost; ``lease.token`` fences off whoever comes too late.
+        Raises InvalidArgument.
+        """
+        return AsyncLock(self._locks, name, ttl_s, wait_s, owner)
+
+    def election(
+        self, name: str, *, ttl_s: float = TTL_S, wait_s: float | None = None, candidate: str | None = None
+    ) -> AsyncElection:
+        """An election, whose leader holds the lock ``name``. Raises InvalidArgument."""
+        return AsyncElection(AsyncLock(self._locks, name, ttl_s, wait_s, candidate))
+
     # -- The store ----------------------------------------------------------------------------------------------------
+
+    async def collect(self, run: int = 0, timeout_s: float = 5.0) -> Collected:
+        """Erase what was deleted and can be erased now; how far that has come within ``timeout_s``.
+
+        Call again with the ``run`` of the answer until that is ``done``.
+        """
+        return await (await self._open()).registers.collect(run, timeout_s)
 
     async def status(self) -> StoreStatus:
         """Nodes, versions, health, quorum."""
         return await (await self._open()).registers.status(self.timeout_s)
 
+    async def members(self) -> MembersStatus:
+        """The members of a cluster, and the change of members under way. Raises InvalidArgument for a directory."""
+        return await (await self._nodes()).members(self.timeout_s)
+
+    async def change_members(self, add: Mapping[int, str], remove: Sequence[int], *, epoch: int) -> Membership:
+        """Begin to change the members of a cluster, as :meth:`members` showed them in ``epoch``.
+
+        ``add`` gives the addresses of new nodes, which run already and wait to join, by their ids.  What is given back
+        is joint while everything is copied, which the nodes do by themselves; :meth:`members` shows how far they are.
+
+        Raises InvalidArgument (an id is unknown, used or retired), Conflict (another change is under way, or was made).
+        """
+        return await (await self._nodes()).change_members(add, remove, epoch, self.timeout_s)
+
+    async def replace_disk(
+        self, old: str | os.PathLike[str], new: str | os.PathLike[str], *, timeout_s: float = 3600.0
+    ) -> None:
+        """Have the empty directory ``new`` take the place of ``old``, which may be lost; returns when all is copied.
+
+        The store can be used meanwhile, by any process.  What was interrupted is gone on with by the same call.  The
+        setting ``disks`` should name the new directory from then on.
+
+        Raises InvalidArgument (this store has no such disk), Conflict, StoreError, NoQuorum, UnknownOutcome.
+        """
+        from objmeta.client.disks import DiskRegisters
+
+        registers = (await self._open()).registers
+        if not isinstance(registers, DiskRegisters):
+            raise InvalidArgument("this store is not over several disks: name them by the setting disks")
+        await registers.replace(_directory(old), _directory(new), timeout_s)
+
+    @property
+    def epoch(self) -> int:
+        """Of the highest membership of a cluster that was heard of; 0 for none."""
+        if self._services is None or not isinstance(self.location, Cluster):
+            return 0
+        from objmeta.rpc.client import RemoteRegisters
+
+        registers = self._services.registers
+        return registers.epoch if isinstance(registers, RemoteRegisters) else 0
+
+    async def _nodes(self) -> RemoteRegisters:
+        from objmeta.rpc.client import RemoteRegisters
+
+        registers = (await self._open()).registers
+        if not isinstance(registers, RemoteRegisters):
+            raise InvalidArgument("this store is a directory and has no members; name the nodes of a cluster")
+        return registers
+
     async def close(self) -> None:
-        """Release files, threads and connections; the next use opens the store again."""
+        """Release files, threads and connections; the next use opens the store again. Leases that are held are lost."""
         services, self._services = self._services, None
         if services is not None and services.pid == os.getpid():
+            await services.locks.close()
             await services.registers.close()
 
     async def __aenter__(self) -> AsyncClient:
@@ -307,7 +400,7 @@ class AsyncClient:
             _now_us,
             _new_id,
             self._settings.timeout_s,
-            proposer_in_process=isinstance(self.location, Embedded),
+            proposer_in_process=not isinstance(self.location, Cluster),
         )
         buckets = Buckets(context)
         return _Services(
@@ -317,19 +410,37 @@ class AsyncClient:
             Objects(context, buckets),
             Listings(context, buckets),
             KeyValues(context),
+            Locks(context),
         )
+
+    async def _locks(self) -> Locks:
+        return (await self._open()).locks
 
     async def _open_registers(self) -> Registers:
         if isinstance(self.location, Embedded):
             from objmeta.client.embedded import EmbeddedRegisters
 
             return await EmbeddedRegisters.open(self.location.path)
+        if isinstance(self.location, Disks):
+            from objmeta.client.disks import DiskRegisters
+
+            return await DiskRegisters.open(self.location.paths)
         from objmeta.rpc.client import RemoteRegisters
 
         return RemoteRegisters(self.location.endpoints, failover_s=self._settings.failover_s)
 
 
 _ITER_PAGE = 5000
+
+
+def _directory(path: str | os.PathLike[str]) -> Path:
+    return Path(path).expanduser().absolute()
+
+
+def _location(settings: Settings) -> Location:
+    if settings.endpoints:
+        return Cluster(settings.endpoints)
+    return Disks(settings.disks) if settings.disks else Embedded(settings.home)
 
 
 def _check(bucket: str, key: str) -> None:

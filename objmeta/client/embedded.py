@@ -19,7 +19,7 @@ from pathlib import Path
 from objmeta.core.configuration import Configuration, single_set
 from objmeta.core.listing import ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, State
-from objmeta.interfaces import ChangeReply, ChangeRequest, NodeStatus, ScanPage, StoreStatus
+from objmeta.interfaces import ChangeReply, ChangeRequest, Collected, NodeStatus, ScanPage, StoreStatus
 from objmeta.register.engine import Engine
 from objmeta.register.life import new_ballots
 from objmeta.register.local import LocalTransport
@@ -80,7 +80,7 @@ class EmbeddedRegisters:
             node.node_id,
             str(self._home),
             node.state,
-            "embedded",
+            str(self._lane.damage) or "embedded",
             metadata.version("objmeta"),
             registers=await self._lane.count(),
             changes=(await self._lane.changes(sys.maxsize, 1)).watermark,
@@ -89,8 +89,16 @@ class EmbeddedRegisters:
         )
         return StoreStatus(status.store_id, status.epoch, (described,), status.quorum)
 
+    async def collect(self, run: int, timeout_s: float) -> Collected:
+        """Erase what can be erased, and give the space back to the disk."""
+        collected = await self._engine.collect(run, timeout_s)
+        if collected.done:
+            await asyncio.to_thread(self._store.tidy)
+        return collected
+
     async def close(self) -> None:
         """Stop the lane's threads and close the files."""
+        await self._engine.close()
         await self._lane.close()
         await asyncio.to_thread(self._store.close)
 

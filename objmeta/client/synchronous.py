@@ -14,10 +14,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from objmeta.client.asynchronous import AsyncClient, Cluster, Location
+from objmeta.client.locks import Election, Lock
 from objmeta.config import Settings
+from objmeta.core.configuration import Membership
 from objmeta.errors import ForkedClient
-from objmeta.interfaces import StoreStatus
+from objmeta.interfaces import Collected, MembersStatus, StoreStatus
 from objmeta.model.values import Chunk
+from objmeta.objects.locks import TTL_S
 from objmeta.objects.types import Bucket, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
 
 T = TypeVar("T")
@@ -253,9 +256,49 @@ class Client:
         """At most ``limit`` registers whose keys begin with ``prefix`` and are not below ``start``, in order."""
         return self._run(self._current().scan(prefix, start=start, limit=limit))
 
+    def lock(self, name: str, *, ttl_s: float = TTL_S, wait_s: float | None = None, owner: str | None = None) -> Lock:
+        """A lock: ``with client.lock("name") as lease:``. It is not taken before that, or ``acquire()``.
+
+        A lock whose holder dies can be taken ``ttl_s`` seconds later; ``wait_s`` is how long to wait for it (None: for
+        ever; 0: one try, else LockHeld).  ``owner`` is what others see (default: host and process).  A block cannot be
+        stopped from outside: call ``lease.check()`` in it; leaving it raises LockLost if the lease was lost, and
+        ``lease.token`` fences off whoever comes too late.  Raises InvalidArgument.
+        """
+        return Lock(self._run, lambda: self._current().lock(name, ttl_s=ttl_s, wait_s=wait_s, owner=owner))
+
+    def election(
+        self, name: str, *, ttl_s: float = TTL_S, wait_s: float | None = None, candidate: str | None = None
+    ) -> Election:
+        """An election, whose leader holds the lock ``name``. Raises InvalidArgument."""
+        return Election(self.lock(name, ttl_s=ttl_s, wait_s=wait_s, owner=candidate))
+
+    def collect(self, run: int = 0, timeout_s: float = 5.0) -> Collected:
+        """Erase what was deleted and can be erased now; how far that has come within ``timeout_s``.
+
+        Call again with the ``run`` of the answer until that is ``done``.
+        """
+        return self._run(self._current().collect(run, timeout_s))
+
     def status(self) -> StoreStatus:
         """Nodes, versions, health, quorum."""
         return self._run(self._current().status())
+
+    def replace_disk(
+        self, old: str | os.PathLike[str], new: str | os.PathLike[str], *, timeout_s: float = 3600.0
+    ) -> None:
+        """Put another directory in the place of a disk; see :meth:`AsyncClient.replace_disk`.
+
+        Raises InvalidArgument, Conflict, StoreError, NoQuorum, UnknownOutcome.
+        """
+        self._run(self._current().replace_disk(old, new, timeout_s=timeout_s))
+
+    def members(self) -> MembersStatus:
+        """The members of a cluster, and the change of members under way. Raises InvalidArgument for a directory."""
+        return self._run(self._current().members())
+
+    def change_members(self, add: Mapping[int, str], remove: Sequence[int], *, epoch: int) -> Membership:
+        """Begin to change the members; see :meth:`AsyncClient.change_members`. Raises InvalidArgument, Conflict."""
+        return self._run(self._current().change_members(add, remove, epoch=epoch))
 
     def iter_objects(self, bucket: str, prefix: str = "", *, delimiter: str = "") -> Iterator[ObjectSummary | str]:
         """All of a listing, page by page; common prefixes are strings. Of one page, objects come first."""
@@ -269,7 +312,7 @@ class Client:
                 return
 
     def close(self) -> None:
-        """Release files, threads and connections; the next use opens the store again."""
+        """Release files, threads and connections; the next use opens the store again. Leases that are held are lost."""
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None and thread.pid == os.getpid():

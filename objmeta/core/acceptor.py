@@ -10,11 +10,16 @@ The rules, by number as in docs/protocol.md:
 * prepare(b) succeeds iff ``b > max(promised, accepted, floor)``, strictly (rule 2);
 * accept(b, v) succeeds iff ``b >= promised and b > accepted and b > floor``, or ``b == accepted`` with the identical
   value, a duplicate (rule 2); accepting b also promises b, or the higher ballot that the accept asks for (rule 10);
+* a zero ballot is refused unless nothing is known of the register;
+* what is proposed on a promise given along with an earlier accept comes without the question where its operations are
+  held, so only an acceptor that can tell takes it: one that accepted the base and holds all of its chain (rule 10);
 * a state is refused unless every record it names comes along or is held (rule 7);
-* an operation whose record is held under another sequence is refused, and the refusal says where (at most once);
+* an operation whose record is held under a lower sequence than the first that is added is refused, and the refusal
+  says where (at most once; one held higher up loses its place in the chain if this state is chosen);
 * accepts are refused below the term of their scope, write-backs too, and new values below the generation floor;
 * a register is erased iff its accepted ballot is the tombstone's own, the value is that tombstone and nothing higher is
-  promised, in a configuration that is not joint; its ballot becomes a floor of its scope (rules 8 and 9);
+  promised, in a configuration that is not joint; its ballot becomes a floor of its scope (rules 8 and 9).  A promise
+  without a value goes iff the ballot floor covers it;
 * a membership is adopted iff its epoch is higher; what names another configuration than the acceptor's is refused;
 * a register whose row is damaged has no vote; an accept above every ballot ever promised here replaces it.
 """
@@ -159,30 +164,37 @@ def _prepare(view: AcceptorView, request: Prepare) -> Promise | Refused:
     greatest = max(known.promised, known.accepted, floor.ballot)
     if request.ballot <= greatest:
         return Refused(request.ballot, Refusal.CONFLICT, greatest)
-    view.put_row(request.name, Row(request.ballot, known.accepted, known.state), False)
-    held = view.held(request.name, request.version_id) if request.version_id and row else ()
-    return Promise(request.ballot, known.accepted, known.state, held, floor.sequence)
+    view.put_row(request.name, Row(request.ballot, known.accepted, known.state, known.whole), False)
+    held: tuple[RecordRef, ...] = ()
+    if row is not None:
+        for operation in request.operations:
+            held += view.held(request.name, operation)
+    return Promise(request.ballot, known.accepted, known.state, held, floor.sequence, view.generation_floor)
 
 
 def _accept(view: AcceptorView, request: Accept, row: Row) -> Accepted | Refused:
     ballot = request.ballot
     floor = view.scope_floor(scope_of(request.name))
     if ballot == row.accepted and ballot > floor.ballot and row.state == request.state:
-        view.put_records(request.name, request.records)
+        _take_history(view, request, row)
         return Accepted(ballot, _following(request, row.promised))  # a duplicate, answered again
-    if ballot.counter == 0 and floor.sequence:
-        return Refused(ballot, Refusal.CONFLICT, floor.ballot)  # whoever uses the zero ballot does not know this floor
+    if ballot.counter == 0 and (floor.sequence or row != _NEVER_TOUCHED):
+        # Whoever uses the zero ballot knows neither this floor nor what happened to the register since.
+        return Refused(ballot, Refusal.CONFLICT, max(row.promised, row.accepted, floor.ballot))
     if ballot < row.promised or ballot <= row.accepted or ballot <= floor.ballot:
         return Refused(ballot, Refusal.CONFLICT, max(row.promised, row.accepted, floor.ballot))
+    if request.based_on != ZERO and (row.accepted != request.based_on or not row.whole):
+        return Refused(ballot, Refusal.CONFLICT, max(row.promised, floor.ballot))
     fence = request.fence
     if fence is not None and fence.term < view.scope_floor(fence.scope).term:
         return Refused(ballot, Refusal.STALE_TERM)
     if request.generation is not None and request.generation < view.generation_floor:
         return Refused(ballot, Refusal.STALE_GENERATION)
     brought = {record.ref for record in request.records}
+    first = request.state.refs[0].sequence if request.state.refs else 0
     for ref in request.state.refs:
         held = view.held(request.name, ref.version_id)
-        elsewhere = tuple(h for h in held if h.sequence != ref.sequence and h not in request.dead)
+        elsewhere = tuple(h for h in held if h.sequence < first and h not in request.dead)
         if elsewhere:
             return Refused(ballot, Refusal.HELD_ELSEWHERE, held=elsewhere)
         if ref not in brought and ref not in held:
@@ -191,8 +203,40 @@ def _accept(view: AcceptorView, request: Accept, row: Row) -> Accepted | Refused
         view.drop_records(request.name, request.dead)
     promised = max(ballot, request.following)
     view.put_records(request.name, request.records)
-    view.put_row(request.name, Row(promised, ballot, request.state), True)
+    whole = _whole_after(view, request, row)
+    view.put_row(request.name, Row(promised, ballot, request.state, whole), True)
     return Accepted(ballot, _following(request, promised))
+
+
+def _whole_after(view: AcceptorView, request: Accept, row: Row) -> bool:
+    """Whether the chain of the request's state is held: it goes on from one that is, or came along to its beginning."""
+    refs = request.state.refs
+    own = row.state.refs[-1] if row.state is not None and row.state.refs else None
+    if not refs or refs[-1] == own:
+        return row.whole
+    brought = {record.ref: record for record in request.records}
+    if refs[0] not in brought:
+        (brought[refs[0]],) = view.records(request.name, refs[:1], False)
+    cursor: RecordRef | None = refs[0]
+    while cursor in brought:
+        cursor = brought[cursor].parent
+    return cursor is None or (row.whole and cursor == own)
+
+
+def _take_history(view: AcceptorView, request: Accept, row: Row) -> None:
+    """Store what a duplicate brings of the chain that is not held yet, and see whether that completes it."""
+    if not request.records:
+        return
+    view.put_records(request.name, request.records)
+    if row.whole:
+        return
+    cursor: RecordRef | None = request.state.refs[-1] if request.state.refs else None
+    while cursor is not None:
+        held = view.records(request.name, (cursor,), False)
+        if not held:
+            return
+        cursor = held[0].parent
+    view.put_row(request.name, Row(row.promised, row.accepted, row.state, True), False)
 
 
 def _following(request: Accept, promised: Ballot) -> Ballot:
@@ -208,6 +252,11 @@ def _erase(view: AcceptorView, request: Erase) -> Erased | Refused:
     row = view.row(name)
     if row is None:
         return Erased(ballot, ballot <= floor.ballot)
+    if row.state is None and row.promised <= min(ballot, floor.ballot):
+        # A promise alone says: nothing at or below it. The floor says that already, and for good, so nothing is lost
+        # here; that it stands at all acceptors, and so in every later configuration, is for the sender to see to.
+        view.erase(name)
+        return Erased(ballot, True)
     if row.accepted != ballot or row.promised > ballot or row.state is None or row.state.flag != TOMBSTONE:
         return Erased(ballot, False)
     sequence = row.state.refs[-1].sequence if row.state.refs else 0
@@ -221,7 +270,7 @@ def _on_damage(view: AcceptorView, request: Request, damage: RowDamaged) -> Repl
     ballot = request.ballot if isinstance(request, Prepare | Accept | Erase) else ZERO
     if isinstance(request, Accept) and ballot > greatest:
         return _accept(view, request, Row(greatest, greatest, None))
-    return Refused(ballot, Refusal.DAMAGED, greatest, detail=str(damage))
+    return Refused(ballot, Refusal.DAMAGED, greatest, detail=f"{damage.kind}: {damage}")
 
 
 def _raise_term(view: AcceptorView, request: RaiseTerm) -> Raised:

@@ -34,6 +34,17 @@ ZERO: Final = Ballot(0, 0, 0)
 """Below every ballot a proposer can draw: what a register nobody has touched reports."""
 
 
+_MENDING_LEAP: Final = 10_000
+
+
+def mending_ballot(greatest: Ballot) -> Ballot:
+    """A ballot well above the greatest that an acceptor ever promised, for whoever mends a row that is damaged there.
+
+    Nothing lower replaces that row, and by the time the next one arrives other registers' ballots have gone on.
+    """
+    return greatest._replace(counter=greatest.counter + _MENDING_LEAP)
+
+
 class BallotSource:
     """Draws ballots for one life of one proposer: each higher than all it drew or saw before (rule 6)."""
 

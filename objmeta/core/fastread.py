@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 
-from objmeta.core.ballot import Ballot
+from objmeta.core.ballot import ZERO, Ballot
 from objmeta.core.messages import Found, Refused, State
 from objmeta.core.quorum import Quorums
 
@@ -21,7 +21,7 @@ class Reading(enum.Enum):
     SPLIT = enum.auto()
     """A quorum has answered without agreeing, and an answer that may decide it is still out."""
     DECIDED = enum.auto()
-    """``state`` of the :class:`FastRead` is the answer."""
+    """``state`` of the :class:`FastRead` is the answer, chosen under ``ballot``."""
     DIVIDED = enum.auto()
     """No accept quorum can agree any more: read by a full round."""
 
@@ -29,13 +29,14 @@ class Reading(enum.Enum):
 class FastRead:
     """Collects the answers to one fast read of one register."""
 
-    __slots__ = ("_answers", "_quorums", "_refused", "state")
+    __slots__ = ("_answers", "_quorums", "_refused", "ballot", "state")
 
     def __init__(self, quorums: Quorums) -> None:
         self._quorums = quorums
         self._answers: dict[Ballot, list[int]] = {}
         self._refused: set[int] = set()
         self.state: State | None = None
+        self.ballot = ZERO
 
     def on_reply(self, acceptor: int, reply: Found | Refused) -> Reading:
         """Take one answer; an acceptor's second answer is not counted."""
@@ -48,6 +49,7 @@ class FastRead:
             agreeing.append(acceptor)
             if self._quorums.is_quorum(agreeing):
                 self.state = reply.state
+                self.ballot = reply.accepted
                 return Reading.DECIDED
         answered = {a for seen in self._answers.values() for a in seen}
         if len(answered) + len(self._refused) == len(self._quorums.members):

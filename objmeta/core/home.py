@@ -28,6 +28,13 @@ def scope_of(name: bytes) -> bytes:
     return name[_KIND_BYTES:NAME_BYTES_HASHED] if name.startswith(_SCOPED_KIND) else name[:_KIND_BYTES]
 
 
+def describe(name: bytes) -> str:
+    """A register as people know it: by the key of the object that it is the head of, if it is one."""
+    if name.startswith(_SCOPED_KIND) and len(name) > NAME_BYTES_HASHED:
+        return f"object {name[NAME_BYTES_HASHED:].decode(errors='backslashreplace')!r}"
+    return f"register {name.decode(errors='backslashreplace')!r}"
+
+
 def home_of(name: bytes, members: tuple[int, ...]) -> int:
     """The member with the highest score for the beginning of ``name``; losing another member moves no name of its."""
     return members[0] if len(members) == 1 else _highest(name[:NAME_BYTES_HASHED], members)

@@ -1,4 +1,4 @@
-"""What an acceptor holds, for those who copy or repair: inventories of names, and digests that find differences cheaply.
+"""What an acceptor holds, for those who copy or repair: inventories of names, and digests that find differences.
 
 An inventory lists every register for which there is a row, promise-only rows included (PROTOCOL, "Changing the
 members"), with the names of all records held.  It says what an acceptor holds and nothing about what is chosen.  A
@@ -8,7 +8,7 @@ compare more; promises are left out, since they differ all the time and repair d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -22,19 +22,40 @@ HeldRecord = tuple[RecordRef, RecordRef | None]
 
 DIGEST_BYTES: Final = 16
 
+HELD_PER_PAGE_MAX: Final = 4096
+"""Names of records on one page of an inventory: half a megabyte."""
+
+LOOKED_AT_MAX: Final = 20_000
+"""Rows that are passed by for one page of what is erasable: a few tens of milliseconds of reading."""
+
+LEAF_REGISTERS: Final = 64
+"""Registers in one range of digests: looking at all of them costs about as much as a round trip."""
+LEAF_ITEMS: Final = 256
+"""Rows and records in one range of digests, unless a single register has more."""
+DIGESTED_MAX: Final = 1024
+"""Rows and records that one answer with digests covers: a few milliseconds of reading."""
+
 
 class InventoryRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Rows with ``start <= name < end`` (``end`` empty: no bound), at most ``limit`` of them, in order of name."""
+    """Rows with ``start <= name < end`` (``end`` empty: no bound), at most ``limit`` of them, in order of name.
+
+    ``held_after`` leaves out the records of the register ``start`` up to this one (see :class:`InventoryRow`).  With
+    ``erasable`` the page shows only tombstones, with their newest record, and promises without a value.
+    """
 
     start: bytes = b""
     end: bytes = b""
     limit: int = 1000
+    held_after: RecordRef | None = None
+    erasable: bool = False
 
 
 class InventoryRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One register; ``flag`` is its state's, None where nothing was accepted.
 
-    A damaged row shows ``damaged`` and otherwise nothing.
+    ``held`` is in order of version id, sequence and digest.  With ``more`` the register has further records, after the
+    last of ``held``; a request that begins with this name and says ``held_after`` asks for them.  A damaged row shows
+    ``damaged``, and ballot zero for what it hides.  ``tip`` is shown by a page of what is erasable alone.
     """
 
     name: bytes
@@ -43,6 +64,8 @@ class InventoryRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     flag: int | None
     held: tuple[HeldRecord, ...] = ()
     damaged: bool = False
+    more: bool = False
+    tip: RecordRef | None = None
 
 
 class Inventory(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -52,40 +75,51 @@ class Inventory(msgspec.Struct, frozen=True, array_like=True, gc=False):
     covered: bytes = b""
 
 
-class DigestRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Digests of the ranges between neighbouring ``bounds``, which are in order; a last bound that is empty: no end."""
+class ChangesRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The registers that changed after change number ``since`` of the acceptor, at most ``limit`` of them."""
 
-    bounds: tuple[bytes, ...]
+    since: int
+    limit: int
+
+
+class DigestRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Digests of neighbouring ranges, the first of which begins at ``start``.
+
+    ``bounds`` are their exclusive ends, in order; an empty one, which can only be the last, is no bound.  Without
+    ``bounds`` the acceptor chooses them: a range ends after ``LEAF_REGISTERS`` registers or ``LEAF_ITEMS`` rows and
+    records, and the last of all at no bound.
+    """
+
+    start: bytes = b""
+    bounds: tuple[bytes, ...] = ()
 
 
 class RangeDigest(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How many registers a range has (with an accepted state) and a digest over them."""
+    """Where a range ends, how many registers it has (with an accepted state), and a digest over them."""
 
+    end: bytes
     registers: int
     digest: bytes
 
 
 class Digests(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One :class:`RangeDigest` for each range asked for."""
+    """The first of the ranges asked for, all whole: those that fit ``DIGESTED_MAX``.
+
+    There are none only if the first range given by the request is longer than that, which a range is that somebody else
+    cut into leaves only if there is much more in it here.
+    """
 
     ranges: tuple[RangeDigest, ...]
 
 
 def row_digest(name: bytes, accepted: bytes, held: Iterable[tuple[int, bytes, bytes]]) -> bytes:
     """The digest of one register: its packed accepted ballot and its records as (sequence, version id, digest)."""
-    hasher = blake3(len(name).to_bytes(2))
-    hasher.update(name)
-    hasher.update(accepted)
-    for sequence, version_id, digest in sorted(held):
-        hasher.update(sequence.to_bytes(8) + version_id + digest)
-    return hasher.digest(DIGEST_BYTES)
+    parts = [len(name).to_bytes(2), name, accepted]
+    for sequence, version_id, digest in held:
+        parts += (sequence.to_bytes(8), version_id, digest)
+    return blake3(b"".join(parts)).digest(DIGEST_BYTES)
 
 
-def range_digest(rows: Iterable[bytes]) -> RangeDigest:
+def range_digest(end: bytes, rows: Sequence[bytes]) -> RangeDigest:
     """The digest of a range from those of its registers, in order of name."""
-    hasher = blake3()
-    registers = 0
-    for digest in rows:
-        hasher.update(digest)
-        registers += 1
-    return RangeDigest(registers, hasher.digest(DIGEST_BYTES))
+    return RangeDigest(end, len(rows), blake3(b"".join(rows)).digest(DIGEST_BYTES))

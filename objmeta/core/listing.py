@@ -1,8 +1,9 @@
 """Listing from a quorum: what an acceptor is asked, what it answers, and how answers are merged (PROTOCOL, "Listing").
 
 Every acceptor holds its registers in key order and answers from one snapshot.  An answer is complete up to ``covered``:
-a name below it that is not in the answer has no accepted value there.  The *horizon* of a page is the least ``covered``
-among the answers; only names below it are decided on this page, and the next page starts at the horizon.
+a name below it that is not in the answer has no accepted value there, unless the answer names it as unknown (it is
+damaged there).  The *horizon* of a page is the least ``covered`` among the answers; only names below it are decided on
+this page, and the next page starts at the horizon.
 
 With a delimiter, an acceptor reports one *witness* row per common prefix in which it holds any row at all (a live one
 if it finds one quickly) and skips the rest of the prefix.  A witness is a hint: a common prefix is listed only after
@@ -66,12 +67,15 @@ class ScanAnswer(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     ``rows`` is an encoded ``list[ScanRow]`` and ``records`` an encoded ``list[NamedRecord]`` (both by
     :func:`encode_rows` / :func:`encode_records`), so that equal pages are found by comparing bytes.  ``covered`` is the
-    exclusive end of what this page answers for; empty means: up to ``end`` of the request.
+    exclusive end of what this page answers for; empty means: up to ``end`` of the request.  ``unknown`` are registers
+    among them on which the acceptor has no vote, as their rows are damaged; with a delimiter, one for a common prefix
+    in which nothing better is found.
     """
 
     rows: bytes
     covered: bytes = END
     records: bytes = b"\x90"
+    unknown: tuple[bytes, ...] = ()
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -133,26 +137,34 @@ def merge(request: ScanRequest, answers: Mapping[int, ScanAnswer], quorums: Quor
     pages = list(answers.values())
     first = pages[0]
     horizon = _least([page.covered for page in pages])
-    if not request.delimiter and all(page.rows == first.rows and page.covered == first.covered for page in pages):
+    equal = all(page.rows == first.rows and page.covered == first.covered and not page.unknown for page in pages)
+    if equal and not request.delimiter:
         return Merged(horizon, first.rows)
     seen: dict[bytes, list[tuple[int, ScanRow]]] = {}
+    without_vote: dict[bytes, set[int]] = {}
     for acceptor, page in answers.items():
         for row in decode_rows(page.rows):
             if not horizon or row.name < horizon:
                 seen.setdefault(row.name, []).append((acceptor, row))
+        for name in page.unknown:
+            if not horizon or name < horizon:
+                seen.setdefault(name, [])
+                without_vote.setdefault(name, set()).add(acceptor)
     decided: list[ScanRow] = []
     undecided: list[bytes] = []
     witnesses: list[bytes] = []
     for name in sorted(seen):
         reports = seen[name]
-        standing_for_prefix = any(row.witness for _, row in reports)
+        silent = without_vote.get(name, set())
+        in_prefix = bool(silent) and common_prefix(name, request.delimiter, request.prefix_length) is not None
+        standing_for_prefix = in_prefix or any(row.witness for _, row in reports)
         if standing_for_prefix:
             witnesses.append(name)
         agreed = _agreed(reports, quorums)
         if agreed is not None:
             decided.append(agreed)
             continue
-        absent = answers.keys() - {acceptor for acceptor, _ in reports}
+        absent = answers.keys() - silent - {acceptor for acceptor, _ in reports}
         if standing_for_prefix or not quorums.is_quorum(absent):
             undecided.append(name)
     return Merged(horizon, None, tuple(decided), tuple(undecided), tuple(witnesses))

@@ -54,11 +54,15 @@ class State(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """All an acceptor keeps for one register; changed in one durable step (rule 2)."""
+    """All an acceptor keeps for one register; changed in one durable step (rule 2).
+
+    ``whole``: every record on the chain of ``state`` is held here.
+    """
 
     promised: Ballot = ZERO
     accepted: Ballot = ZERO
     state: State | None = None
+    whole: bool = False
 
 
 class Fence(NamedTuple):
@@ -93,11 +97,11 @@ NO_FLOOR: Final = ScopeFloor()
 
 
 class Prepare(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
-    """Phase one. ``version_id`` asks the acceptor to say where it holds records of that operation, if anywhere."""
+    """Phase one. The acceptor says where it holds records of the ``operations`` (ids), if anywhere."""
 
     name: bytes
     ballot: Ballot
-    version_id: bytes = b""
+    operations: tuple[bytes, ...] = ()
 
 
 class Accept(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
@@ -106,7 +110,8 @@ class Accept(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     A new value states its ``fence`` and the ``generation`` its operation began in.  A write-back of a value somebody
     already accepted states no generation, and the fence of whoever writes it back (docs/decisions/0005).  ``dead``
     names records proven to lie on no chain: the acceptor drops them in the same step and does not hold them against
-    the operation.  ``following`` (above ``ballot``, else none) asks for the promise of the next round too (rule 10).
+    the operation.  ``following`` (above ``ballot``, else none) asks for the promise of the next round too (rule 10);
+    ``based_on`` (else zero) says that this ballot was promised so, along with an accept under that one.
 
     Records of the chain beyond those the state names may come along, also with a duplicate: that is how history reaches
     an acceptor that lacks it.
@@ -120,6 +125,7 @@ class Accept(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     generation: int | None = None
     dead: tuple[RecordRef, ...] = ()
     following: Ballot = ZERO
+    based_on: Ballot = ZERO
 
 
 class Read(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
@@ -146,6 +152,8 @@ class RaiseTerm(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
 class Erase(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
     """Forget a register whose tombstone every acceptor has accepted under ``ballot`` (rule 8).
 
+    Also one that was only ever promised to somebody, where the ballot floor covers that promise; before this is sent
+    with a ``ballot`` that nobody ever drew, that floor must stand at all acceptors.
     The configuration in the envelope is the one whose acceptors all confirmed it; a joint one is refused (rule 9).
     """
 
@@ -196,7 +204,7 @@ class Refusal(enum.IntEnum):
     CONFLICT = 1
     """A greater ballot (or the ballot floor) stands in the way; ``greatest`` says which to jump past."""
     HELD_ELSEWHERE = 2
-    """A record of that operation is held under another sequence; ``held`` says where."""
+    """A record of that operation is held under a lower sequence; ``held`` says where."""
     RECORD_MISSING = 3
     """The state names a record that neither came along nor is held."""
     STALE_TERM = 4
@@ -212,13 +220,14 @@ class Refusal(enum.IntEnum):
 
 
 class Promise(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
-    """Phase one granted: what was accepted so far, and where records of the asked operation are held."""
+    """Phase one granted: what was accepted so far, and where records of the operations asked about are held."""
 
     ballot: Ballot
     accepted: Ballot
     state: State | None
     held: tuple[RecordRef, ...] = ()
     sequence_floor: int = 0
+    generation_floor: int = 0
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):

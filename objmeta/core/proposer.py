@@ -22,9 +22,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from objmeta.core.ballot import Ballot
-from objmeta.core.change import Change, Keep
+from objmeta.core.ballot import ZERO, Ballot
+from objmeta.core.change import Batch, Change, Keep, Write
 from objmeta.core.messages import (
+    TOMBSTONE,
     Accept,
     Accepted,
     Fence,
@@ -46,19 +47,23 @@ from objmeta.core.quorum import Quorums
 
 
 class Done(msgspec.Struct, frozen=True, gc=False):
-    """The answer is known and durable: ``state`` is chosen. ``record`` is the new tip if this round wrote one."""
+    """The answer is known and durable: ``state`` is chosen. ``record`` is the new tip if this round wrote one.
+
+    ``following`` is the ballot that a quorum promised along with its votes, for the next round (rule 10); else zero.
+    """
 
     ballot: Ballot
     state: State | None
     wrote: bool
     code: str = ""
     record: Record | None = None
+    following: Ballot = ZERO
 
 
 class Lost(msgspec.Struct, frozen=True, gc=False):
     """No quorum under this ballot. With ``proposed`` the operation may have applied or may still apply (rule 5).
 
-    ``failure`` is set when every acceptor said that it could not store the step, and what the first of them said.
+    ``failure`` is set when every acceptor that answered said that its disk failed it, and what the last of them said.
     """
 
     greatest: Ballot
@@ -67,7 +72,8 @@ class Lost(msgspec.Struct, frozen=True, gc=False):
 
 
 class Settled(msgspec.Struct, frozen=True, gc=False):
-    """The base was written back and is chosen now; the change itself needs a new ballot."""
+    """The change itself needs a new ballot: the base was written back and is chosen now, or a kept promise of this
+    round allows no more than a write, and the change does not write."""
 
 
 class HeldElsewhere(msgspec.Struct, frozen=True, gc=False):
@@ -136,16 +142,31 @@ WHOLE_OPERATION = frozenset({Refusal.STALE_TERM, Refusal.STALE_GENERATION})
 """Refusals of the operation itself, under whatever ballot."""
 
 
+CANNOT = frozenset({Refusal.FAILED, Refusal.DAMAGED})
+"""Refusals for what the acceptor's disk is like."""
+
+
+class KeptPromise(msgspec.Struct, frozen=True, gc=False):
+    """``ballot`` was promised by a quorum along with its votes for ``state`` under ``accepted`` (rule 10)."""
+
+    ballot: Ballot
+    accepted: Ballot
+    state: State
+
+
 class Round:
     """One attempt to change (or read) one register under one ballot."""
 
     __slots__ = (
         "_base",
+        "_based_on",
         "_change",
         "_dead",
         "_fence",
+        "_following",
         "_generation",
         "_greatest",
+        "_promised_next",
         "_promises",
         "_proposal",
         "_quorums",
@@ -168,17 +189,23 @@ class Round:
         fence: Fence | None = None,
         generation: int = 0,
         dead: tuple[RecordRef, ...] = (),
+        following: Ballot = ZERO,
+        kept: KeptPromise | None = None,
     ) -> None:
+        """``following`` is a ballot to have promised along with the votes; with ``kept`` phase one is done already."""
         self._quorums = quorums
         self._change = change
         self._fence = fence
         self._generation = generation
         self._dead = dead
+        self._following = following
+        self._promised_next: set[int] = set()
         self._promises: dict[int, Promise] = {}
         self._refusals: dict[int, Refused] = {}
         self._votes: set[int] = set()
         self._greatest = ballot
-        self._base: State | None = None
+        self._base = kept.state if kept else None
+        self._based_on = kept.accepted if kept else ZERO
         self._proposal: State | None = None
         self._record: Record | None = None
         self._waiting = False
@@ -189,8 +216,10 @@ class Round:
     # -- Events -------------------------------------------------------------------------------------------------------
 
     def start(self) -> Sequence[Effect]:
-        """Phase one, to everybody."""
-        return (self._to_all(Prepare(self.name, self.ballot, self._change.version_id)),)
+        """Phase one, to everybody; phase two at once where the promise was kept."""
+        if self._based_on != ZERO:
+            return self._propose_on_kept_promise()
+        return (self._to_all(Prepare(self.name, self.ballot, self._change.operations)),)
 
     def on_reply(self, acceptor: int, reply: Reply) -> Sequence[Effect]:
         """Take one reply; replies to other ballots or phases change nothing."""
@@ -209,6 +238,8 @@ class Round:
             if self.phase not in (Phase.WRITE_BACK, Phase.ACCEPT):
                 return ()
             self._votes.add(acceptor)
+            if reply.promised == self._following:
+                self._promised_next.add(acceptor)
             return self._voted()
         if isinstance(reply, Refused):
             return self._refused(acceptor, reply)
@@ -232,7 +263,10 @@ class Round:
         newest = max(promise.accepted for promise in self._promises.values())
         reporters = [acceptor for acceptor, promise in self._promises.items() if promise.accepted == newest]
         self._base = self._promises[reporters[0]].state
-        if self._quorums.is_quorum(reporters):
+        # While members change, what was written first and never since is accepted anew, under an ordinary ballot: in
+        # the next epoch another home's zero ballot is the greater one.
+        first_writes = self._quorums.is_joint and newest.counter == 0 and self._base is not None
+        if self._quorums.is_quorum(reporters) and not first_writes:
             return self._settled()
         if len(self._promises) + len(self._refusals) < len(self._quorums.members):
             if self._waiting:
@@ -250,13 +284,36 @@ class Round:
         held = tuple(sorted(ref for ref in self._held_undead() if ref.sequence <= tip))
         if held:
             return self._finish(HeldElsewhere(held, self._base, False))
+        if self._is_forgotten():
+            return self._finish(Denied(Refusal.STALE_GENERATION, self._proposed()))
         decision = self._change.apply(self.name, self._base, floor)
+        if isinstance(decision, Keep) and decision.anew:
+            return self._write_back()
         if isinstance(decision, Keep):
             return self._finish(Done(self.ballot, self._base, False, decision.code))
+        return self._propose(decision)
+
+    def _propose_on_kept_promise(self) -> Sequence[Effect]:
+        """The base is chosen, and nothing above it can be unless a quorum has broken the promise, which the votes show.
+
+        What writes nothing would be answered without asking anybody, so it needs an ordinary round.  Operations that
+        applied earlier are found by the acceptors, which refuse their records.
+        """
+        decision = self._change.apply(self.name, self._base, 0)
+        if isinstance(decision, Keep) or not self._writes_all():
+            return self._finish(Settled())
+        return self._propose(decision)
+
+    def _writes_all(self) -> bool:
+        return not isinstance(self._change, Batch) or self._change.all_written
+
+    def _propose(self, decision: Write) -> Sequence[Effect]:
         self.phase = Phase.ACCEPT
         self._proposal = decision.state
         self._record = decision.records[-1] if decision.records else None
         self._refusals.clear()
+        if decision.state.flag == TOMBSTONE:
+            self._following = ZERO  # a promise beyond it would stand in the way of its erasure
         return (
             self._to_all(
                 Accept(
@@ -267,6 +324,8 @@ class Round:
                     self._fence,
                     self._generation,
                     self._dead,
+                    self._following,
+                    self._based_on,
                 )
             ),
         )
@@ -301,8 +360,9 @@ class Round:
         if not self._quorums.is_quorum(self._votes):
             return ()
         if self.phase is Phase.ACCEPT:
-            return self._finish(Done(self.ballot, self._proposal, True, "", self._record))
-        if not self._held_undead():
+            following = self._following if self._quorums.is_quorum(self._promised_next) else ZERO
+            return self._finish(Done(self.ballot, self._proposal, True, "", self._record, following))
+        if not self._held_undead() and not self._is_forgotten():
             decision = self._change.apply(self.name, self._base, 0)
             if isinstance(decision, Keep):
                 return self._finish(Done(self.ballot, self._base, False, decision.code))
@@ -318,7 +378,7 @@ class Round:
         if reply.reason is Refusal.HELD_ELSEWHERE and self.phase is not Phase.PREPARE:
             # Without its vote a quorum may be out of reach, so prove the record dead at once.
             below = (self._proposal if self.phase is Phase.ACCEPT else self._base) or State(b"", ())
-            held = tuple(ref for ref in reply.held if ref not in self._dead and ref.sequence < below.refs[-1].sequence)
+            held = tuple(ref for ref in reply.held if ref not in self._dead and ref.sequence < below.refs[0].sequence)
             if held:
                 return self._finish(HeldElsewhere(held, self._base, self.phase is Phase.ACCEPT))
         if self._quorums.possible_without(self._refusals):
@@ -330,7 +390,7 @@ class Round:
         strangers = {a: r for a, r in self._refusals.items() if r.reason is Refusal.CONFIGURATION}
         if strangers and not self._quorums.possible_without(strangers):
             return self._finish(Denied(Refusal.CONFIGURATION, self._proposed(), reply.detail))
-        if all(r.reason is Refusal.FAILED for r in self._refusals.values()):
+        if all(r.reason in CANNOT for r in self._refusals.values()):
             failure = reply.detail or "the step could not be stored"
             if self.phase is Phase.PREPARE:
                 return self._finish(Lost(self._greatest, self._proposed(), failure))
@@ -342,6 +402,11 @@ class Round:
 
     def _to_all(self, request: Request) -> Send:
         return Send(self._quorums.members, request)
+
+    def _is_forgotten(self) -> bool:
+        """Whether the operation is so old that its record may have been erased: then not finding it proves nothing."""
+        floor = max((promise.generation_floor for promise in self._promises.values()), default=0)
+        return bool(self._change.operations) and self._generation < floor
 
     def _held_undead(self) -> set[RecordRef]:
         """Records of this operation that may be on the chain, or get there."""

@@ -25,6 +25,11 @@ class Quorums:
             raise ValueError("a quorum needs at least one member set and no empty one")
         self.members: tuple[int, ...] = tuple(sorted(frozenset().union(*self._sets)))
 
+    @property
+    def is_joint(self) -> bool:
+        """Whether there are two member sets, the old and the new."""
+        return len(self._sets) > 1
+
     def is_quorum(self, acceptors: Collection[int]) -> bool:
         """Whether ``acceptors`` hold a majority of every member set."""
         return all(len(members.intersection(acceptors)) >= majority(len(members)) for members in self._sets)

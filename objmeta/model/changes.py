@@ -39,6 +39,11 @@ MOVED: Final = "moved"
 class _Change(msgspec.Struct, frozen=True, array_like=True, gc=False):
     version_id: bytes
 
+    @property
+    def operations(self) -> tuple[bytes, ...]:
+        """The one operation id."""
+        return (self.version_id,)
+
 
 def _write(change_id: bytes, state: State | None, sequence_floor: int, value: RegisterValue, body: RecordBody) -> Write:
     record = make_record(tip_of(state), sequence_floor, change_id, body)
@@ -97,7 +102,8 @@ class RemoveVersion(_Change, frozen=True, tag="remove", gc=False):
     def apply(self, name: bytes, state: State | None, sequence_floor: int) -> Decision:
         if tip_of(state) != self.tip:
             return Keep(MOVED)
-        return _write(self.version_id, state, sequence_floor, Head(self.current), Removal(self.target))
+        removal = Removal(self.target, last=self.current is None)
+        return _write(self.version_id, state, sequence_floor, Head(self.current), removal)
 
 
 class CreateBucket(_Change, frozen=True, tag="mkbucket", gc=False):

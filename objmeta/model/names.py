@@ -5,6 +5,7 @@ Register names are bytes and sort as listings do::
     b"b/" + bucket name                      a bucket
     b"o/" + bucket id (16 bytes) + key       the head of one object
     b"k/" + key                              a plain key-value register
+    b"l/" + name                             a lock
 
 The rules for names are S3's (Amazon S3 User Guide, "Bucket naming rules" and "Naming objects").
 """
@@ -19,6 +20,7 @@ from objmeta.errors import InvalidArgument
 BUCKETS: Final = b"b/"
 OBJECTS: Final = b"o/"
 KEYS: Final = b"k/"
+LOCKS: Final = b"l/"
 BUCKET_ID_BYTES: Final = 16
 KEY_BYTES_MAX: Final = 1024
 
@@ -73,6 +75,20 @@ def value_register(key: bytes) -> bytes:
     if not 1 <= len(key) <= KEY_BYTES_MAX:
         raise InvalidArgument(f"a register's key must have 1 to {KEY_BYTES_MAX} bytes, this one has {len(key)}")
     return KEYS + key
+
+
+def lock_register(name: str) -> bytes:
+    """The register of a lock; its name may be what a key may be. Raises InvalidArgument."""
+    if not isinstance(name, str):
+        raise InvalidArgument(f"a lock's name must be a string, not {type(name).__name__}")
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"lock name {name!r} is not valid Unicode and cannot be written as UTF-8") from None
+    if not 1 <= len(encoded) <= KEY_BYTES_MAX:
+        found = f"lock name {_shortened(name)!r} has {len(encoded)} bytes in UTF-8"
+        raise InvalidArgument(f"{found}; it must have 1 to {KEY_BYTES_MAX}")
+    return LOCKS + encoded
 
 
 def _shortened(key: str) -> str:

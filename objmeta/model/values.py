@@ -82,9 +82,13 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True, tag="version1", gc=
 
 
 class Removal(msgspec.Struct, frozen=True, array_like=True, tag="removal1", gc=False):
-    """The record of the permanent removal of one version, named by its id."""
+    """The record of the permanent removal of one version, named by its id.
+
+    ``last``: no version was left.  What lies below in the chain may have been erased, and history ends here.
+    """
 
     version_id: bytes
+    last: bool = False
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True, tag="step1", gc=False):

@@ -8,6 +8,10 @@ The member with the lowest id leads: when every member answers and none is estab
 own store, sends Init to the others and, when all have confirmed, marks itself established and tells them.  No acceptor
 votes before it is established, so up to then any of them may crash, or lose its directory, and begin anew: the leader
 goes on with the identity it finds.  From then on an empty directory is lost data, and its node refuses to serve.
+
+A node that joins later has its store made by the coordinator of the change (``register.membership``), outside the
+store's epochs; it serves when it was given a membership with epoch.  Whatever members a node was told of, those in its
+store count.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import asyncio
 import os
 from typing import Final
 
-from objmeta.core.configuration import Configuration, single_set
+from objmeta.core.configuration import OUTSIDE, Configuration, Membership, single_set
 from objmeta.errors import ConfigurationMismatch, StoreError, Unavailable
 from objmeta.node.data import REPLACE, DataDirectory
 from objmeta.node.settings import NodeSettings
@@ -25,6 +29,7 @@ from objmeta.rpc.peer import ask
 from objmeta.rpc.wire import EMPTY, ESTABLISHED, Hello
 
 _POLL_S: Final = 0.1
+_JOIN_POLL_S: Final = 1.0
 _ASK_TIMEOUT_S: Final = 1.0
 _INIT_TIMEOUT_S: Final = 10.0
 
@@ -49,10 +54,16 @@ class Bootstrap:
             raise ConfigurationMismatch(
                 f"{self._data.path} belongs to node {store.acceptor_id}, but this is to be node {settings.node_id}"
             )
-        if store.configuration.quorums.members != settings.members:
+        configuration = store.configuration
+        members, known = configuration.quorums.members, {*configuration.quorums.members, *configuration.retired}
+        if settings.node_id not in members:
+            raise removed(settings.node_id)
+        if configuration.epoch == OUTSIDE or settings.join:
+            return
+        if not known.issuperset(settings.members) and not set(settings.members).issuperset(members):
             raise ConfigurationMismatch(
-                f"the store in {self._data.path} has {_nodes(store.configuration.quorums.members)}, "
-                f"but this node was told of {_nodes(settings.members)}"
+                f"the store in {self._data.path} has {_nodes(members)}, but this node was told of "
+                f"{_nodes(settings.members)}; if the members were changed while it was down, name one with --join"
             )
 
     async def run(self) -> None:
@@ -60,6 +71,11 @@ class Bootstrap:
 
         Raises StoreError if its data is gone, ConfigurationMismatch if the members are not of one mind.
         """
+        if self._settings.join and self._data.phase == EMPTY:
+            await self._wait_to_join()
+        if self._outside:
+            await asyncio.to_thread(self._data.establish)
+            return
         while self._data.phase != ESTABLISHED:
             self._news.clear()
             hellos = await self._ask_all()
@@ -83,6 +99,55 @@ class Bootstrap:
             except TimeoutError:
                 continue
 
+    @property
+    def _outside(self) -> bool:
+        return self._data.configuration is not None and self._data.configuration.epoch == OUTSIDE
+
+    async def _wait_to_join(self) -> None:
+        """Return when the store has been made by somebody who changes the members."""
+        node_id = self._settings.node_id
+        while self._data.phase == EMPTY:
+            self._news.clear()
+            await self._check_join()
+            self.waiting_for = f"'gateway cluster add {node_id}=HOST:PORT'"
+            try:
+                async with asyncio.timeout(_JOIN_POLL_S):
+                    await self._news.wait()
+            except TimeoutError:
+                continue
+
+    async def newest(self, membership: Membership) -> Membership:
+        """The highest membership known to this node's store or those named by ``join``: it may have been down long."""
+        for hello in await asyncio.gather(*(self._ask(address) for address in self._settings.join)):
+            theirs = hello.membership if hello is not None else None
+            if theirs is None or theirs.configuration.store_id != membership.configuration.store_id:
+                continue
+            if theirs.configuration.epoch > membership.configuration.epoch:
+                membership = theirs
+        return membership
+
+    async def _check_join(self) -> None:
+        """Raises ConfigurationMismatch, StoreError if a member knows that this empty node may not join."""
+        hellos = await asyncio.gather(*(self._ask(address) for address in self._settings.join))
+        for address, hello in zip(self._settings.join, hellos, strict=True):
+            if hello is not None and self._data.phase == EMPTY:
+                self._check_may_join(address, hello)
+
+    def _check_may_join(self, address: str, hello: Hello) -> None:
+        configuration = hello.configuration
+        if configuration is None or hello.phase != ESTABLISHED:
+            return
+        if self._settings.node_id in configuration.retired:
+            raise removed(self._settings.node_id)
+        if self._settings.node_id in configuration.quorums.members:
+            raise self._data_gone(f"node {hello.node_id} at {address}")
+
+    def _data_gone(self, who: str) -> StoreError:
+        return StoreError(
+            f"{self._settings.data} is empty, but {who} knows node {self._settings.node_id} as a member: "
+            f"this node's data is gone; {REPLACE}"
+        )
+
     # -- What others ask ----------------------------------------------------------------------------------------------
 
     async def init(self, configuration: Configuration) -> None:
@@ -95,9 +160,31 @@ class Bootstrap:
                 )
             own = self._data.configuration
             if own is None:
-                await asyncio.to_thread(self._data.initialise, self._settings.node_id, configuration)
+                addresses = tuple(sorted(self._settings.peers.items()))
+                await asyncio.to_thread(self._data.initialise, self._settings.node_id, configuration, addresses)
             elif own != configuration:
                 raise ConfigurationMismatch(f"node {self._settings.node_id} belongs to another store")
+
+    async def join(self, configuration: Configuration) -> None:
+        """Make the store of a node that is to join; once more is no harm. Raises ConfigurationMismatch, StoreError."""
+        node_id = self._settings.node_id
+        async with self._changing:
+            await self._check_join()  # whoever asks for it may be late, and this node a member that lost its data
+            if configuration.quorums.members != (node_id,):
+                raise ConfigurationMismatch(f"this is node {node_id}, not {_nodes(configuration.quorums.members)}")
+            own = self._data.configuration
+            if own is None and not self._settings.join:
+                raise ConfigurationMismatch(f"node {node_id} was not started with --join")
+            if own is not None and own != configuration:
+                same = own.store_id == configuration.store_id
+                raise ConfigurationMismatch(
+                    f"node {node_id} is a member already" if same else f"node {node_id} belongs to another store"
+                )
+            if own is None:
+                await asyncio.to_thread(self._data.initialise, node_id, configuration)
+            if self._data.phase != ESTABLISHED:
+                await asyncio.to_thread(self._data.establish)
+        self._news.set()
 
     async def establish(self, configuration: Configuration) -> None:
         """All members are initialised. Raises ConfigurationMismatch, StoreError."""
@@ -155,14 +242,19 @@ class Bootstrap:
             where = f"node {node_id} at {settings.others[node_id]}"
             if hello.node_id != node_id:
                 raise ConfigurationMismatch(f"{where} says that it is node {hello.node_id}: check the peers' addresses")
-            if hello.members != settings.members:
+            if own is None and hello.phase == ESTABLISHED and hello.configuration is not None:
+                if settings.node_id in hello.configuration.retired:
+                    raise removed(settings.node_id)
+                if settings.node_id not in hello.configuration.quorums.members:
+                    raise ConfigurationMismatch(
+                        f"node {settings.node_id} is no member of the cluster of {where}: "
+                        "start it with --join, and add it with 'gateway cluster add'"
+                    )
+                raise self._data_gone(where)
+            if hello.phase != ESTABLISHED and hello.members != settings.members:
                 raise ConfigurationMismatch(
                     f"{where} was told of {_nodes(hello.members)}, this one of {_nodes(settings.members)}; "
                     "all nodes must be given the same members"
-                )
-            if own is None and hello.phase == ESTABLISHED:
-                raise StoreError(
-                    f"{settings.data} is empty, but {where} is established: this node's data is gone; {REPLACE}"
                 )
         stores = {hello.configuration.store_id for hello in hellos.values() if hello.configuration is not None}
         if own is not None:
@@ -171,6 +263,14 @@ class Bootstrap:
             raise ConfigurationMismatch(
                 "the members hold parts of different stores; start with directories of one store"
             )
+
+
+def removed(node_id: int) -> ConfigurationMismatch:
+    """What a node is told that was removed from its cluster."""
+    return ConfigurationMismatch(
+        f"node {node_id} was removed from the cluster and its id is never used again: to use this machine in it, "
+        "start an empty node under a new id with --join, and add it with 'gateway cluster add'"
+    )
 
 
 def _nodes(members: tuple[int, ...]) -> str:

@@ -21,11 +21,11 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from objmeta.core.configuration import Configuration
+from objmeta.core.configuration import Configuration, Membership
 from objmeta.errors import IntegrityError, StoreError, StoreFull
 from objmeta.rpc.wire import BOOTSTRAPPING, EMPTY, ESTABLISHED
-from objmeta.store.sqlite import SqliteStore
-from objmeta.store.sqlite_files import database_path
+from objmeta.store import rocks_files
+from objmeta.store.rocks import RocksStore
 
 _ACCEPTOR: Final = "acceptor"
 _MARK: Final = "established"
@@ -37,7 +37,7 @@ class DataDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.store: SqliteStore | None = None
+        self.store: RocksStore | None = None
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -57,8 +57,8 @@ class DataDirectory:
     def _open(self) -> None:
         acceptor = self.path / _ACCEPTOR
         marked = self._marked()
-        if database_path(acceptor).exists():
-            self.store = SqliteStore.open(acceptor)
+        if rocks_files.exists(acceptor):
+            self.store = RocksStore.open(acceptor)
         if marked and self.store is None:
             raise StoreError(f"{self.path} belongs to an established node but its store is gone; {REPLACE}")
         if marked and self.store is not None and marked != self.store.configuration.store_id.hex():
@@ -76,10 +76,17 @@ class DataDirectory:
         """What the acceptor holds."""
         return self.store.configuration if self.store is not None else None
 
-    def initialise(self, node_id: int, configuration: Configuration) -> None:
+    @property
+    def membership(self) -> Membership | None:
+        """The same with addresses."""
+        return self.store.membership if self.store is not None else None
+
+    def initialise(
+        self, node_id: int, configuration: Configuration, addresses: tuple[tuple[int, str], ...] = ()
+    ) -> None:
         """Make the acceptor's store, durably. Raises StoreError, StoreFull."""
         assert self.store is None, "a store is initialised once"
-        self.store = SqliteStore.create(self.path / _ACCEPTOR, node_id, configuration)
+        self.store = RocksStore.create(self.path / _ACCEPTOR, node_id, configuration, addresses)
 
     def establish(self) -> None:
         """Write the mark, durably. Raises StoreError, StoreFull."""
@@ -121,7 +128,8 @@ class DataDirectory:
 
 
 REPLACE: Final = (
-    "it must not vote as if it had never promised anything: restore its directory, or replace the node by a new one"
+    "it must not vote as if it had never promised anything: restore its directory, or start an empty node under a new "
+    "id with --join and run 'gateway cluster replace'"
 )
 
 

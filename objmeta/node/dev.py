@@ -30,8 +30,9 @@ _STOP_GRACE_S: Final = 5.0
 class LocalCluster:
     """Nodes 1 to ``nodes``, each a process with a directory ``node-N`` below ``directory`` (data and log).
 
-    ``command`` starts a node and is given ``--data``, ``--listen``, ``--node-id`` and ``--peers``.  As a context
-    manager it starts all nodes, waits until they serve, and stops them at the end.
+    ``command`` starts a node and is given ``--data``, ``--listen``, ``--node-id`` and ``--peers`` (or ``--join``).  As
+    a context manager it starts all nodes, waits until they serve, and stops them at the end.  :meth:`start` of any
+    other id starts an empty node that is to join; it serves when the members have been changed.
     """
 
     def __init__(self, directory: Path, nodes: int = 3, command: Sequence[str] | None = None) -> None:
@@ -42,6 +43,7 @@ class LocalCluster:
         self._command = tuple(command or (sys.executable, "-m", "objmeta.node"))
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._addresses = dict(zip(self.node_ids, _free_addresses(nodes), strict=True))
+        self._first = self._addresses.copy()
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -89,6 +91,17 @@ class LocalCluster:
                     )
                 time.sleep(_POLL_S)
 
+    def wait_up(self, node_id: int, timeout_s: float = _READY_TIMEOUT_S) -> None:
+        """Wait until a node answers, whether it takes operations or not. Raises StoreError if it ends, NoQuorum."""
+        deadline = time.monotonic() + timeout_s
+        while self._hello(node_id) is None:
+            process = self._processes.get(node_id)
+            if process is None or process.poll() is not None:
+                raise StoreError(f"node {node_id} has ended: {self._last_words(node_id)}")
+            if time.monotonic() > deadline:
+                raise NoQuorum(f"node {node_id} did not answer within {timeout_s:g} s; see {self._home(node_id)}/log")
+            time.sleep(_POLL_S)
+
     def close(self, grace_s: float = _STOP_GRACE_S) -> None:
         """Stop all nodes: SIGTERM, and SIGKILL for those still there after ``grace_s``. Idempotent."""
         for process in self._processes.values():
@@ -116,14 +129,19 @@ class LocalCluster:
     # -- One of them --------------------------------------------------------------------------------------------------
 
     def start(self, node_id: int) -> None:
-        """Start a node that does not run; :meth:`wait_ready` waits for it."""
+        """Start a node that does not run; :meth:`wait_ready` waits for it, :meth:`wait_up` for one that is to join."""
         if self.pid(node_id) is not None:
             raise InvalidArgument(f"node {node_id} runs already")
         home = self._home(node_id)
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        peers = ",".join(f"{peer}={address}" for peer, address in self._addresses.items())
-        arguments = ["--data", str(home / "data"), "--listen", self._addresses[node_id]]
-        arguments += ["--node-id", str(node_id), "--peers", peers]
+        if node_id not in self._addresses:
+            (self._addresses[node_id],) = _free_addresses(1)
+        arguments = ["--data", str(home / "data"), "--listen", self._addresses[node_id], "--node-id", str(node_id)]
+        if node_id in self._first:
+            arguments += ["--peers", ",".join(f"{peer}={address}" for peer, address in self._first.items())]
+        else:
+            others = (address for peer, address in self._addresses.items() if peer != node_id)
+            arguments += ["--join", ",".join(others)]
         with (home / "log").open("ab") as log:
             self._processes[node_id] = subprocess.Popen(
                 [*self._command, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -159,11 +177,15 @@ class LocalCluster:
         return self.directory / f"node-{node_id}"
 
     def _serves(self, node_id: int) -> bool:
+        hello = self._hello(node_id)
+        return hello is not None and hello.serving
+
+    def _hello(self, node_id: int) -> wire.Hello | None:
         hello = wire.path(wire.PEER_SERVICE, wire.HELLO)
         try:
-            return wire.decode_hello(ask_blocking(self._addresses[node_id], hello, b"", _HELLO_TIMEOUT_S)).serving
+            return wire.decode_hello(ask_blocking(self._addresses[node_id], hello, b"", _HELLO_TIMEOUT_S))
         except Unavailable:
-            return False
+            return None
 
     def _last_words(self, node_id: int) -> str:
         lines = self.log(node_id).strip().splitlines()

@@ -30,6 +30,12 @@ class NodeSettings:
     peers: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     """Where the members are, by node id; this node may be among them. Empty: a cluster of one."""
 
+    join: tuple[str, ...] = ()
+    """``host:port`` of members of a cluster that this node is to join; then ``peers`` need not be given."""
+
+    erase_interval_s: float = 3600.0
+    """How often deleted names are erased; a name goes in the second pass after its deletion."""
+
     insecure: bool = False
     """Listen beyond this machine although nothing is encrypted and anybody may ask."""
 
@@ -40,10 +46,13 @@ class NodeSettings:
                 f"{self.listen} can be reached from other machines and nothing is encrypted or checked yet; "
                 "listen on 127.0.0.1, or say that insecure is meant"
             )
+        if not self.erase_interval_s > 0:
+            raise InvalidArgument(f"the interval of erasing must be above 0 seconds, not {self.erase_interval_s:g}")
         for node_id in (self.node_id, *self.peers):
             if not 1 <= node_id <= _NODE_ID_MAX:
                 raise InvalidArgument(f"node id {node_id} must be 1 to {_NODE_ID_MAX}")
         parse_endpoints(list(self.peers.values()))
+        parse_endpoints(list(self.join))
         others = [address for node_id, address in self.peers.items() if node_id != self.node_id]
         if len(set(others)) < len(others):
             raise InvalidArgument("two peers have the same address; every node needs one of its own")

@@ -93,6 +93,8 @@ def walk(state: State, records: Mapping[RecordRef, Record]) -> History:
         body = decode_body(record)
         if isinstance(body, Removal):
             removed.add(body.version_id)
+            if body.last:
+                break
         elif isinstance(body, Manifest) and cursor.version_id not in removed:
             entries.append(Entry(cursor, body))
         if record.parent is not None and record.parent.sequence >= cursor.sequence:

@@ -31,6 +31,7 @@ class _FunctionChange:
 
     def __init__(self, version_id: bytes, function: ChangeFunction) -> None:
         self.version_id = version_id
+        self.operations = (version_id,)
         self.error: Exception | None = None
         self._values: dict[RecordRef | None, bytes | None] = {}
         self._function = function

@@ -21,6 +21,7 @@ from objmeta.errors import (
     NoSuchKey,
     NoSuchVersion,
     PreconditionFailed,
+    StaleGeneration,
     Unavailable,
     UnknownOutcome,
 )
@@ -153,6 +154,7 @@ class Objects:
         """
         check_key(key)
         proposed: BucketHead | None = None
+        begun = 0  # in which generation, once it was proposed
         for _ in range(_ATTEMPTS_MAX):
             try:
                 head = await self._head_to_change(bucket, proposed)
@@ -164,16 +166,16 @@ class Objects:
                     if head is None:
                         raise NoSuchBucket(f"bucket {bucket!r} does not exist")
                     proposed = None
-                request = ChangeRequest(object_register(head.bucket_id, key), change, fence(head))
+                request = ChangeRequest(object_register(head.bucket_id, key), change, fence(head), begun)
                 reply = await self._context.registers.change(request, self._context.timeout_s)
             except (Unavailable, IntegrityError) as failure:
-                if proposed is not None:
+                if proposed is not None or (begun and isinstance(failure, StaleGeneration)):
                     raise UnknownOutcome(f"{failure}; an earlier attempt may have applied") from failure
                 raise
             if reply.code != STALE_TERM:
                 return reply
             if reply.proposed:
-                proposed = head
+                proposed, begun = head, reply.generation
             self._buckets.forget(bucket)
         raise UnknownOutcome(f"bucket {bucket!r} is being removed again and again; the change may have applied")
 

@@ -11,6 +11,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from objmeta.core.ballot import BallotSource
 from objmeta.core.change import Identity
 from objmeta.core.configuration import Configuration, Membership
@@ -36,16 +38,19 @@ from objmeta.core.messages import (
 )
 from objmeta.core.proposer import Round
 from objmeta.core.records import is_intact
-from objmeta.errors import Fenced, IntegrityError, NoQuorum, UnknownOutcome
+from objmeta.errors import Fenced, IntegrityError, NoQuorum, StaleGeneration, UnknownOutcome
 from objmeta.interfaces import (
     ChangeReply,
     ChangeRequest,
+    Collected,
     NodeStatus,
     ScanPage,
     StoreStatus,
     Transport,
 )
 from objmeta.register.changing import STALE_TERM, Changer, RoundFactory
+from objmeta.register.erasing import Eraser
+from objmeta.register.generations import Generations
 from objmeta.register.scanning import Scanner
 
 _PROBE = b"~probe"
@@ -109,6 +114,8 @@ class Engine:
         """Done when the configuration in force now is no more; then there is another one of these."""
         self._changer = Changer(self, own_acceptor, round_factory, first_write_factory)
         self._scanner = Scanner(self)
+        self.generations = Generations(self)
+        self.eraser = Eraser(self)
 
     # -- Membership ---------------------------------------------------------------------------------------------------
 
@@ -145,10 +152,21 @@ class Engine:
     async def change(self, request: ChangeRequest, timeout_s: float) -> ChangeReply:
         """Apply a change exactly once; see :class:`objmeta.interfaces.Registers`.
 
-        Raises NoQuorum (nothing changed), UnknownOutcome, StoreFull or StoreError (the store refused, nothing changed),
-        ConfigurationMismatch.
+        A request that states no generation begins here, in the newest one known.  Raises NoQuorum (nothing changed;
+        StaleGeneration if it was begun too long ago), UnknownOutcome, StoreFull or StoreError (the store refused,
+        nothing changed), ConfigurationMismatch.
         """
-        return await self._changer.change(request, self.loop.time() + timeout_s)
+        deadline = self.loop.time() + timeout_s
+        begun = request
+        if not request.generation:
+            begun = msgspec.structs.replace(request, generation=await self.generations.stated(timeout_s))
+        try:
+            return await self._changer.change(begun, deadline)
+        except StaleGeneration:
+            newest = await self.generations.newest(deadline - self.loop.time())
+            if request.generation or newest <= begun.generation:
+                raise
+        return await self._changer.change(msgspec.structs.replace(begun, generation=newest), deadline)
 
     # -- Reads --------------------------------------------------------------------------------------------------------
 
@@ -243,7 +261,7 @@ class Engine:
         """A decided page of registers. Raises NoQuorum, ConfigurationMismatch."""
         return await self._scanner.page(request, self.loop.time() + timeout_s)
 
-    # -- Floors and health --------------------------------------------------------------------------------------------
+    # -- Floors, erasure and health ------------------------------------------------------------------------------------
 
     async def raise_term(self, scope: bytes, term: int, timeout_s: float) -> None:
         """Raise a scope's floor on a majority. Raises UnknownOutcome if no majority confirmed it in time."""
@@ -299,5 +317,10 @@ class Engine:
             await asyncio.wait(ends, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
         return satisfied.done()
 
+    async def collect(self, run: int, timeout_s: float) -> Collected:
+        """Erase what can be erased now; see :class:`objmeta.interfaces.Registers`."""
+        return await self.eraser.collect(run, timeout_s)
+
     async def close(self) -> None:
-        """Nothing is held here; whoever made the transport closes it."""
+        """Stop erasing. Whoever made the transport closes it."""
+        await self.eraser.close()

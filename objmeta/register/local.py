@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from objmeta.core.configuration import ConfigurationTag, Membership
-from objmeta.core.inventory import DigestRequest, Digests, Inventory, InventoryRequest
+from objmeta.core.inventory import ChangesRequest, DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Reply, Request
-from objmeta.interfaces import OnReply
+from objmeta.interfaces import Changes, OnReply
 
 
 class Acceptor(Protocol):
@@ -29,6 +29,10 @@ class Acceptor(Protocol):
 
     async def digests(self, tag: ConfigurationTag, request: DigestRequest) -> Digests:
         """Digests of ranges."""
+        ...
+
+    async def changes(self, since: int, limit: int) -> Changes:
+        """What changed after a change number."""
         ...
 
 
@@ -53,3 +57,6 @@ class LocalTransport:
 
     async def digests(self, acceptor: int, request: DigestRequest) -> Digests:
         return await self._acceptors[acceptor].digests(self._tag, request)
+
+    async def changes(self, acceptor: int, request: ChangesRequest) -> Changes:
+        return await self._acceptors[acceptor].changes(request.since, request.limit)

@@ -23,7 +23,7 @@ from objmeta.core.listing import (
     successor,
 )
 from objmeta.core.messages import LIVE, RecordRef, State
-from objmeta.errors import ConfigurationMismatch, NoQuorum, StoreError, Unavailable
+from objmeta.errors import ConfigurationMismatch, IntegrityError, NoQuorum, StoreError, Unavailable
 from objmeta.interfaces import ScanPage
 from objmeta.register.asking import meet
 
@@ -189,7 +189,10 @@ class Scanner:
             named = held.get(cursor)
             if named is None:
                 timeout_s = deadline - self._engine.loop.time()
-                (record,) = await self._engine.records(name, (cursor,), timeout_s, with_data=False)
+                try:
+                    (record,) = await self._engine.records(name, (cursor,), timeout_s, with_data=False)
+                except IntegrityError:
+                    break  # below a tombstone it may be erased; who goes through the chain knows what must be there
                 named = NamedRecord(name, record)
             chain.append(named)
             cursor = named.record.parent

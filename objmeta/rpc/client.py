@@ -10,15 +10,23 @@ the next node
 Acceptors apply an operation at most once whoever proposes it, so copies of a change do no harm, and the first success
 decides.  A refusal, an error or a "no quorum" decides only when no copy is left that may still apply; if the outcome of
 a copy can no longer be known (its connection broke), all that is left to say is UnknownOutcome.
+
+Nodes say who the members are and where (when a connection is made, and when their epoch turns out to be higher than the
+one known here).  The connections follow: to each member one.  A node that is no member any more may finish what it was
+given.  When no member can be reached, the endpoints that were given at first are tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+import msgspec
+
+from objmeta.core.configuration import Membership
+from objmeta.core.erasure import FIRST_GENERATION, GENERATION_REGISTER
 from objmeta.core.home import home_of
 from objmeta.core.listing import ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, State
@@ -26,15 +34,18 @@ from objmeta.errors import (
     InvalidArgument,
     NoQuorum,
     ObjmetaError,
+    StaleGeneration,
     Unavailable,
     UnknownOutcome,
 )
-from objmeta.interfaces import ChangeReply, ChangeRequest, ScanPage, StoreStatus
+from objmeta.interfaces import ChangeReply, ChangeRequest, Collected, MembersStatus, ScanPage, StoreStatus
 from objmeta.model.changes import ModelChange
 from objmeta.rpc import wire
 from objmeta.rpc.link import SILENT_TICKS, Call, Condition, NodeLink
 from objmeta.rpc.options import ITEM_BYTES_MAX, check_process
 
+_COLLECT_LATE_S: Final = 10.0
+"""How much later than asked for a node may say how far it is: it is busy then."""
 _STRANDED_S_MAX: Final = 1.0
 """How long an operation waits for any node at all to take it: long enough for one that is being restarted."""
 
@@ -43,22 +54,31 @@ class RemoteRegisters:
     """Satisfies :class:`objmeta.interfaces.Registers`; belongs to one event loop of one process.
 
     ``endpoints`` are ``host:port`` of any of the nodes; ``failover_s`` is how long a silent node is waited for before
-    another one is asked as well.  Connects at first use.  Raises ForkedClient in a forked child.
+    another one is asked as well.  ``sent_on``: changes come from a node that sends them on.  Connects at first use.
+    Raises ForkedClient in a forked child.
     """
 
-    def __init__(self, endpoints: Sequence[str], failover_s: float = 0.1) -> None:
+    def __init__(self, endpoints: Sequence[str], failover_s: float = 0.1, *, sent_on: bool = False) -> None:
         if not endpoints:
             raise InvalidArgument("a cluster is named by at least one host:port")
         check_process()
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
-        self._links = [NodeLink(endpoint, self) for endpoint in dict.fromkeys(endpoints)]
+        self._sent_on = sent_on
+        self._given = tuple(dict.fromkeys(endpoints))
+        self._links = [NodeLink(endpoint, self) for endpoint in self._given]
+        self._leaving: list[NodeLink] = []
+        self._parting: set[asyncio.Task[None]] = set()
+        self._asking: asyncio.Task[None] | None = None
+        self.epoch = 0
+        """Of the highest membership heard of."""
         self._tick_s = failover_s / SILENT_TICKS
         self._ticking: asyncio.TimerHandle | None = None
         self._calls: dict[int, Call] = {}
         self._stranded: dict[int, Call] = {}
         self._members: tuple[int, ...] = ()
         self._number = 0
+        self._generation = FIRST_GENERATION
         self._closed = False
 
     @property
@@ -69,7 +89,7 @@ class RemoteRegisters:
     @property
     def messages_sent(self) -> int:
         """How many messages were sent, to all nodes together."""
-        return sum(link.messages_sent for link in self._links)
+        return sum(link.messages_sent for link in (*self._links, *self._leaving))
 
     # -- Registers ----------------------------------------------------------------------------------------------------
 
@@ -86,8 +106,19 @@ class RemoteRegisters:
         if not isinstance(request.change, ModelChange):
             kind = type(request.change).__name__
             raise InvalidArgument(f"a change of kind {kind} cannot travel to a node; only those of the model can")
-        operation = wire.ChangeName(request.name, request.change, request.fence, request.generation)
-        result = await self._perform(operation, request.name, timeout_s, changes=True)
+        deadline = self._loop.time() + timeout_s
+        begun = self._generation
+        operation = wire.ChangeName(
+            request.name, request.change, request.fence, request.generation or begun, self._sent_on
+        )
+        try:
+            result = await self._perform(operation, request.name, timeout_s, changes=True)
+        except StaleGeneration:
+            if request.generation or self._generation <= begun:
+                raise
+            # Nothing was proposed anywhere, so it may begin anew, in the generation the node told along with that.
+            operation = msgspec.structs.replace(operation, generation=self._generation)
+            result = await self._perform(operation, request.name, deadline - self._loop.time(), changes=True)
         assert isinstance(result, wire.Changed)
         return result.reply
 
@@ -115,6 +146,33 @@ class RemoteRegisters:
         assert isinstance(result, wire.Health)
         return result.status
 
+    async def members(self, timeout_s: float) -> MembersStatus:
+        """Who the members are, and how. Raises NoQuorum if no node answers at all."""
+        result = await self._perform(wire.AskMembers(), b"", timeout_s)
+        assert isinstance(result, wire.Members)
+        return result.status
+
+    async def change_members(
+        self, add: Mapping[int, str], remove: Sequence[int], epoch: int, timeout_s: float
+    ) -> Membership:
+        """Begin to change the members as they are in ``epoch``; if the membership given back is joint, it goes on.
+
+        Raises Conflict (they were changed meanwhile, or are being changed), InvalidArgument, NoQuorum, UnknownOutcome.
+        """
+        operation = wire.ChangeMembers(tuple(sorted(add.items())), tuple(remove), epoch)
+        result = await self._perform(operation, b"", timeout_s, changes=True)
+        assert isinstance(result, wire.MembersChanging)
+        return result.membership
+
+    async def collect(self, run: int, timeout_s: float) -> Collected:
+        """See :class:`objmeta.interfaces.Registers`. The home of the generation does it, if it is up."""
+        if not self._members:
+            await self.status(timeout_s)  # or the first call and the next ones would not go to the same node
+        operation = wire.Collect(run, timeout_s)
+        result = await self._perform(operation, GENERATION_REGISTER, timeout_s + _COLLECT_LATE_S, hedged=False)
+        assert isinstance(result, wire.Collection)
+        return result.collected
+
     async def close(self) -> None:
         """Close the connections; operations under way fail. In a forked child nothing is touched."""
         if os.getpid() != self._pid:
@@ -124,12 +182,14 @@ class RemoteRegisters:
             self._ticking.cancel()
         for call in list(self._calls.values()):
             self._give_up(call, "the client was closed")
-        await asyncio.gather(*(link.close() for link in self._links))
+        if self._asking is not None:
+            self._asking.cancel()
+        await asyncio.gather(*(link.close() for link in (*self._links, *self._leaving)), *self._parting)
 
     # -- An operation from beginning to end ---------------------------------------------------------------------------
 
     async def _perform(
-        self, operation: wire.Operation, name: bytes, timeout_s: float, changes: bool = False
+        self, operation: wire.Operation, name: bytes, timeout_s: float, changes: bool = False, hedged: bool = True
     ) -> wire.Result:
         check_process()
         if self._closed:
@@ -139,7 +199,7 @@ class RemoteRegisters:
             raise InvalidArgument(f"the operation has {len(encoded)} bytes; at most {ITEM_BYTES_MAX} can travel")
         self._number += 1
         loop = self._loop
-        call = Call(self._number, encoded, name, changes, loop.time() + timeout_s, loop.create_future())
+        call = Call(self._number, encoded, name, changes, loop.time() + timeout_s, loop.create_future(), hedged)
         self._calls[call.number] = call
         if not self._members:
             for link in self._links:
@@ -168,6 +228,7 @@ class RemoteRegisters:
             call.open.append(link)
             link.send(call)
         elif not call.open and not call.future.done():
+            self._fall_back()
             self._stranded[call.number] = call
             if call.stranded_at is None:
                 call.stranded_at = self._loop.time()
@@ -197,13 +258,85 @@ class RemoteRegisters:
 
     # -- What the links report ----------------------------------------------------------------------------------------
 
-    def on_ready(self) -> None:
+    def on_ready(self, link: NodeLink) -> None:
         """A connection is up: the homes are known now, and those that found no node may go."""
-        self._members = next((link.members for link in self._links if link.members), ())
+        if link.membership is not None:
+            self._learn(link.membership)
+        elif not self.epoch:
+            self._members = next((known.members for known in self._links if known.members), ())
+        self._arrange()
         stranded = list(self._stranded.values())
         self._stranded.clear()
         for call in stranded:
             self._dispatch(call)
+
+    def on_epoch(self, link: NodeLink, epoch: int) -> None:
+        """A node knows a membership; ask for it if it is a newer one."""
+        if epoch > self.epoch and self._asking is None and not self._closed:
+            self._asking = self._loop.create_task(self._ask_members())
+
+    async def _ask_members(self) -> None:
+        try:
+            result = await self._perform(wire.AskMembers(brief=True), b"", _ASK_MEMBERS_S)
+            assert isinstance(result, wire.Members)
+            self._learn(result.status.membership)
+            self._arrange()
+        except ObjmetaError:
+            return  # the next answer says it again
+        finally:
+            self._asking = None
+
+    def _learn(self, membership: Membership) -> None:
+        """Have a link for each member, if this membership is news."""
+        if membership.configuration.epoch <= self.epoch:
+            return
+        self.epoch = membership.configuration.epoch
+        self._members = membership.configuration.quorums.members
+        ids = {address: node_id for node_id, address in membership.addresses}
+        for link in self._links:
+            link.node_id = link.node_id or ids.get(link.endpoint, 0)
+        known = {link.node_id for link in self._links}
+        for node_id, address in membership.addresses:
+            if node_id not in known:
+                link = NodeLink(address, self)
+                link.node_id = node_id
+                self._links.append(link)
+
+    def _arrange(self) -> None:
+        """Let go of links to nodes that are no members, and of second links to one, while there are others."""
+        if not self.epoch or not any(link.node_id in self._members for link in self._links):
+            return
+        best: dict[int, NodeLink] = {}
+        for link in self._links:
+            other = best.get(link.node_id)
+            if other is None or _rank(link, self._given) > _rank(other, self._given):
+                best[link.node_id] = link
+        for link in list(self._links):
+            if link.node_id == 0 and link.condition in (Condition.IDLE, Condition.CONNECTING):
+                continue  # who answers there is still to be seen
+            if link.node_id not in self._members or best[link.node_id] is not link:
+                self._links.remove(link)
+                self._leaving.append(link)
+        self._part()
+
+    def _part(self) -> None:
+        """Close the connections to nodes that have finished what they were given."""
+        for link in [link for link in self._leaving if not link.owes]:
+            self._leaving.remove(link)
+            closing = self._loop.create_task(link.close())
+            self._parting.add(closing)
+            closing.add_done_callback(self._parting.discard)
+
+    def _fall_back(self) -> None:
+        """No node takes the operation: if none can be reached at all, try those that were given at first."""
+        if any(link.condition is not Condition.DOWN for link in self._links):
+            return
+        tried = {link.endpoint for link in self._links}
+        self._links += [NodeLink(endpoint, self) for endpoint in self._given if endpoint not in tried]
+
+    def on_generation(self, generation: int) -> None:
+        """A generation has begun."""
+        self._generation = max(self._generation, generation)
 
     def on_result(self, link: NodeLink, number: int, result: wire.Result) -> None:
         """A node answered one copy."""
@@ -277,7 +410,8 @@ class RemoteRegisters:
     def _tick(self) -> None:
         self._ticking = None
         now = self._loop.time()
-        for link in self._links:
+        self._part()
+        for link in (*self._links, *self._leaving):
             link.tick()
             if link.owes and not link.is_healthy(now):
                 for call in link.owed():
@@ -291,7 +425,7 @@ class RemoteRegisters:
             self._ticking = self._loop.call_later(self._tick_s, self._tick)
 
     def _hedge(self, call: Call, now: float) -> None:
-        if call.future.done() or any(link.is_healthy(now) for link in call.open):
+        if call.future.done() or not call.hedged or any(link.is_healthy(now) for link in call.open):
             return
         link = self._pick(call, healthy_only=True)
         if link is not None:
@@ -311,6 +445,12 @@ class RemoteRegisters:
 
 _MAYBE: Final = "{}; the change may or may not have been applied"
 _UNKNOWN: Final = 3
+_ASK_MEMBERS_S: Final = 2.0
+
+
+def _rank(link: NodeLink, given: Sequence[str]) -> tuple[bool, bool]:
+    """Of several links to one node the one that works is kept, and the one the user named."""
+    return link.condition is Condition.READY, link.endpoint in given
 
 
 def _weight(result: wire.Result | None) -> int:

@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 import msgspec
 
+from objmeta.core.configuration import Membership
 from objmeta.rpc import wire
 from objmeta.rpc.batching import Outbox
 from objmeta.rpc.options import CONNECT_S_MAX, RECONNECT_S_MAX, RECONNECT_S_MIN, open_channel
@@ -50,6 +51,7 @@ class Call:
         "changes",
         "deadline",
         "future",
+        "hedged",
         "lost",
         "name",
         "negative",
@@ -67,6 +69,7 @@ class Call:
         changes: bool,
         deadline: float,
         future: asyncio.Future[wire.Result],
+        hedged: bool = True,
     ) -> None:
         self.number = number
         self.operation = operation
@@ -74,6 +77,8 @@ class Call:
         self.changes = changes
         self.deadline = deadline
         self.future = future
+        self.hedged = hedged
+        """Whether another node is asked as well when the one at work is silent."""
         self.open: list[NodeLink] = []
         """Nodes that hold a copy and have not answered."""
         self.lost = False
@@ -87,8 +92,12 @@ class Call:
 class Owner(Protocol):
     """What a link tells its client."""
 
-    def on_ready(self) -> None:
+    def on_ready(self, link: NodeLink) -> None:
         """A connection is up."""
+        ...
+
+    def on_generation(self, generation: int) -> None:
+        """A node told the newest generation it knows."""
         ...
 
     def on_result(self, link: NodeLink, number: int, result: wire.Result) -> None:
@@ -97,6 +106,10 @@ class Owner(Protocol):
 
     def on_down(self, link: NodeLink, unsent: list[Call], sent: list[Call]) -> None:
         """A connection could not be made, or broke."""
+        ...
+
+    def on_epoch(self, link: NodeLink, epoch: int) -> None:
+        """The node knows a membership of this epoch."""
         ...
 
 
@@ -120,6 +133,8 @@ class NodeLink:
         """Which node answers there, 0 until it was heard of."""
         self.members: tuple[int, ...] = ()
         """All node ids, as that node knows them."""
+        self.membership: Membership | None = None
+        """The same with addresses, when the connection was made."""
         self.condition = Condition.IDLE
         self.problem = ""
         """Why the last connection ended, for people."""
@@ -223,6 +238,8 @@ class NodeLink:
         with contextlib.suppress(ValueError):
             self.node_id = int(told.get(wire.NODE, 0))
             self.members = tuple(int(member) for member in told.get(wire.MEMBERS, "").split(",") if member)
+        encoded = told.get(wire.MEMBERSHIP)
+        self.membership = wire.decode_membership(encoded) if isinstance(encoded, bytes) else None
 
     def _on_connected(self) -> None:
         self.condition = Condition.READY
@@ -231,7 +248,7 @@ class NodeLink:
         self._isolated = False
         self._silent_ticks = 0
         self._wait_s = RECONNECT_S_MIN
-        self._owner.on_ready()
+        self._owner.on_ready(self)
 
     def _on_disconnected(self) -> None:
         self.condition = Condition.DOWN
@@ -257,6 +274,9 @@ class NodeLink:
         self._silent_ticks = 0
         replies = wire.decode_client_replies(message)
         self._isolated = not replies.connected
+        self._owner.on_generation(replies.generation)
+        if replies.epoch:
+            self._owner.on_epoch(self, replies.epoch)
         sent, on_result = self._sent, self._owner.on_result
         for number, result in replies.items:
             if sent.pop(number, None) is not None:

@@ -21,10 +21,11 @@ import grpc.aio
 import msgspec
 
 from objmeta.core.configuration import Configuration, ConfigurationTag, Membership
+from objmeta.core.inventory import ChangesRequest, DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
-from objmeta.core.messages import Reply, Request
+from objmeta.core.messages import Adopted, Reply, Request
 from objmeta.errors import ConfigurationMismatch, ObjmetaError, Unavailable
-from objmeta.interfaces import NodeStatus, OnReply
+from objmeta.interfaces import Changes, OnReply
 from objmeta.register.local import Acceptor
 from objmeta.rpc import wire
 from objmeta.rpc.batching import Outbox
@@ -43,6 +44,7 @@ _QUEUE_WHILE_DOWN_S: Final = 0.5
 _UNANSWERED_MAX: Final = 16_384
 """A stream whose acceptor owes this many answers is not read any further (a disk that hangs)."""
 _HELD_UP_S_MAX: Final = 5.0
+_NOTHING: Final = msgspec.Raw(wire.encode(None))
 
 
 # -- The proposer's side ----------------------------------------------------------------------------------------------
@@ -51,7 +53,8 @@ _HELD_UP_S_MAX: Final = 5.0
 class PeerLink:
     """The stream to one peer. Belongs to one event loop; :meth:`close` must be awaited."""
 
-    def __init__(self, node_id: int, address: str, tag: ConfigurationTag) -> None:
+    def __init__(self, node_id: int, address: str, tag: ConfigurationTag, memory: wire.Memory | None = None) -> None:
+        self._memory = memory
         self._loop = asyncio.get_running_loop()
         self.node_id = node_id
         self._address = address
@@ -63,6 +66,8 @@ class PeerLink:
         self._down_since: float | None = self._loop.time()
         self.problem = "no connection yet"
         """Why there is no connection, for people."""
+        self.connections = 0
+        """How many there were so far."""
         self._task = self._loop.create_task(self._run(), name=f"objmeta link to node {node_id}")
         self.messages_sent = 0
 
@@ -92,12 +97,27 @@ class PeerLink:
 
     async def scan(self, request: ScanRequest) -> ScanAnswer:
         """Ask for a page. Raises Unavailable, and what the acceptor raised."""
+        message = wire.encode(wire.PeerScan(self._tag, request, self.node_id))
+        answer = wire.decode_peer_scanned(await self._call(wire.SCAN, message))
+        if answer.answer is not None:
+            return answer.answer
+        assert answer.failure is not None, "a scan is answered by a page or a failure"
+        raise wire.error(answer.failure)
+
+    async def ask(self, method: str, request: object, decode: Callable[[msgspec.Raw], Answer]) -> Answer:
+        """Ask about what the acceptor holds. Raises Unavailable, and what the acceptor raised."""
+        question = wire.PeerQuestion(self._tag, self.node_id, msgspec.Raw(wire.encode(request)))
+        answer = wire.decode_peer_answer(await self._call(method, wire.encode(question)))
+        if answer.failure is not None:
+            raise wire.error(answer.failure)
+        return decode(answer.answer)
+
+    async def _call(self, method: str, message: bytes) -> bytes:
         channel = self._channel
         if channel is None:
             raise Unavailable(f"node {self.node_id} at {self._address} cannot be reached")
-        call = channel.unary_unary(wire.path(wire.PEER_SERVICE, wire.SCAN))
         try:
-            answer = wire.decode_peer_scanned(await call(wire.encode(wire.PeerScan(self._tag, request, self.node_id))))
+            return cast(bytes, await channel.unary_unary(wire.path(wire.PEER_SERVICE, method))(message))
         except grpc.aio.AioRpcError as broken:
             raise Unavailable(f"node {self.node_id} at {self._address} did not answer: {broken.details()}") from None
         except asyncio.CancelledError:
@@ -106,10 +126,6 @@ class PeerLink:
             if task is not None and task.cancelling():
                 raise
             raise Unavailable(f"the connection to node {self.node_id} at {self._address} was lost") from None
-        if answer.answer is not None:
-            return answer.answer
-        assert answer.failure is not None, "a scan is answered by a page or a failure"
-        raise wire.error(answer.failure)
 
     async def close(self) -> None:
         """Give the connection up."""
@@ -135,9 +151,15 @@ class PeerLink:
             call = method(metadata=((wire.NODE, str(self.node_id)),))
             async with asyncio.timeout(CONNECT_S_MAX):
                 await call.wait_for_connection()
+                life = dict(await call.initial_metadata()).get(wire.LIFE)
+            if self._memory is not None and isinstance(life, bytes):
+                self.problem = self._memory.met(self.node_id, wire.decode_life(life))
+                if self.problem:
+                    return False
             up = True
             self._channel = channel
             self._down_since = None
+            self.connections += 1
             self.problem = ""
             await converse(call, self._outbox, self._frame, self._on_message)
             self.problem = "it closed the connection"
@@ -161,7 +183,10 @@ class PeerLink:
     async def _on_message(self, message: bytes) -> None:
         take = self._pending.pop
         node_id = self.node_id
-        for number, reply in wire.decode_peer_replies(message).items:
+        replies = wire.decode_peer_replies(message)
+        if self._memory is not None:
+            self._memory.heard(node_id, replies.position)
+        for number, reply in replies.items:
             on_reply = take(number, None)
             if on_reply is None:
                 continue
@@ -172,17 +197,32 @@ class PeerLink:
 
 
 class PeerTransport:
-    """Satisfies :class:`objmeta.interfaces.Transport` for a node: its own acceptor directly, the others by streams."""
+    """Satisfies :class:`objmeta.interfaces.Transport` for a node: its own acceptor directly, the others by streams.
 
-    def __init__(self, node_id: int, acceptor: Acceptor, tag: ConfigurationTag, addresses: Mapping[int, str]) -> None:
+    ``addresses`` are what the node was told; they count more than those that come with a membership, so that a node
+    whose machine has moved can be found.
+    """
+
+    def __init__(
+        self,
+        node_id: int,
+        acceptor: Acceptor,
+        membership: Membership,
+        addresses: Mapping[int, str] | None = None,
+        memory: wire.Memory | None = None,
+    ) -> None:
+        self._memory = memory
+        tag = membership.configuration.tag
         self._node_id = node_id
+        self._told = dict(addresses or {})
         self._acceptor = acceptor
         self._tag = tag
         self._number = 0
         self._last: Request | None = None
         self._item = b""
-        self.links = {peer: PeerLink(peer, address, tag) for peer, address in addresses.items() if peer != node_id}
+        self.links: dict[int, PeerLink] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self.adopt(membership)
 
     def send(self, acceptor: int, request: Request, on_reply: OnReply) -> None:
         """Queue a request. The proposer sends one request to everybody, so it is encoded once."""
@@ -199,7 +239,7 @@ class PeerTransport:
 
     def adopt(self, membership: Membership) -> None:
         """See :class:`objmeta.interfaces.Transport`."""
-        configuration, addresses = membership.configuration, membership.address_of
+        configuration, addresses = membership.configuration, membership.address_of | self._told
         self._tag = configuration.tag
         for peer in [peer for peer in self.links if peer not in configuration.quorums.members]:
             self._close_link(peer)
@@ -207,7 +247,7 @@ class PeerTransport:
             link.adopt(self._tag)
         for peer in configuration.quorums.members:
             if peer != self._node_id and peer not in self.links and peer in addresses:
-                self.links[peer] = PeerLink(peer, addresses[peer], self._tag)
+                self.links[peer] = PeerLink(peer, addresses[peer], self._tag, self._memory)
 
     def _close_link(self, peer: int) -> None:
         closing = asyncio.ensure_future(self.links.pop(peer).close())
@@ -218,10 +258,31 @@ class PeerTransport:
         """Ask one acceptor for a page. Raises Unavailable, ConfigurationMismatch."""
         if acceptor == self._node_id:
             return await self._acceptor.scan(self._tag, request)
+        return await self._link(acceptor).scan(request)
+
+    async def inventory(self, acceptor: int, request: InventoryRequest) -> Inventory:
+        """Ask one acceptor what it holds. Raises Unavailable, ConfigurationMismatch."""
+        if acceptor == self._node_id:
+            return await self._acceptor.inventory(self._tag, request)
+        return await self._link(acceptor).ask(wire.INVENTORY, request, wire.decode_inventory)
+
+    async def digests(self, acceptor: int, request: DigestRequest) -> Digests:
+        """Ask one acceptor for digests of ranges. Raises Unavailable, ConfigurationMismatch."""
+        if acceptor == self._node_id:
+            return await self._acceptor.digests(self._tag, request)
+        return await self._link(acceptor).ask(wire.DIGESTS, request, wire.decode_digests)
+
+    async def changes(self, acceptor: int, request: ChangesRequest) -> Changes:
+        """Ask one acceptor what changed there. Raises Unavailable, ConfigurationMismatch."""
+        if acceptor == self._node_id:
+            return await self._acceptor.changes(request.since, request.limit)
+        return await self._link(acceptor).ask(wire.CHANGES, request, wire.decode_changes)
+
+    def _link(self, acceptor: int) -> PeerLink:
         link = self.links.get(acceptor)
         if link is None:
             raise Unavailable(f"the address of node {acceptor} is not known yet")
-        return await link.scan(request)
+        return link
 
     async def close(self) -> None:
         """Close all streams."""
@@ -262,8 +323,28 @@ class Peers(Protocol):
         """All members have been initialised. Raises ConfigurationMismatch."""
         ...
 
-    async def node_status(self) -> NodeStatus:
+    async def join(self, configuration: Configuration) -> wire.Hello:
+        """Make the store of an acceptor that is to join. Raises ConfigurationMismatch, StoreError."""
+        ...
+
+    def adopted(self, membership: Membership) -> None:
+        """The acceptor has this membership now."""
+        ...
+
+    async def peer_status(self) -> wire.PeerStatus:
         """This node as its peers show it."""
+        ...
+
+    def life(self) -> wire.Life:
+        """This run of the node. Raises Unavailable while its acceptor may not vote."""
+        ...
+
+    def position(self) -> int:
+        """The number of the acceptor's last durable batch."""
+        ...
+
+    def remembered(self, node_id: int) -> wire.Remembered:
+        """What this node remembers of another one."""
         ...
 
 
@@ -283,10 +364,15 @@ class PeerService:
             {
                 wire.STREAM: grpc.stream_stream_rpc_method_handler(cast(Any, self._stream)),
                 wire.SCAN: unary(cast(Any, self._scan)),
+                wire.INVENTORY: unary(cast(Any, self._inventory)),
+                wire.DIGESTS: unary(cast(Any, self._digests)),
+                wire.CHANGES: unary(cast(Any, self._changes)),
                 wire.HELLO: unary(cast(Any, self._hello)),
                 wire.INIT: unary(cast(Any, self._init)),
                 wire.ESTABLISH: unary(cast(Any, self._establish)),
+                wire.JOIN: unary(cast(Any, self._join)),
                 wire.STATUS: unary(cast(Any, self._status)),
+                wire.POSITION: unary(cast(Any, self._position)),
             },
         )
 
@@ -294,11 +380,12 @@ class PeerService:
         try:
             self._check_meant(dict(context.invocation_metadata()).get(wire.NODE, ""))
             acceptor = self._node.acceptor()
+            life = self._node.life()
         except ObjmetaError as problem:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(problem))
             return
-        await context.send_initial_metadata(())
-        answers = _Answers(acceptor)
+        await context.send_initial_metadata(((wire.LIFE, wire.encode(life)),))
+        answers = _Answers(acceptor, self._node.adopted)
         await self.streams.serve(context, answers.outbox, self._frame, answers.take)
 
     def _check_meant(self, meant: str) -> None:
@@ -308,7 +395,7 @@ class PeerService:
 
     def _frame(self, items: list[bytes]) -> bytes:
         self.messages_sent += 1
-        return wire.encode((wire.raw(items),))
+        return wire.encode((wire.raw(items), self._node.position()))
 
     async def _scan(self, message: bytes, context: Any) -> bytes:
         try:
@@ -317,6 +404,33 @@ class PeerService:
             return wire.encode(wire.PeerScanned(await self._node.acceptor().scan(asked.tag, asked.request)))
         except ObjmetaError as problem:
             return wire.encode(wire.PeerScanned(None, wire.failure(problem)))
+
+    async def _inventory(self, message: bytes, context: Any) -> bytes:
+        async def answer(asked: wire.PeerQuestion) -> Inventory:
+            return await self._node.acceptor().inventory(asked.tag, wire.decode_inventory_request(asked.request))
+
+        return await self._answered(message, answer)
+
+    async def _digests(self, message: bytes, context: Any) -> bytes:
+        async def answer(asked: wire.PeerQuestion) -> Digests:
+            return await self._node.acceptor().digests(asked.tag, wire.decode_digest_request(asked.request))
+
+        return await self._answered(message, answer)
+
+    async def _changes(self, message: bytes, context: Any) -> bytes:
+        async def answer(asked: wire.PeerQuestion) -> Changes:
+            request = wire.decode_changes_request(asked.request)
+            return await self._node.acceptor().changes(request.since, request.limit)
+
+        return await self._answered(message, answer)
+
+    async def _answered(self, message: bytes, answer: Callable[[wire.PeerQuestion], Awaitable[object]]) -> bytes:
+        try:
+            asked = wire.decode_peer_question(message)
+            self._check_meant(str(asked.node_id))
+            return wire.encode(wire.PeerAnswer(msgspec.Raw(wire.encode(await answer(asked)))))
+        except ObjmetaError as problem:
+            return wire.encode(wire.PeerAnswer(_NOTHING, wire.failure(problem)))
 
     async def _hello(self, message: bytes, context: Any) -> bytes:
         return wire.encode(self._node.hello())
@@ -327,6 +441,9 @@ class PeerService:
     async def _establish(self, message: bytes, context: Any) -> bytes:
         return await self._configured(self._node.establish, message)
 
+    async def _join(self, message: bytes, context: Any) -> bytes:
+        return await self._configured(self._node.join, message)
+
     async def _configured(self, act: Callable[[Configuration], Awaitable[wire.Hello]], message: bytes) -> bytes:
         try:
             return wire.encode(await act(wire.decode_configuration(message)))
@@ -334,13 +451,17 @@ class PeerService:
             return wire.encode(msgspec.structs.replace(self._node.hello(), problem=str(problem)))
 
     async def _status(self, message: bytes, context: Any) -> bytes:
-        return wire.encode(wire.PeerStatus(self._node.hello(), await self._node.node_status()))
+        return wire.encode(await self._node.peer_status())
+
+    async def _position(self, message: bytes, context: Any) -> bytes:
+        return wire.encode(self._node.remembered(wire.decode_node_id(message)))
 
 
 class _Answers:
     """Requests of one stream on their way through the acceptor; answers of one commit leave in one message."""
 
-    def __init__(self, acceptor: Acceptor) -> None:
+    def __init__(self, acceptor: Acceptor, on_adopted: Callable[[Membership], None]) -> None:
+        self._on_adopted = on_adopted
         self.outbox: Outbox[bytes] = Outbox(asyncio.get_running_loop())
         self._acceptor = acceptor
         self._unanswered = 0
@@ -365,6 +486,8 @@ class _Answers:
                 self._unanswered = 0  # a commit whose outcome is unknown is never answered
 
     def _answer(self, number: int, reply: Reply) -> None:
+        if isinstance(reply, Adopted):
+            self._on_adopted(reply.membership)
         item = wire.encode((number, reply))
         self.outbox.put(item, len(item))
         self._unanswered -= 1

@@ -13,8 +13,10 @@ from typing import Any, Final, Protocol, cast
 
 import grpc
 
+from objmeta.core.configuration import Membership
+from objmeta.core.erasure import FIRST_GENERATION
 from objmeta.errors import ObjmetaError, StoreError, UnknownOutcome
-from objmeta.interfaces import ChangeRequest, Registers, StoreStatus
+from objmeta.interfaces import ChangeReply, ChangeRequest, MembersStatus, Registers, StoreStatus
 from objmeta.rpc import wire
 from objmeta.rpc.batching import Outbox
 from objmeta.rpc.options import ITEM_BYTES_MAX, Handler
@@ -30,6 +32,14 @@ _TIMEOUT_S_MAX: Final = 3600.0
 _log = logging.getLogger(__name__)
 
 
+class Proposer(Protocol):
+    """Where a change may be sent."""
+
+    async def change(self, request: ChangeRequest, timeout_s: float) -> ChangeReply:
+        """See :class:`objmeta.interfaces.Registers`."""
+        ...
+
+
 class Door(Protocol):
     """What the service needs of its node."""
 
@@ -37,12 +47,32 @@ class Door(Protocol):
         """The node's id and those of all members, so that clients find the homes of registers."""
         ...
 
+    def membership(self) -> Membership | None:
+        """The members and where they are, as far as this node knows; None before it belongs to a store."""
+        ...
+
+    async def members_status(self, brief: bool, timeout_s: float) -> MembersStatus:
+        """The same, with how they are unless ``brief``. Raises Unavailable."""
+        ...
+
+    async def change_members(self, request: wire.ChangeMembers, timeout_s: float) -> Membership:
+        """Begin a change of the members; what stands now. Raises Conflict, InvalidArgument, Unavailable."""
+        ...
+
     def registers(self) -> Registers:
         """Where operations go. Raises Unavailable while the node takes none."""
         ...
 
+    def proposer(self, sent_on: bool) -> Proposer:
+        """Where changes go: to the home of their register, or with ``sent_on`` no further. Raises Unavailable."""
+        ...
+
     async def status(self, timeout_s: float) -> StoreStatus:
         """Answers also when the node takes no operations."""
+        ...
+
+    def generation(self) -> int:
+        """The newest generation known to have begun, at once."""
         ...
 
     def in_touch(self) -> bool:
@@ -76,7 +106,14 @@ class ClientService:
 
     async def _stream(self, _: object, context: Any) -> None:
         node_id, members = self._door.place()
-        await context.send_initial_metadata(((wire.NODE, str(node_id)), (wire.MEMBERS, ",".join(map(str, members)))))
+        metadata: list[tuple[str, str | bytes]] = [
+            (wire.NODE, str(node_id)),
+            (wire.MEMBERS, ",".join(map(str, members))),
+        ]
+        membership = self._door.membership()
+        if membership is not None:
+            metadata.append((wire.MEMBERSHIP, wire.encode(membership)))
+        await context.send_initial_metadata(tuple(metadata))
         loop = asyncio.get_running_loop()
         outbox: Outbox[bytes] = Outbox(loop, _ANSWERS_A_MESSAGE_MAX)
         tasks: set[asyncio.Task[None]] = set()
@@ -102,7 +139,9 @@ class ClientService:
 
     def _frame(self, items: list[bytes]) -> bytes:
         self.messages_sent += 1
-        return wire.encode((wire.raw(items), self._door.in_touch()))
+        membership = self._door.membership()
+        epoch = membership.configuration.epoch if membership is not None else 0
+        return wire.encode((wire.raw(items), self._door.in_touch(), epoch, self._door.generation()))
 
     async def _answer(self, number: int, timeout_s: float, operation: wire.Operation, outbox: Outbox[bytes]) -> None:
         allowed_s = min(timeout_s, _TIMEOUT_S_MAX) if timeout_s > 0 else 0.0
@@ -122,9 +161,9 @@ class ClientService:
 
     async def _perform(self, operation: wire.Operation, timeout_s: float) -> wire.Result:
         match operation:
-            case wire.ChangeName(name, change, fence, generation):
-                request = ChangeRequest(name, change, fence, generation)
-                return wire.Changed(await self._door.registers().change(request, timeout_s))
+            case wire.ChangeName(name, change, fence, generation, sent_on):
+                request = ChangeRequest(name, change, fence, max(generation, FIRST_GENERATION))
+                return wire.Changed(await self._door.proposer(sent_on).change(request, timeout_s))
             case wire.ReadNames(names, fence):
                 return wire.States(await self._door.registers().read(names, timeout_s, fence))
             case wire.FetchRecords(name, refs, with_data):
@@ -136,11 +175,17 @@ class ClientService:
                 return wire.Raised()
             case wire.AskStatus():
                 return wire.Health(await self._door.status(timeout_s))
+            case wire.AskMembers(brief):
+                return wire.Members(await self._door.members_status(brief, timeout_s))
+            case wire.ChangeMembers():
+                return wire.MembersChanging(await self._door.change_members(operation, timeout_s))
+            case wire.Collect(run, wait_s):
+                return wire.Collection(await self._door.registers().collect(run, min(wait_s, timeout_s)))
 
 
 def _unforeseen(operation: wire.Operation, defect: Exception) -> ObjmetaError:
     """Nothing is known about what was done, so a change may have been."""
     text = f"the node failed in an unforeseen way ({type(defect).__name__}: {defect}); its log says where"
-    if isinstance(operation, wire.ChangeName | wire.RaiseScope):
+    if isinstance(operation, wire.ChangeName | wire.RaiseScope | wire.ChangeMembers):
         return UnknownOutcome(text)
     return StoreError(text)

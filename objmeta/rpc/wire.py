@@ -12,30 +12,50 @@ kind ``unavailable`` itself says that the node did not even begin, and that anot
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
 from objmeta import errors
-from objmeta.core.configuration import Configuration, ConfigurationTag
+from objmeta.core.configuration import Configuration, ConfigurationTag, Membership
+from objmeta.core.inventory import ChangesRequest, DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, Reply, Request, State
-from objmeta.interfaces import ChangeReply, NodeStatus, ScanPage, StoreStatus
+from objmeta.interfaces import (
+    ChangeProgress,
+    ChangeReply,
+    Changes,
+    Collected,
+    MembersStatus,
+    NodeStatus,
+    ScanPage,
+    StoreStatus,
+)
 from objmeta.model.changes import ModelChange
 
 PEER_SERVICE: Final = "objmeta.v1.Peer"
 CLIENT_SERVICE: Final = "objmeta.v1.Client"
 STREAM: Final = "Stream"
 SCAN: Final = "Scan"
+INVENTORY: Final = "Inventory"
+DIGESTS: Final = "Digests"
+CHANGES: Final = "Changes"
 HELLO: Final = "Hello"
 INIT: Final = "Init"
 ESTABLISH: Final = "Establish"
+JOIN: Final = "Join"
 STATUS: Final = "Status"
+POSITION: Final = "Position"
 
 NODE: Final = "objmeta-node"
 """Metadata: which node a stream is for, and which one answers."""
 MEMBERS: Final = "objmeta-members"
 """Metadata: all node ids, with commas between them."""
+MEMBERSHIP: Final = "objmeta-membership-bin"
+"""Metadata: the membership (absent while the node knows none)."""
+
+LIFE: Final = "objmeta-life-bin"
+"""Metadata: the :class:`Life` of the node that answers."""
 
 
 def path(service: str, method: str) -> str:
@@ -81,9 +101,13 @@ class PeerBatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class PeerReplies(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Answers, by the number of their request, in any order."""
+    """Answers, by the number of their request, in any order.
+
+    ``position`` is the number of the acceptor's last durable batch.
+    """
 
     items: list[tuple[int, Reply]]
+    position: int = 0
 
 
 class PeerScan(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -101,6 +125,49 @@ class PeerScanned(msgspec.Struct, frozen=True, array_like=True, gc=False):
     failure: Failure | None = None
 
 
+class PeerQuestion(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What is asked about what an acceptor holds; the method says what ``request`` is."""
+
+    tag: ConfigurationTag
+    node_id: int
+    request: msgspec.Raw
+
+
+class PeerAnswer(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The answer as the method has it, or why there is none."""
+
+    answer: msgspec.Raw
+    failure: Failure | None = None
+
+
+class Life(NamedTuple):
+    """One run of a node: a number drawn at random, and the position it began at (``node.positions``)."""
+
+    random: bytes
+    began_at: int
+
+
+class Memory(Protocol):
+    """What is remembered of the peers (``node.positions``)."""
+
+    def met(self, node_id: int, life: Life) -> str:
+        """A peer is reached: why its votes must not be taken, empty if they may."""
+        ...
+
+    def heard(self, node_id: int, position: int) -> None:
+        """A peer told its position."""
+        ...
+
+
+class Remembered(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a node remembers of the one that asks: the life it met last, and the greatest position it was told."""
+
+    node_id: int
+    store_id: bytes
+    life: bytes
+    position: int
+
+
 EMPTY: Final = "empty"
 BOOTSTRAPPING: Final = "bootstrapping"
 ESTABLISHED: Final = "established"
@@ -109,7 +176,8 @@ ESTABLISHED: Final = "established"
 class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Who a node is. ``phase`` is EMPTY, BOOTSTRAPPING or ESTABLISHED; ``serving`` that it takes operations.
 
-    ``configuration`` is what its acceptor holds (None when empty), ``members`` who it was told belongs to the cluster.
+    ``configuration`` is what its acceptor holds (None when empty), ``members`` who it was told belongs to the cluster,
+    ``membership`` what it knows of the members by now.
     """
 
     node_id: int
@@ -118,6 +186,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, gc=False):
     configuration: Configuration | None
     serving: bool = False
     problem: str = ""
+    membership: Membership | None = None
 
 
 class PeerStatus(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -125,6 +194,7 @@ class PeerStatus(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     hello: Hello
     status: NodeStatus
+    change: ChangeProgress | None = None
 
 
 # -- From clients -----------------------------------------------------------------------------------------------------
@@ -138,12 +208,13 @@ class ReadNames(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
 
 
 class ChangeName(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
-    """``Registers.change``."""
+    """``Registers.change``. ``sent_on``: by another node, so propose it here."""
 
     name: bytes
     change: ModelChange
     fence: Fence | None
     generation: int
+    sent_on: bool = False
 
 
 class FetchRecords(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
@@ -171,7 +242,30 @@ class AskStatus(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
     """``Registers.status``."""
 
 
-Operation = ReadNames | ChangeName | FetchRecords | ScanNames | RaiseScope | AskStatus
+class AskMembers(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
+    """Who the members are. ``brief`` leaves out how they are."""
+
+    brief: bool = False
+
+
+class ChangeMembers(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
+    """Begin to change the members: ids and addresses to add, ids to remove, and the epoch this was decided under."""
+
+    add: tuple[tuple[int, str], ...]
+    remove: tuple[int, ...]
+    epoch: int
+
+
+class Collect(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
+    """``Registers.collect``, for up to ``wait_s`` seconds."""
+
+    run: int
+    wait_s: float
+
+
+Operation = (
+    ReadNames | ChangeName | FetchRecords | ScanNames | RaiseScope | AskStatus | AskMembers | ChangeMembers | Collect
+)
 
 
 class States(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
@@ -208,7 +302,25 @@ class Health(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
     status: StoreStatus
 
 
-Result = Failure | States | Changed | Records | Page | Raised | Health
+class Members(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Answer to :class:`AskMembers`."""
+
+    status: MembersStatus
+
+
+class MembersChanging(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """Answer to :class:`ChangeMembers`: the membership that stands now. If it is joint, the rest follows by itself."""
+
+    membership: Membership
+
+
+class Collection(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
+    """Answer to :class:`Collect`."""
+
+    collected: Collected
+
+
+Result = Failure | States | Changed | Records | Page | Raised | Health | Members | MembersChanging | Collection
 
 
 class ClientBatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -221,10 +333,13 @@ class ClientReplies(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Results, by the number of their operation, in any order.
 
     ``connected``: whether the node is in touch with a majority; when it is not, another node is worth asking.
+    ``epoch``: of the membership the node knows.  ``generation``: the newest it knows to have begun.
     """
 
     items: list[tuple[int, Result]]
     connected: bool = True
+    epoch: int = 0
+    generation: int = 0
 
 
 # -- Bytes ------------------------------------------------------------------------------------------------------------
@@ -237,8 +352,20 @@ decode_peer_batch: Final = msgspec.msgpack.Decoder(PeerBatch).decode
 decode_peer_replies: Final = msgspec.msgpack.Decoder(PeerReplies).decode
 decode_peer_scan: Final = msgspec.msgpack.Decoder(PeerScan).decode
 decode_peer_scanned: Final = msgspec.msgpack.Decoder(PeerScanned).decode
+decode_peer_question: Final = msgspec.msgpack.Decoder(PeerQuestion).decode
+decode_peer_answer: Final = msgspec.msgpack.Decoder(PeerAnswer).decode
+decode_inventory_request: Final = msgspec.msgpack.Decoder(InventoryRequest).decode
+decode_inventory: Final = msgspec.msgpack.Decoder(Inventory).decode
+decode_digest_request: Final = msgspec.msgpack.Decoder(DigestRequest).decode
+decode_digests: Final = msgspec.msgpack.Decoder(Digests).decode
+decode_changes_request: Final = msgspec.msgpack.Decoder(ChangesRequest).decode
+decode_changes: Final = msgspec.msgpack.Decoder(Changes).decode
+decode_life: Final = msgspec.msgpack.Decoder(Life).decode
+decode_remembered: Final = msgspec.msgpack.Decoder(Remembered).decode
+decode_node_id: Final = msgspec.msgpack.Decoder(int).decode
 decode_hello: Final = msgspec.msgpack.Decoder(Hello).decode
 decode_configuration: Final = msgspec.msgpack.Decoder(Configuration).decode
+decode_membership: Final = msgspec.msgpack.Decoder(Membership).decode
 decode_peer_status: Final = msgspec.msgpack.Decoder(PeerStatus).decode
 decode_client_batch: Final = msgspec.msgpack.Decoder(ClientBatch).decode
 decode_client_replies: Final = msgspec.msgpack.Decoder(ClientReplies).decode

@@ -19,9 +19,10 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from objmeta.core.configuration import ConfigurationTag
+from objmeta.core.inventory import DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
-from objmeta.core.messages import WRITES, Refusal, Reply, Request
-from objmeta.errors import ForkedClient, StoreError, UnknownOutcome
+from objmeta.core.messages import WRITES, Refusal, Refused, Reply, Request
+from objmeta.errors import ForkedClient, IntegrityError, StoreError, UnknownOutcome
 from objmeta.interfaces import AcceptorStore, Changes, Envelope
 from objmeta.store.steps import refusal
 
@@ -29,12 +30,48 @@ BATCH_REQUESTS_MAX: Final = 1024
 """Longer batches gain nothing (a sync is shared by a thousand already) but delay the replies of all in them, and grow
 the transaction: 1024 records with 8 KiB of data each are 8 MiB."""
 
+NAMES_KEPT_MAX: Final = 10_000
+"""Damaged registers remembered for whoever mends them; more are met again when they are read again."""
+
 _Result = TypeVar("_Result")
 _OnReply = Callable[[Reply], None]
 _Submitted = tuple[Envelope, _OnReply]
 _Job = Callable[[], None] | list[_Submitted] | None
 
 _LOG: Final = logging.getLogger(__name__)
+
+
+class Damage:
+    """What was found damaged since the lane was made: for status, and for who mends."""
+
+    def __init__(self) -> None:
+        self.met = 0
+        """Requests that met damage."""
+        self.last = ""
+        """What the last of them met, in words."""
+        self._names: dict[bytes, None] = {}
+
+    def saw(self, what: str, name: bytes | None = None) -> None:
+        """A request met damage, of this register if it is one that matters."""
+        if not self.met:
+            _LOG.error("damage was found: %s", what)
+        self.met += 1
+        self.last = what
+        if name is not None and len(self._names) < NAMES_KEPT_MAX:
+            self._names[name] = None
+
+    def take(self) -> list[bytes]:
+        """The damaged registers not taken before, in order of name."""
+        names, self._names = self._names, {}
+        return sorted(names)
+
+    def __str__(self) -> str:
+        if not self.met:
+            return ""
+        return (
+            f"damaged: {self.met} requests met what does not match its checksum, the last of them: {self.last}; it has "
+            "no vote, and is mended when it is written again; if there is ever more of it, replace the disk"
+        )
 
 
 class Lane:
@@ -47,8 +84,10 @@ class Lane:
         self._loop = loop
         self._pid = os.getpid()
         self._closed = False
-        self._writer = _Worker(f"objmeta-apply-{store.acceptor_id}", loop, store.apply)
-        self._reader = _Worker(f"objmeta-read-{store.acceptor_id}", loop, store.read)
+        self.damage = Damage()
+        """What of the store was found damaged."""
+        self._writer = _Worker(f"objmeta-apply-{store.acceptor_id}", loop, store.apply, self.damage)
+        self._reader = _Worker(f"objmeta-read-{store.acceptor_id}", loop, store.read, self.damage)
         self._store = store
         # The threads hold no reference to the lane: they end also when it is dropped, and its loop with it, unclosed.
         weakref.finalize(self, _end, self._writer, self._reader).atexit = False
@@ -71,6 +110,14 @@ class Lane:
     async def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
         """One page. Raises ConfigurationMismatch and StoreError as the store does."""
         return await self._ask(lambda: self._store.scan(tag, request))
+
+    async def inventory(self, tag: ConfigurationTag, request: InventoryRequest) -> Inventory:
+        """One page of what is held. Raises ConfigurationMismatch and StoreError as the store does."""
+        return await self._ask(lambda: self._store.inventory(tag, request))
+
+    async def digests(self, tag: ConfigurationTag, request: DigestRequest) -> Digests:
+        """Digests of ranges. Raises ConfigurationMismatch and StoreError as the store does."""
+        return await self._ask(lambda: self._store.digests(tag, request))
 
     async def changes(self, since: int, limit: int) -> Changes:
         """As :meth:`objmeta.interfaces.AcceptorStore.changes`. Raises StoreError."""
@@ -100,6 +147,8 @@ class Lane:
         answer: asyncio.Future[_Result] = self._loop.create_future()
 
         def settle(result: _Result | None, error: Exception | None) -> None:
+            if isinstance(error, IntegrityError):
+                self.damage.saw(str(error))
             if answer.done():  # cancelled meanwhile
                 return
             if error is not None:
@@ -127,9 +176,14 @@ class _Worker:
     """One thread that runs jobs and batches in the order they come, joining batches that wait."""
 
     def __init__(
-        self, name: str, loop: asyncio.AbstractEventLoop, apply: Callable[[Sequence[Envelope]], list[Reply]]
+        self,
+        name: str,
+        loop: asyncio.AbstractEventLoop,
+        apply: Callable[[Sequence[Envelope]], list[Reply]],
+        damage: Damage,
     ) -> None:
         self._loop = loop
+        self._damage = damage
         self._apply = apply
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._finished: asyncio.Future[None] = loop.create_future()
@@ -188,7 +242,7 @@ class _Worker:
             kind = error.kind if isinstance(error, StoreError) else StoreError.kind
             detail = f"{kind}: {str(error) or type(error).__name__}"
             replies = [refusal(request, Refusal.FAILED, detail) for _, request in envelopes]
-        _call_on(self._loop, _deliver, batch, replies)
+        _call_on(self._loop, _deliver, batch, replies, self._damage)
 
     def _settle_finished(self) -> None:
         if not self._finished.done():
@@ -206,8 +260,10 @@ def _nothing() -> None: ...
 _NOTHING: Final[_Job] = _nothing
 
 
-def _deliver(batch: list[_Submitted], replies: list[Reply]) -> None:
-    for (_, on_reply), reply in zip(batch, replies, strict=True):
+def _deliver(batch: list[_Submitted], replies: list[Reply], damage: Damage) -> None:
+    for ((_, request), on_reply), reply in zip(batch, replies, strict=True):
+        if isinstance(reply, Refused) and reply.reason is Refusal.DAMAGED:
+            damage.saw(reply.detail.partition(": ")[2], getattr(request, "name", None))
         try:
             on_reply(reply)
         except Exception:  # one receiver's mistake must not cost the others their replies

@@ -13,20 +13,22 @@ it is done.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
 from objmeta.core.ballot import ZERO, Ballot
 from objmeta.core.configuration import Configuration, ConfigurationTag, Membership
+from objmeta.core.inventory import DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
-from objmeta.core.messages import NO_FLOOR, Record, RecordRef, Reply, Row, ScopeFloor
+from objmeta.core.messages import NO_FLOOR, TOMBSTONE, Record, RecordRef, Reply, Row, ScopeFloor
 from objmeta.interfaces import Changes, Envelope
+from objmeta.store.inventories import HeldRow, NamedRef, digests, inventory
 from objmeta.store.pages import StoredRecord, StoredRow, page
 from objmeta.store.steps import answer, check_reads, check_tag, check_term
 
-CHANGES_KEPT: Final = 1_000_000
+CHANGES_KEPT: Final = 100_000
 """Change numbers kept for :meth:`MemoryStore.changes`; a follower further behind reads everything anew."""
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -190,6 +192,14 @@ class MemoryStore:
         check_term(self._view, request)
         return page(self, request)
 
+    def inventory(self, tag: ConfigurationTag, request: InventoryRequest) -> Inventory:
+        check_tag(self._view.membership.configuration.tag, tag)
+        return inventory(self, request)
+
+    def digests(self, tag: ConfigurationTag, request: DigestRequest) -> Digests:
+        check_tag(self._view.membership.configuration.tag, tag)
+        return digests(self, request)
+
     def changes(self, since: int, limit: int) -> Changes:
         newest = self._pruned + len(self._view.changes)
         if not self._pruned <= since <= newest:
@@ -200,6 +210,9 @@ class MemoryStore:
 
     def count(self) -> int:
         return len(self._view.rows)
+
+    def tidy(self) -> None:
+        """Nothing is left behind."""
 
     def close(self) -> None:
         """Nothing to release: what is held stays, as on a disk."""
@@ -263,7 +276,32 @@ class MemoryStore:
             for ref, record in sorted(own[version_id].items())
         ]
 
+    # -- For inventories (objmeta.store.inventories.Holdings) ---------------------------------------------------------
+
+    def held_rows(self, start: bytes, end: bytes) -> Iterator[HeldRow]:
+        for name in self._names(start, end):
+            row = self._view.rows[name]
+            if row.state is None:
+                yield HeldRow(name, row.promised.pack(), None, None)
+                continue
+            flag = row.state.flag
+            tombstone = _ENCODER.encode(row.state) if flag == TOMBSTONE else None
+            yield HeldRow(name, row.promised.pack(), row.accepted.pack(), flag, False, tombstone)
+
+    def held_records(self, start: bytes, end: bytes, after: RecordRef | None) -> Iterator[NamedRef]:
+        beyond = None if after is None else (start, after.version_id, after.sequence, after.digest)
+        for name in self._names(start, end):
+            for record in self.record_rows(name):
+                key = (name, record.version_id, record.sequence, record.digest)
+                if beyond is None or key > beyond:
+                    yield NamedRef(*key, record.parent)
+
     # -- Inside -------------------------------------------------------------------------------------------------------
+
+    def _names(self, start: bytes, end: bytes) -> Iterator[bytes]:
+        names = self._view.names
+        for index in range(bisect_left(names, start), bisect_left(names, end) if end else len(names)):
+            yield names[index]
 
     def _undo_to(self, mark: int) -> None:
         undo = self._view.undo

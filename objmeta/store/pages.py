@@ -17,6 +17,8 @@ import msgspec
 from objmeta.core.listing import END, ScanAnswer, ScanRequest, common_prefix, successor
 from objmeta.core.messages import LIVE
 
+UNKNOWN: Final = -1
+"""In place of a row's flag: the row is damaged, and only its name is known."""
 PAGE_BYTES_MAX: Final = 1 << 20
 """A page must fit a message with room to spare, and be merged without holding up the loop for long."""
 WITNESS_ROWS_MAX: Final = 64
@@ -56,7 +58,10 @@ class Snapshot(Protocol):
     """What a page is built from: one instant of a store."""
 
     def rows(self, start: bytes, end: bytes, limit: int) -> Sequence[tuple[bytes, int, bytes, bytes]]:
-        """The first ``limit`` :class:`StoredRow` with ``start <= name < end``, by name; ``end`` empty: no bound."""
+        """The first ``limit`` :class:`StoredRow` with ``start <= name < end``, by name; ``end`` empty: no bound.
+
+        One that is damaged has the flag ``UNKNOWN``.
+        """
         ...
 
     def record_rows(self, name: bytes) -> Sequence[tuple[int, bytes, bytes, bytes, bytes]]:
@@ -73,14 +78,18 @@ class _Page:
         self._with_records = request.with_records
         self._parts: list[bytes] = []
         self._records: list[bytes] = []
+        self._unknown: list[bytes] = []
         self._rows = 0
         self._bytes = 0
 
     def add(self, row: tuple[bytes, int, bytes, bytes], mark: bytes) -> bool:
         """Add a row; False if it must wait for the next page."""
-        if self._rows >= self._limit:
+        if self._rows + len(self._unknown) >= self._limit:
             return False
-        name, _, accepted, state = row
+        name, flag, accepted, state = row
+        if flag == UNKNOWN:
+            self._unknown.append(name)
+            return True
         length = len(name)
         size = 30 + length + len(state)
         records = self._encoded_records(name) if self._with_records else ()
@@ -100,6 +109,7 @@ class _Page:
             _array_header(self._rows) + b"".join(self._parts),
             covered,
             _array_header(len(self._records)) + b"".join(self._records),
+            tuple(self._unknown),
         )
 
     def _encoded_records(self, name: bytes) -> list[bytes]:

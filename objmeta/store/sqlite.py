@@ -21,25 +21,30 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import starmap
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
+from zlib import crc32
 
 import msgspec
 
 from objmeta.core.ballot import Ballot
 from objmeta.core.configuration import Configuration, ConfigurationTag, Membership
+from objmeta.core.inventory import DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
-from objmeta.core.messages import Reply
+from objmeta.core.messages import TOMBSTONE, RecordRef, Refusal, Reply
 from objmeta.errors import ForkedClient, IntegrityError, StoreError, UnknownOutcome
 from objmeta.interfaces import Changes, Envelope
 from objmeta.store import directories
 from objmeta.store import sqlite_files as files
 from objmeta.store.checkpoints import Checkpointer
-from objmeta.store.pages import page
+from objmeta.store.checksums import agrees, is_name_sound, is_sound, proves_itself, store_sum
+from objmeta.store.inventories import HeldRow, NamedRef, digests, inventory
+from objmeta.store.pages import UNKNOWN, page
 from objmeta.store.sqlite_view import Identity, TransactionView
-from objmeta.store.steps import answer, check_reads, check_tag, check_term
+from objmeta.store.steps import answer, check_reads, check_tag, check_term, refusal
 
-CHANGES_KEPT: Final = 1_000_000
+CHANGES_KEPT: Final = 100_000
 """Change numbers kept for :meth:`SqliteStore.changes`; a follower further behind reads everything anew."""
 _PRUNED_PER_BATCH_MAX: Final = 256
 """Old changes dropped per batch beyond those it added, so that no batch is slow."""
@@ -48,18 +53,31 @@ _READER_CACHE_KIB: Final = 8 << 10
 _CHECKPOINT_CACHE_KIB: Final = 1 << 10
 _LOG_PAGES_BACKSTOP: Final = 16_384
 """64 MiB: should the checkpoint thread fall behind or fail, commits copy the log themselves."""
+_PAGES_PER_SHRINKING: Final = 512
+"""2 MiB: some ten milliseconds."""
+_TRUNCATIONS_TRIED: Final = 100
+_FREE_PAGES_MIN: Final = 64
+_FREE_SHARE: Final = 50
+"""Less than a fiftieth of the file is not worth moving things: it is used again soon."""
 _PAUSE_S_MAX: Final = 0.002
 _PAUSE_S_MIN: Final = 0.0005
 _PATIENT_S: Final = 0.005
 
 _MEMBERSHIP: Final = msgspec.msgpack.Decoder(Membership)
-_SELECT_STORE: Final = "SELECT membership, generation_floor, greatest_ballot FROM store WHERE one = 1"
-_SELECT_ROWS: Final = "SELECT name, flag, accepted, state FROM registers WHERE name >= ? AND state IS NOT NULL "
-_ROWS_FROM: Final = _SELECT_ROWS + "ORDER BY name LIMIT ?"
-_ROWS_BETWEEN: Final = _SELECT_ROWS + "AND name < ? ORDER BY name LIMIT ?"
+_SELECT_STORE: Final = (
+    "SELECT acceptor_id, membership, generation_floor, greatest_ballot, checksum FROM store WHERE one = 1"
+)
+_SELECT_ROWS: Final = "SELECT name, promised, accepted, flag, whole, state, checksum FROM registers WHERE name >= ? "
+_ROW_AFTER: Final = _SELECT_ROWS + "ORDER BY name LIMIT 1"
+_ROW_BEFORE: Final = _SELECT_ROWS.replace(">=", "<") + "ORDER BY name DESC LIMIT 1"
+_SELECT_CHANGES: Final = "SELECT number, name, checksum FROM changes WHERE number > ? ORDER BY number LIMIT ?"
 _SELECT_RECORDS: Final = (
     "SELECT sequence, version_id, digest, parent, body FROM records WHERE name = ? "
     "ORDER BY version_id, sequence, digest"
+)
+_SELECT_HELD_RECORDS: Final = (
+    "SELECT name, version_id, sequence, digest, parent FROM records "
+    "WHERE (name, version_id, sequence, digest) > (?, ?, ?, ?) "
 )
 
 _Result = TypeVar("_Result")
@@ -169,23 +187,12 @@ class SqliteStore:
         Raises StoreFull or StoreError when nothing of the batch happened, UnknownOutcome when a commit failed in a way
         that leaves open whether it will be there after a crash, ForkedClient in a forked child.
         """
-        with self._transaction(len(batch)) as cursor:
-            view = TransactionView(cursor, self._begin_view(cursor))
-            replies = answer(view, batch)
-            changed = view.flush()
-            if changed:
-                _prune_changes(cursor, changed + _PRUNED_PER_BATCH_MAX)
-        return replies
+        return self._each_by_itself_if_damaged(self._apply, batch)
 
     def read(self, batch: Sequence[Envelope]) -> list[Reply]:
         """Answer requests that change nothing, in one snapshot. Raises InvalidArgument for any other."""
         check_reads(batch)
-
-        def question() -> list[Reply]:
-            cursor = self._connections.read
-            return answer(TransactionView(cursor, self._begin_view(cursor)), batch)
-
-        return self._reads(question)
+        return self._each_by_itself_if_damaged(self._read, batch)
 
     def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
         def question() -> ScanAnswer:
@@ -193,9 +200,15 @@ class SqliteStore:
             view = TransactionView(cursor, self._begin_view(cursor))
             check_tag(view.membership.configuration.tag, tag)
             check_term(view, request)
-            return page(_Snapshot(cursor), request)
+            return page(self._snapshot(cursor), request)
 
         return self._reads(question)
+
+    def inventory(self, tag: ConfigurationTag, request: InventoryRequest) -> Inventory:
+        return self._reads(lambda: inventory(self._holdings(tag), request))
+
+    def digests(self, tag: ConfigurationTag, request: DigestRequest) -> Digests:
+        return self._reads(lambda: digests(self._holdings(tag), request))
 
     def changes(self, since: int, limit: int) -> Changes:
         def question() -> Changes:
@@ -203,11 +216,11 @@ class SqliteStore:
             oldest, newest = _change_numbers(cursor)
             if not oldest - 1 <= since <= newest:
                 return Changes((), newest, reload=True)
-            rows = cursor.execute(
-                "SELECT number, name FROM changes WHERE number > ? ORDER BY number LIMIT ?", (since, max(1, limit))
-            ).fetchall()
-            watermark = rows[-1][0] if rows else since
-            return Changes(tuple(dict.fromkeys(name for _, name in rows)), watermark)
+            rows = cursor.execute(_SELECT_CHANGES, (since, max(1, limit))).fetchall()
+            for expected, (number, name, checksum) in enumerate(rows, since + 1):
+                if number != expected or not agrees(checksum, crc32, name):
+                    return Changes((), newest, reload=True)  # it is damaged: what changed can no longer be told
+            return Changes(tuple(dict.fromkeys(name for _, name, _ in rows)), since + len(rows))
 
         return self._reads(question)
 
@@ -218,6 +231,31 @@ class SqliteStore:
 
         return self._reads(question)
 
+    def tidy(self) -> None:
+        """Move what is at the end of the file into the room that erased registers left, and cut the end off.
+
+        In steps, each a commit of its own, so that batches go on in between.
+        """
+        while self._shrink():
+            pass
+        for _ in range(_TRUNCATIONS_TRIED):  # a log that stays is written over
+            self._check_usable()
+            with self._writing, files.explained(self._directory):
+                if self._checkpointer.truncate(self._connections.write):
+                    return
+            time.sleep(_PAUSE_S_MAX)
+
+    def _shrink(self) -> bool:
+        """One step; whether there is more to do."""
+        with self._transaction(_PAGES_PER_SHRINKING) as cursor:
+            (free,) = cursor.execute("PRAGMA freelist_count").fetchone()
+            (pages,) = cursor.execute("PRAGMA page_count").fetchone()
+            if free < max(_FREE_PAGES_MIN, pages // _FREE_SHARE):
+                return False
+            cursor.execute(f"PRAGMA incremental_vacuum({_PAGES_PER_SHRINKING})").fetchall()
+            (left,) = cursor.execute("PRAGMA freelist_count").fetchone()
+        return bool(0 < left < free)
+
     def close(self) -> None:
         """Release the files. Idempotent; does nothing in a forked child."""
         if self._closed or os.getpid() != self._pid:
@@ -226,6 +264,35 @@ class SqliteStore:
         self._checkpointer.close()
         with self._writing, self._reading:
             self._connections.close()
+
+    # -- Batches ------------------------------------------------------------------------------------------------------
+
+    def _apply(self, batch: Sequence[Envelope]) -> list[Reply]:
+        with self._transaction(len(batch)) as cursor:
+            view = TransactionView(cursor, self._begin_view(cursor))
+            replies = answer(view, batch)
+            changed = view.flush()
+            if changed:
+                _prune_changes(cursor, changed + _PRUNED_PER_BATCH_MAX)
+        return replies
+
+    def _read(self, batch: Sequence[Envelope]) -> list[Reply]:
+        def question() -> list[Reply]:
+            cursor = self._connections.read
+            return answer(TransactionView(cursor, self._begin_view(cursor)), batch)
+
+        return self._reads(question)
+
+    def _each_by_itself_if_damaged(
+        self, act: Callable[[Sequence[Envelope]], list[Reply]], batch: Sequence[Envelope]
+    ) -> list[Reply]:
+        """Damage that a batch met, so that nothing of it happened, must be no matter of the other requests in it."""
+        try:
+            return act(batch)
+        except IntegrityError as damage:
+            if len(batch) == 1:
+                return [refusal(batch[0][1], Refusal.DAMAGED, f"{damage.kind}: {damage}")]
+        return [reply for envelope in batch for reply in self._each_by_itself_if_damaged(act, (envelope,))]
 
     # -- Transactions -------------------------------------------------------------------------------------------------
 
@@ -280,6 +347,14 @@ class SqliteStore:
                 if self._connections.reader.in_transaction:
                     cursor.execute("ROLLBACK")
 
+    def _holdings(self, tag: ConfigurationTag) -> _Snapshot:
+        cursor = self._connections.read
+        check_tag(self._begin_view(cursor).membership.configuration.tag, tag)
+        return self._snapshot(cursor)
+
+    def _snapshot(self, cursor: sqlite3.Cursor) -> _Snapshot:
+        return _Snapshot(cursor, self._directory)
+
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:
             raise ForkedClient(
@@ -289,34 +364,88 @@ class SqliteStore:
             raise StoreError(f"the store in {self._directory} is closed: open it again")
 
     def _identify(self) -> int:
-        self._begin_view(self._connections.read)
-        (acceptor_id,) = self._connections.read.execute("SELECT acceptor_id FROM store").fetchone()
-        return int(acceptor_id)
+        return self._begin_view(self._connections.read).acceptor_id
 
     def _begin_view(self, cursor: sqlite3.Cursor) -> Identity:
         row = cursor.execute(_SELECT_STORE).fetchone()
-        if row is None:
-            raise IntegrityError(f"the store in {self._directory} has lost its identity: restore it from a copy")
-        encoded, generation_floor, greatest_ballot = row
+        if row is None or not agrees(row[-1], store_sum, *row[:-1]):
+            raise IntegrityError(files.damaged(self._directory, "its identity is lost"))
+        acceptor_id, encoded, generation_floor, greatest_ballot, _ = row
         known = self._known
         if encoded != known[0]:
             self._known = known = (encoded, _MEMBERSHIP.decode(encoded))
-        return Identity(known[1], generation_floor, Ballot.unpack(greatest_ballot))
+        return Identity(acceptor_id, known[1], generation_floor, Ballot.unpack(greatest_ballot))
 
 
 class _Snapshot:
-    """Satisfies :class:`objmeta.store.pages.Snapshot` inside a read transaction."""
+    """Satisfies :class:`objmeta.store.pages.Snapshot` and :class:`objmeta.store.inventories.Holdings` inside a read
+    transaction."""
 
-    def __init__(self, cursor: sqlite3.Cursor) -> None:
+    def __init__(self, cursor: sqlite3.Cursor, directory: Path) -> None:
         self._cursor = cursor
+        self._directory = directory
 
     def rows(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, int, bytes, bytes]]:
-        if end:
-            return self._cursor.execute(_ROWS_BETWEEN, (start, end, limit)).fetchall()
-        return self._cursor.execute(_ROWS_FROM, (start, limit)).fetchall()
+        self._check_beside(_ROW_BEFORE, start)
+        found: list[tuple[bytes, int, bytes, bytes]] = []
+        last = b""
+        while True:
+            missing = limit - len(found)
+            stored = self._between(_SELECT_ROWS, (start,), end, f"ORDER BY name LIMIT {missing}").fetchall()
+            for row in stored:
+                if is_sound(*row) and (row[0] > last or not last):
+                    last, _, accepted, flag, _, state, _ = row
+                    if state is not None:
+                        found.append((last, flag, accepted, state))
+                else:
+                    last = self._name_of(row, last)
+                    found.append((last, UNKNOWN, b"", b""))
+            if len(found) == limit:
+                return found
+            start = last + b"\0" if stored else start
+            if len(stored) < missing:
+                self._check_beside(_ROW_AFTER, start)
+                return found
 
     def record_rows(self, name: bytes) -> list[tuple[int, bytes, bytes, bytes, bytes]]:
-        return self._cursor.execute(_SELECT_RECORDS, (name,)).fetchall()
+        return [row for row in self._cursor.execute(_SELECT_RECORDS, (name,)).fetchall() if proves_itself(*row)]
+
+    def held_rows(self, start: bytes, end: bytes) -> Iterator[HeldRow]:
+        self._check_beside(_ROW_BEFORE, start)
+        last = b""
+        for row in self._between(_SELECT_ROWS, (start,), end, "ORDER BY name"):
+            if is_sound(*row) and (row[0] > last or not last):
+                last, promised, accepted, flag, _, state, _ = row
+                yield HeldRow(last, promised, accepted, flag, False, state if flag == TOMBSTONE else None)
+            else:
+                last = self._name_of(row, last)
+                yield HeldRow(last, b"", None, None, damaged=True)
+        self._check_beside(_ROW_AFTER, last + b"\0" if last else start)
+
+    def _check_beside(self, select: str, name: bytes) -> None:
+        """Raise IntegrityError if the row on that side of ``name`` is where it is by a damaged name only."""
+        row = self._cursor.execute(select, (name,)).fetchone()
+        if row is not None and not is_sound(*row):
+            self._name_of(row, b"")
+
+    def _name_of(self, row: tuple[Any, ...], last: bytes) -> bytes:
+        """The name in a damaged row; raises IntegrityError if it may be any other: nothing is known of the range."""
+        name = row[0]
+        if not is_name_sound(name, row[-1]) or name < last:
+            what = f"a name that reads {name!r} does not match its checksum or is out of order"
+            raise IntegrityError(files.damaged(self._directory, what))
+        return bytes(name)
+
+    def held_records(self, start: bytes, end: bytes, after: RecordRef | None) -> Iterator[NamedRef]:
+        beyond = (start, b"", -1, b"") if after is None else (start, after.version_id, after.sequence, after.digest)
+        order = "ORDER BY name, version_id, sequence, digest"
+        return starmap(NamedRef, self._between(_SELECT_HELD_RECORDS, beyond, end, order))
+
+    def _between(self, select: str, start: tuple[object, ...], end: bytes, order: str) -> sqlite3.Cursor:
+        cursor = self._cursor.connection.cursor()  # of its own: rows and records are gone through side by side
+        if end:
+            return cursor.execute(f"{select} AND name < ? {order}", (*start, end))
+        return cursor.execute(select + order, start)
 
 
 def _take_turn(cursor: sqlite3.Cursor) -> None:

@@ -8,15 +8,13 @@ Rules.
   may have been on its way to the disk only.
 * In this process nobody but SQLite may open the database or its ``-shm`` file: closing either would drop SQLite's
   locks (POSIX record locks belong to the process).  The ``-wal`` file carries no locks.
-* A network file system is refused: the write-ahead log needs memory shared by all users of the files.
+* A network file system is refused (``directories``): the log needs memory shared by all users of the files.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import re
 import secrets
 import sqlite3
 from collections.abc import Iterator
@@ -27,65 +25,46 @@ from typing import Final
 import msgspec
 
 from objmeta.core.ballot import ZERO
-from objmeta.core.configuration import Configuration
-from objmeta.errors import IntegrityError, StoreError, StoreFull
+from objmeta.core.configuration import Configuration, Membership
+from objmeta.errors import IntegrityError, StoreError
+from objmeta.store.checksums import store_sum
+from objmeta.store.directories import check_local, explain_os, full, locked, make_directories, sync_directory, sync_file
 
 DATABASE_NAME: Final = "acceptor.db"
 BUSY_TIMEOUT_S: Final = 30.0
 """How long a step waits for other processes: a commit takes milliseconds, so only a stopped process takes this long."""
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _APPLICATION_ID: Final = 0x4F424A4D  # "OBJM"
 _PAGE_BYTES: Final = 4096
 _NEW_PREFIX: Final = ".new-"
 _PROBE_BYTES: Final = 64 << 10
 
-NETWORK_FILE_SYSTEMS: Final = frozenset(
-    {
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "coda",
-        "davfs",
-        "fuse.ceph",
-        "fuse.davfs",
-        "fuse.gcsfuse",
-        "fuse.glusterfs",
-        "fuse.goofys",
-        "fuse.juicefs",
-        "fuse.rclone",
-        "fuse.s3fs",
-        "fuse.sshfs",
-        "glusterfs",
-        "gpfs",
-        "lustre",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "orangefs",
-        "smb3",
-        "smbfs",
-    }
-)
-
 _SCHEMA: Final = (
     """CREATE TABLE store (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         acceptor_id INTEGER NOT NULL,
-        configuration BLOB NOT NULL,
-        ballot_floor BLOB NOT NULL,
+        membership BLOB NOT NULL,
         generation_floor INTEGER NOT NULL,
-        sequence_floor INTEGER NOT NULL
+        greatest_ballot BLOB NOT NULL,
+        checksum INTEGER NOT NULL
     )""",
-    "CREATE TABLE terms (scope BLOB PRIMARY KEY, term INTEGER NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE floors (
+        scope BLOB PRIMARY KEY,
+        term INTEGER NOT NULL,
+        ballot BLOB NOT NULL,
+        sequence INTEGER NOT NULL,
+        checksum INTEGER NOT NULL
+    ) WITHOUT ROWID""",
+    # What does not prove itself (a record does, by the digest that names it) has a checksum, see ``checksums``.
     # accepted, flag and state are NULL where there is only a promise.
     """CREATE TABLE registers (
         name BLOB PRIMARY KEY,
         promised BLOB NOT NULL,
         accepted BLOB,
         flag INTEGER,
-        state BLOB
+        whole INTEGER NOT NULL,
+        state BLOB,
+        checksum BLOB NOT NULL
     ) WITHOUT ROWID""",
     # Data lives apart, so that scans pass it by and big rows do not spread the names over more pages.
     """CREATE TABLE records (
@@ -99,7 +78,7 @@ _SCHEMA: Final = (
         PRIMARY KEY (name, version_id, sequence, digest)
     ) WITHOUT ROWID""",
     "CREATE TABLE data (number INTEGER PRIMARY KEY, bytes BLOB NOT NULL)",
-    "CREATE TABLE changes (number INTEGER PRIMARY KEY, name BLOB NOT NULL)",
+    "CREATE TABLE changes (number INTEGER PRIMARY KEY, name BLOB NOT NULL, checksum INTEGER NOT NULL)",
 )
 
 
@@ -108,51 +87,21 @@ def database_path(directory: Path) -> Path:
     return directory / DATABASE_NAME
 
 
-def check_local(directory: Path, mounts: str | None = None) -> None:
-    """Raise StoreError if ``directory`` (or where it would be) is on a network file system.
-
-    ``mounts`` is the text of a mount table, by default this process's own; without one nothing is refused.
-    """
-    if mounts is None:
-        try:
-            mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape")
-        except OSError:
-            return
-    kind = file_system_of(os.path.realpath(directory), mounts)
-    if kind in NETWORK_FILE_SYSTEMS:
-        raise StoreError(
-            f"{directory} is on a network file system ({kind}), where several users of one store would damage it: "
-            "use a local disk, or run nodes (gateway serve) and connect to them"
-        )
-
-
-def file_system_of(path: str, mounts: str) -> str:
-    """The type of the file system that ``path`` (absolute, resolved) is on, by the text of /proc/self/mounts."""
-    best, kind = -1, ""
-    for line in mounts.splitlines():
-        fields = line.split(" ")
-        if len(fields) < 3:
-            continue
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[1])
-        inside = path == point or path.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= best:  # of two mounts on one point the later one is seen
-            best, kind = len(point), fields[2]
-    return kind
-
-
-def make(directory: Path, acceptor_id: int, configuration: Configuration) -> bool:
+def make(
+    directory: Path, acceptor_id: int, configuration: Configuration, addresses: tuple[tuple[int, str], ...] = ()
+) -> bool:
     """Make the store in ``directory``; False if there is one already. Raises StoreError, StoreFull."""
     check_local(directory)
     with explained(directory):
-        _make_directories(directory)
-        with _locked(directory):
+        make_directories(directory)
+        with locked(directory):
             if database_path(directory).exists():
                 return False
             for leftover in directory.glob(f"{_NEW_PREFIX}*"):
                 leftover.unlink()
             new = directory / f"{_NEW_PREFIX}{secrets.token_hex(8)}"
             try:
-                _write_new(new, acceptor_id, configuration)
+                _write_new(new, acceptor_id, Membership(configuration, addresses))
                 new.rename(database_path(directory))
             except BaseException:
                 for part in directory.glob(f"{new.name}*"):
@@ -162,19 +111,18 @@ def make(directory: Path, acceptor_id: int, configuration: Configuration) -> boo
             return True
 
 
-def _write_new(path: Path, acceptor_id: int, configuration: Configuration) -> None:
+def _write_new(path: Path, acceptor_id: int, membership: Membership) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("BEGIN")
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         for statement in _SCHEMA:
             connection.execute(statement)
-        connection.execute(
-            "INSERT INTO store VALUES (1, ?, ?, ?, 0, 0)",
-            (acceptor_id, msgspec.msgpack.encode(configuration), ZERO.pack()),
-        )
+        content = (acceptor_id, msgspec.msgpack.encode(membership), 0, ZERO.pack())
+        connection.execute("INSERT INTO store VALUES (1, ?, ?, ?, ?, ?)", (*content, store_sum(*content)))
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode = WAL")
     sync_file(path)
@@ -222,6 +170,8 @@ def _prepare(connection: sqlite3.Connection, directory: Path, cache_kib: int, re
     ask("synchronous = FULL")
     ask("secure_delete = OFF")
     ask("temp_store = MEMORY")
+    ask("cell_size_check = ON")  # looks at the structure of each page that is read from the disk
+    connection.text_factory = bytes  # a flipped bit can turn the one into the other, and no text is kept here
     ask(f"cache_size = -{cache_kib}")
     if read_only:
         ask("query_only = ON")
@@ -250,9 +200,9 @@ def explained(directory: Path) -> Iterator[None]:
     except OverflowError as error:
         raise StoreError(f"the store in {directory} cannot hold a number of more than 63 bits") from error
     except OSError as error:
-        raise _explain_os(directory, error) from error
+        raise explain_os(directory, error) from error
     except msgspec.MsgspecError as error:
-        raise IntegrityError(f"the store in {directory} is damaged ({error}): replace it from the others") from error
+        raise IntegrityError(damaged(directory, str(error))) from error
 
 
 def explain(directory: Path, error: sqlite3.Error) -> StoreError:
@@ -260,9 +210,9 @@ def explain(directory: Path, error: sqlite3.Error) -> StoreError:
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     primary = primary_code(error)
     if primary == sqlite3.SQLITE_FULL or (primary == sqlite3.SQLITE_IOERR and _is_full(directory)):
-        return StoreFull(f"the disk under {directory} is full: free some space and try again")
+        return full(directory)
     if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return IntegrityError(f"the store in {directory} is damaged ({error}): restore it from a copy or another node")
+        return IntegrityError(damaged(directory, str(error)))
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreError(
             f"another process has kept the store in {directory} locked for {BUSY_TIMEOUT_S:.0f} s: "
@@ -273,20 +223,17 @@ def explain(directory: Path, error: sqlite3.Error) -> StoreError:
     return StoreError(f"the store in {directory} failed ({name}: {error}): check the disk under it")
 
 
+def damaged(directory: Path, what: str) -> str:
+    """That a store is damaged, and what to do."""
+    return (
+        f"the store in {directory} is damaged ({what}); what can still be read is right: if the store is in this "
+        "directory alone, copy that out and restore the rest from a copy; if it is one of several disks, replace it"
+    )
+
+
 def primary_code(error: sqlite3.Error) -> int:
     """SQLite's primary result code; 0 for an error of the module itself."""
     return (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
-
-
-def _explain_os(directory: Path, error: OSError) -> StoreError:
-    reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreFull(f"the disk under {directory} is full: free some space and try again")
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return StoreError(f"{directory} cannot be the directory of a store, as a file is in the way: name another one")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StoreError(f"the store in {directory} cannot be written ({reason}): check its permissions")
-    return StoreError(f"the store in {directory} failed ({reason}): check the disk under it")
 
 
 def _is_full(directory: Path) -> bool:
@@ -303,38 +250,3 @@ def _is_full(directory: Path) -> bool:
     except OSError as error:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return False
-
-
-def _make_directories(directory: Path) -> None:
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in reversed(missing):
-        sync_directory(path.parent)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in ``directory`` durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_file(path: Path) -> None:
-    """Make the content of a file durable; never call it on a database or ``-shm`` file that is in use."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

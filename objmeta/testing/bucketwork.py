@@ -262,7 +262,7 @@ class BucketWork:
 
     def _context(self, proposer: Proposer, ids: Callable[[int], bytes], timeout_s: float) -> Context:
         def wall_clock() -> int:
-            return int(self.world.loop.time() * 1e6)
+            return self.world.wall_clock_us(proposer.number)
 
         return Context(proposer.engine, wall_clock, lambda: ids(16), timeout_s, True)
 

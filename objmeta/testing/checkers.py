@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from objmeta.testing.history import NOTHING, Applied, Attempt, Operation, Rejected, Result, Seen, Tip, decide
+from objmeta.testing.history import NOTHING, Absent, Applied, Attempt, Operation, Rejected, Result, Seen, Tip, decide
 
 
 class Violation(Exception):
@@ -79,6 +79,8 @@ def _follow(chain: Chain, attempt: Attempt) -> Chain | None:
     """The chain after an attempt, or None if its answer contradicts the chain (or it is open and does nothing)."""
     tip = chain[-1] if chain else NOTHING
     operation = attempt.operation
+    if operation is None and attempt.result == Absent():
+        return None if tip.visible else chain
     if operation is None:
         return chain if attempt.result == Seen(tip.sequence, tip.id) else None
     earlier = next((i for i, link in enumerate(chain) if link.id == operation.id), None)
@@ -159,6 +161,11 @@ class _Comparison:
             if self._possible[result.sequence] > now:
                 raise Violation("a read saw a change that nobody had asked for yet")
             return result.sequence
+        if isinstance(result, Absent):
+            for candidate in range(floor, len(self._tips)):
+                if not self._tips[candidate].visible and self._possible[candidate] <= now:
+                    return candidate
+            raise Violation(f"a read saw nothing although change {floor} was known and nothing deleted it")
         assert operation is not None
         place = self._place.get(operation.id)
         if isinstance(result, Applied):

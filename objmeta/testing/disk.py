@@ -7,12 +7,15 @@ first few (a log is written in order).  Reads and scans see durable state only, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+import msgspec
 
 from objmeta.core import acceptor
 from objmeta.core.ballot import ZERO
 from objmeta.core.configuration import Configuration, ConfigurationTag, Membership, single_set
+from objmeta.core.inventory import DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import (
     END,
     NamedRecord,
@@ -27,6 +30,7 @@ from objmeta.core.listing import (
 from objmeta.core.messages import (
     LIVE,
     NO_FLOOR,
+    TOMBSTONE,
     WRITES,
     Record,
     RecordRef,
@@ -35,6 +39,7 @@ from objmeta.core.messages import (
     Row,
     ScopeFloor,
 )
+from objmeta.store.inventories import HeldRow, NamedRef, digests, inventory
 from objmeta.store.steps import answer, check_tag, check_term
 
 WITNESS_LOOKS = 4
@@ -139,6 +144,29 @@ class Table:
                 for _, record in sorted(self.kept.get(row.name, {}).items())
             ]
         return ScanAnswer(encode_rows(rows), covered, encode_records(records))
+
+    def held_rows(self, start: bytes, end: bytes) -> Iterator[HeldRow]:
+        """For inventories (:class:`objmeta.store.inventories.Holdings`)."""
+        for name in self._names(start, end):
+            row = self.rows[name]
+            if row.state is None:
+                yield HeldRow(name, row.promised.pack(), None, None)
+                continue
+            flag = row.state.flag
+            tombstone = msgspec.msgpack.encode(row.state) if flag == TOMBSTONE else None
+            yield HeldRow(name, row.promised.pack(), row.accepted.pack(), flag, False, tombstone)
+
+    def held_records(self, start: bytes, end: bytes, after: RecordRef | None) -> Iterator[NamedRef]:
+        beyond = None if after is None else (start, after.version_id, after.sequence, after.digest)
+        for name in self._names(start, end):
+            kept = self.kept.get(name, {})
+            for ref in sorted(kept, key=lambda ref: (ref.version_id, ref.sequence, ref.digest)):
+                key = (name, ref.version_id, ref.sequence, ref.digest)
+                if beyond is None or key > beyond:
+                    yield NamedRef(*key, msgspec.msgpack.encode(kept[ref].parent))
+
+    def _names(self, start: bytes, end: bytes) -> list[bytes]:
+        return sorted(name for name in self.rows if name >= start and (not end or name < end))
 
     def _scan_row(self, name: bytes, witness: bool) -> ScanRow:
         row = self.rows[name]
@@ -263,3 +291,13 @@ class SimStore:
         check_tag(self.disk.durable.membership.configuration.tag, tag)
         check_term(self.disk.durable, request)
         return self.disk.durable.scan(request)
+
+    def inventory(self, tag: ConfigurationTag, request: InventoryRequest) -> Inventory:
+        """One page of what is durable."""
+        check_tag(self.disk.durable.membership.configuration.tag, tag)
+        return inventory(self.disk.durable, request)
+
+    def digests(self, tag: ConfigurationTag, request: DigestRequest) -> Digests:
+        """Digests of what is durable."""
+        check_tag(self.disk.durable.membership.configuration.tag, tag)
+        return digests(self.disk.durable, request)

@@ -59,7 +59,12 @@ class Seen:
     id: bytes
 
 
-Result = Applied | Rejected | Seen
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A read returned nothing, where a register may be erased: either never written, or deleted, whenever that was."""
+
+
+Result = Applied | Rejected | Seen | Absent
 
 
 @dataclass(slots=True)

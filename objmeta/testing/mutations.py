@@ -10,13 +10,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from objmeta.core.acceptor import AcceptorView, step
+from objmeta.core.ballot import ZERO
 from objmeta.core.change import Keep
 from objmeta.core.firstwrite import FirstWrite
 from objmeta.core.messages import Accept, Accepted, Prepare, Promise, RecordRef, Reply, Request, Row
 from objmeta.core.proposer import Done, Effect, HeldElsewhere, Lost, Phase, Round, Send
 from objmeta.core.quorum import majority
-from objmeta.register.engine import RoundFactory
+from objmeta.register.changing import RoundFactory
+from objmeta.register.engine import Engine
+from objmeta.register.erasing import Eraser, ErasureSettings
+from objmeta.register.membership import Coordinator
+from objmeta.register.repairing import Repairer
 from objmeta.testing.disk import AcceptorHooks, Entry, Table
 
 
@@ -30,12 +37,18 @@ class Mutation:
     first_write: Callable[..., FirstWrite] = FirstWrite
     acceptor: Callable[[], AcceptorHooks] = AcceptorHooks
     incarnations_repeat: bool = False
+    eraser: Callable[[Engine, ErasureSettings], Eraser] = Eraser
+    keeps_promises: bool = False
+    coordinator: Callable[..., Coordinator] = Coordinator
+    repairer: Callable[..., Repairer] = Repairer
+    fails_as: str = "safety"
+    """What else than a broken promise to clients may show it."""
 
 
 # -- Proposers --------------------------------------------------------------------------------------------------------
 
 
-class _ShortAccepts(Round):
+class ShortAccepts(Round):
     """2 of 3 prepares with 1 of 3 accepts: the quorums of the phases need not meet."""
 
     __slots__ = ()
@@ -121,14 +134,15 @@ class _SpreadsAtOnce(FirstWrite):
         return (Send(self._quorums.members, self._accept),)
 
 
-class _KeepingRounds:
+class KeepingRounds:
     """After an accept that timed out the promise is kept, and the next round goes on under its ballot (rule 1)."""
 
     def __init__(self) -> None:
         self._kept: dict[bytes, Round] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Round:
-        fresh = _KeptRound(self._kept, *args, **kwargs)
+        fresh = _KeptRound(*args, **kwargs)
+        fresh.lost = self._kept
         kept = self._kept.pop(fresh.name, None)
         if kept is not None:
             fresh.adopt(kept)
@@ -136,27 +150,42 @@ class _KeepingRounds:
 
 
 class _KeptRound(Round):
-    __slots__ = ("_adopted", "_kept")
+    __slots__ = ("_adopted", "lost")
 
-    def __init__(self, kept: dict[bytes, Round], *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._kept = kept
+        self.lost: dict[bytes, Round] = {}
         self._adopted = False
 
     def adopt(self, other: Round) -> None:
         self.ballot = other.ballot
         self._promises = dict(other._promises)
-        self._base = other._base
+        self._base, self._based_on = other._base, other._based_on
         self._adopted = True
 
     def start(self) -> Sequence[Effect]:
-        return self._settled() if self._adopted else super().start()
+        if not self._adopted:
+            return super().start()
+        return self._settled() if self._promises else self._propose_on_kept_promise()
 
     def on_timeout(self) -> Sequence[Effect]:
         if self.phase is Phase.ACCEPT:
-            self._kept[self.name] = self
+            self.lost[self.name] = self
             return self._finish(Lost(self.ballot, True))
         return super().on_timeout()
+
+
+def keep_promises(engine: Engine) -> None:
+    """Have an engine keep its promises when the configuration changes (rule 10)."""
+    changer: Any = engine._changer
+    on_adopt = changer.on_adopt
+
+    def adopt() -> None:
+        kept = dict(changer._kept)
+        on_adopt()
+        changer._kept.update(kept)
+
+    changer.on_adopt = adopt
 
 
 # -- Acceptors --------------------------------------------------------------------------------------------------------
@@ -198,13 +227,22 @@ class _NoVersionCheck(AcceptorHooks):
         return step(blind, request)
 
 
+class _TakesKeptPromisesBlindly(AcceptorHooks):
+    """What is proposed on a kept promise is taken also where operations that applied earlier are not known."""
+
+    def step(self, view: AcceptorView, request: Request) -> Reply:
+        if isinstance(request, Accept):
+            request = msgspec.structs.replace(request, based_on=ZERO)
+        return step(view, request)
+
+
 class _LaxPrepare(AcceptorHooks):
     """Prepare succeeds for an equal ballot, and so does an accept (rules 2 and 6)."""
 
     def step(self, view: AcceptorView, request: Request) -> Reply:
         row = (view.row(request.name) if isinstance(request, Prepare | Accept) else None) or Row()
         if isinstance(request, Prepare) and request.ballot == max(row.promised, row.accepted):
-            held = view.held(request.name, request.version_id)
+            held = tuple(ref for operation in request.operations for ref in view.held(request.name, operation))
             return Promise(request.ballot, row.accepted, row.state, held)
         if isinstance(request, Accept) and request.ballot == row.accepted == row.promised:
             view.put_records(request.name, request.records)
@@ -218,9 +256,14 @@ NONE = Mutation("none", "nothing")
 MUTATIONS: dict[str, Mutation] = {
     mutation.name: mutation
     for mutation in (
-        Mutation("short-quorum", "2 of 3 prepares with 1 of 3 accepts", lambda: _ShortAccepts),
-        Mutation("ballot-reused", "rule 1: a ballot is used again after a timeout", _KeepingRounds),
-        Mutation("read-not-written-back", "rule 3: a read answers an unsettled value", lambda: _AnswersUnsettledReads),
+        Mutation("short-quorum", "2 of 3 prepares with 1 of 3 accepts", lambda: ShortAccepts),
+        Mutation("ballot-reused", "rule 1: a ballot is used again after a timeout", KeepingRounds),
+        Mutation(
+            "read-not-written-back",
+            "rule 3: a read answers an unsettled value",
+            lambda: _AnswersUnsettledReads,
+            fails_as="liveness",
+        ),
         Mutation(
             "failure-not-written-back",
             "rule 3: a failed compare-and-swap answers on an unsettled value",
@@ -240,6 +283,12 @@ MUTATIONS: dict[str, Mutation] = {
         ),
         Mutation(
             "no-version-check", "at most once: acceptors do not look for the operation id", acceptor=_NoVersionCheck
+        ),
+        Mutation(
+            "kept-promise-taken-blindly",
+            "rule 10: an acceptor that lacks part of the chain takes what comes without phase one",
+            acceptor=_TakesKeptPromisesBlindly,
+            fails_as="liveness",
         ),
         Mutation(
             "lax-prepare",

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from objmeta.core.ballot import Ballot
 from objmeta.core.configuration import Configuration, ConfigurationTag, Membership
+from objmeta.core.inventory import ChangesRequest, DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Accept, Prepare, Reply, Request
 from objmeta.core.quorum import majority
 from objmeta.errors import Unavailable
-from objmeta.interfaces import OnReply
+from objmeta.interfaces import Changes, OnReply
 from objmeta.testing.telling import tell_message
 
 Trace = Callable[[str], None]
+Answer = TypeVar("Answer")
 
 
 @dataclass(slots=True)
@@ -83,6 +85,18 @@ class Peer(Protocol):
         """One page, or None when it is down."""
         ...
 
+    def inventory(self, tag: ConfigurationTag, request: InventoryRequest) -> Inventory | None:
+        """One page of what it holds, or None when it is down."""
+        ...
+
+    def digests(self, tag: ConfigurationTag, request: DigestRequest) -> Digests | None:
+        """Digests of ranges, or None when it is down."""
+        ...
+
+    def changes(self, request: ChangesRequest) -> Changes | None:
+        """What changed there, or None when it is down."""
+        ...
+
 
 class Network:
     """Carries messages between proposers and acceptors."""
@@ -90,7 +104,7 @@ class Network:
     def __init__(
         self,
         configuration: Configuration,
-        peers: dict[int, Peer],
+        peers: Mapping[int, Peer],
         rng: random.Random,
         faults: Faults,
         trace: Trace | None,
@@ -102,9 +116,10 @@ class Network:
         self.configuration = configuration
         """The one in force when the run began."""
         self._peers = peers
+        """By acceptor; the mapping is kept up to date by its owner."""
         self._rng = rng
         self._loop = asyncio.get_running_loop()
-        self._reach: dict[tuple[bytes, Ballot, bool], frozenset[int]] = {}
+        self._reach: dict[tuple[int, int, bytes, Ballot, bool], frozenset[int]] = {}
 
     def heal(self) -> None:
         """From now on nothing is lost; what is late already stays late."""
@@ -114,7 +129,8 @@ class Network:
 
     def send(self, port: Port, acceptor: int, request: Request, on_reply: OnReply) -> None:
         """Send a request, perhaps."""
-        if self._lost(port.proposer, acceptor, True, self.faults.lose_request) or not self._reaches(acceptor, request):
+        lost = self._lost(port.proposer, acceptor, True, self.faults.lose_request)
+        if lost or not self._reaches(port, acceptor, request):
             self._note(port, acceptor, "x>", request)
             return
         self._note(port, acceptor, "->", request)
@@ -142,14 +158,16 @@ class Network:
         if self.faults.repeat and self._rng.random() < self.faults.repeat:
             self._loop.call_later(self._rng.uniform(0.0, self.faults.late_s_max), arrive)
 
-    async def scan(self, port: Port, acceptor: int, request: ScanRequest) -> ScanAnswer:
-        """Carry a scan there and back."""
+    async def ask(
+        self, port: Port, acceptor: int, question: Callable[[Peer, ConfigurationTag], Answer | None]
+    ) -> Answer:
+        """Carry a question that changes nothing there and its answer back."""
         there = self._lost(port.proposer, acceptor, True, self.faults.lose_request)
         back = self._lost(port.proposer, acceptor, False, self.faults.lose_reply)
         delays = self.delay(), self.delay()
         tag = port.tag
         await asyncio.sleep(delays[0])
-        answer = None if there else self._peers[acceptor].scan(tag, request)
+        answer = None if there else question(self._peers[acceptor], tag)
         await asyncio.sleep(delays[1])
         if answer is None or back or not port.open:
             raise Unavailable(f"acceptor {acceptor} cannot be reached")
@@ -167,7 +185,7 @@ class Network:
             return True
         return probability > 0 and self._rng.random() < probability
 
-    def _reaches(self, acceptor: int, request: Request) -> bool:
+    def _reaches(self, port: Port, acceptor: int, request: Request) -> bool:
         """Biased schedules: which acceptors a ballot's prepare or accept reaches is drawn once."""
         if not isinstance(request, Prepare | Accept):
             return True
@@ -175,10 +193,10 @@ class Network:
         bias = self.faults.minority_accepts if is_accept else self.faults.minimal_prepares
         if not bias:
             return True
-        key = (request.name, request.ballot, is_accept)
+        key = (port.proposer, port.tag.epoch, request.name, request.ballot, is_accept)
         reach = self._reach.get(key)
         if reach is None:
-            members = sorted(self._peers)
+            members = port.members
             least = majority(len(members))
             size = len(members)
             if self._rng.random() < bias:
@@ -199,6 +217,7 @@ class Port:
         self.proposer = proposer
         self.open = True
         self.tag = network.configuration.tag
+        self.members = network.configuration.quorums.members
         self._network = network
 
     def send(self, acceptor: int, request: Request, on_reply: OnReply) -> None:
@@ -207,6 +226,16 @@ class Port:
 
     def adopt(self, membership: Membership) -> None:
         self.tag = membership.configuration.tag
+        self.members = membership.configuration.quorums.members
 
     async def scan(self, acceptor: int, request: ScanRequest) -> ScanAnswer:
-        return await self._network.scan(self, acceptor, request)
+        return await self._network.ask(self, acceptor, lambda peer, tag: peer.scan(tag, request))
+
+    async def inventory(self, acceptor: int, request: InventoryRequest) -> Inventory:
+        return await self._network.ask(self, acceptor, lambda peer, tag: peer.inventory(tag, request))
+
+    async def digests(self, acceptor: int, request: DigestRequest) -> Digests:
+        return await self._network.ask(self, acceptor, lambda peer, tag: peer.digests(tag, request))
+
+    async def changes(self, acceptor: int, request: ChangesRequest) -> Changes:
+        return await self._network.ask(self, acceptor, lambda peer, tag: peer.changes(request))

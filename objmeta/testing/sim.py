@@ -21,13 +21,18 @@ from objmeta.testing import loop
 from objmeta.testing.bucketwork import BucketWork
 from objmeta.testing.checkers import Violation
 from objmeta.testing.mutations import MUTATIONS, NONE, Mutation
+from objmeta.testing.mutations_upkeep import UPKEEP_MUTATIONS
 from objmeta.testing.network import Trace
+from objmeta.testing.upkeep import Stuck, Upkeep
 from objmeta.testing.workload import NoProgress, Workload
 from objmeta.testing.world import World
 
 SAFETY = "safety"
 LIVENESS = "liveness"
 CRASH = "crash"
+
+BROKEN = {**MUTATIONS, **UPKEEP_MUTATIONS}
+"""All broken variants, by name."""
 
 BUCKETS_EVERY = 5
 """Every so many seeds the clients work on buckets instead of registers."""
@@ -44,16 +49,25 @@ class Report(msgspec.Struct, frozen=True):
     writes: int = 0
     undecided: int = 0
     virtual_s: float = 0.0
+    changes: int = 0
+    """Changes of members that came to their end."""
+    erased: int = 0
+    """Registers that were erased."""
 
 
 async def _main(seed: int, mutation: Mutation, trace: Trace | None, watchful: bool) -> Report:
     world = World(seed, mutation, trace, watchful)
-    workload = BucketWork(world) if seed % BUCKETS_EVERY == BUCKETS_EVERY - 1 else Workload(world)
-    chaos = world.loop.create_task(world.chaos())
+    on_buckets = seed % BUCKETS_EVERY == BUCKETS_EVERY - 1
+    upkeep = Upkeep(world, on_buckets)
+    workload = BucketWork(world) if on_buckets else Workload(world, upkeep.faults.erases)
+    background = [world.loop.create_task(work) for work in (world.chaos(), upkeep.run())]
     await workload.with_faults()
-    chaos.cancel()
-    world.heal()
+    for task in background:
+        task.cancel()
+    world.heal(all_up=upkeep.needs_all)
+    await upkeep.settle_members()
     await workload.after_healing()
+    await upkeep.at_end()
     world.watch.at_end()
     workload.check()
     return Report(
@@ -63,6 +77,8 @@ async def _main(seed: int, mutation: Mutation, trace: Trace | None, watchful: bo
         writes=workload.writes,
         undecided=workload.undecided,
         virtual_s=world.loop.time(),
+        changes=upkeep.completed,
+        erased=world.watch.erased,
     )
 
 
@@ -72,7 +88,7 @@ def run_seed(seed: int, mutation: Mutation = NONE, trace: Trace | None = None, w
         return loop.run(_main(seed, mutation, trace, watchful))
     except (Violation, IntegrityError) as error:
         return Report(seed, SAFETY, str(error))
-    except (NoProgress, loop.Deadlock) as error:
+    except (NoProgress, Stuck, loop.Deadlock) as error:
         return Report(seed, LIVENESS, str(error))
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -98,7 +114,7 @@ def run_many(seeds: Sequence[int], mutation: Mutation = NONE, jobs: int = 1) -> 
 
 def _run_named(job: tuple[int, str]) -> Report:
     seed, name = job
-    return run_seed(seed, MUTATIONS.get(name, NONE))
+    return run_seed(seed, BROKEN.get(name, NONE))
 
 
 def replay_command(seed: int, mutation: Mutation = NONE) -> str:
@@ -113,13 +129,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="run this seed alone")
     parser.add_argument("--seeds", type=int, default=100, help="run this many seeds")
     parser.add_argument("--start", type=int, default=0, help="the first of them")
-    parser.add_argument("--mutation", choices=sorted(MUTATIONS), help="run a broken variant, which should fail")
+    parser.add_argument("--mutation", choices=sorted(BROKEN), help="run a broken variant, which should fail")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--trace", action="store_true", help="print everything that happens (with --seed)")
     parser.add_argument("--digest", action="store_true", help="print the digest of the trace (with --seed)")
     parser.add_argument("--first", action="store_true", help="stop at the first failure")
     options = parser.parse_args(arguments)
-    mutation = MUTATIONS[options.mutation] if options.mutation else NONE
+    mutation = BROKEN[options.mutation] if options.mutation else NONE
     if options.seed is not None and options.digest:
         print(digest_of(options.seed, mutation))
         return 0
@@ -145,7 +161,8 @@ def _summarise(reports: Iterator[Report], mutation: Mutation, first_only: bool) 
     print(
         f"{len(done)} seeds, {failed} failed; {sum(r.attempts for r in done)} attempts, "
         f"{sum(r.answered for r in done)} answered, {sum(r.writes for r in done)} writes chosen, "
-        f"{sum(r.undecided for r in done)} searches given up, {sum(r.virtual_s for r in done):.0f} s of virtual time "
+        f"{sum(r.undecided for r in done)} searches given up, {sum(r.changes for r in done)} changes of members, "
+        f"{sum(r.erased for r in done)} registers erased, {sum(r.virtual_s for r in done):.0f} s of virtual time "
         f"in {time.monotonic() - started:.1f} s"
     )
     return 1 if failed else 0

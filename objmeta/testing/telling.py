@@ -68,11 +68,12 @@ def tell_message(message: Request | Reply) -> str:
     """One line for any message."""
     match message:
         case Prepare():
-            return f"prepare {tell_ballot(message.ballot)} for {tell_id(message.version_id)}"
+            return f"prepare {tell_ballot(message.ballot)} for {' '.join(map(tell_id, message.operations)) or '-'}"
         case Accept():
             dead = f" dead {tell_refs(message.dead)}" if message.dead else ""
             records = tell_refs(tuple(record.ref for record in message.records))
-            return f"accept {tell_ballot(message.ballot)} {tell_state(message.state)} with {records}{dead}"
+            following = f" then {tell_ballot(message.following)}" if message.following > message.ballot else ""
+            return f"accept {tell_ballot(message.ballot)} {tell_state(message.state)} with {records}{dead}{following}"
         case Read():
             return "read"
         case Fetch():
@@ -84,7 +85,8 @@ def tell_message(message: Request | Reply) -> str:
             base = f"{tell_ballot(message.accepted)} {tell_state(message.state)}"
             return f"promise {tell_ballot(message.ballot)}: {base}{held}"
         case Accepted():
-            return f"accepted {tell_ballot(message.ballot)}"
+            following = f" then {tell_ballot(message.promised)}" if message.promised > message.ballot else ""
+            return f"accepted {tell_ballot(message.ballot)}{following}"
         case Refused():
             held = f" held {tell_refs(message.held)}" if message.held else ""
             return f"refused {tell_ballot(message.ballot)}: {message.reason.name} {tell_ballot(message.greatest)}{held}"

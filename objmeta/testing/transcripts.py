@@ -4,9 +4,10 @@
 diff is the review.  Nothing here knows a clock or a network: each step is a command.  Commands::
 
     acceptors A B C                       who votes (first command)
-    variant NAME                          a broken variant of objmeta.testing.mutations, for what follows
-    round R BALLOT CHANGE [dead REF…]     start a round; BALLOT is counter.proposer; CHANGE is one of
-                                          read | put ID [absent|present|after ID] | delete ID
+    variant NAME                          a broken variant (objmeta.testing.mutations, mutations_upkeep), from here on
+    round R BALLOT CHANGE [dead REF…]     start a round; BALLOT is counter.proposer; CHANGE is one of read | renew |
+                                          put ID [absent|present|after ID] | delete ID | set ID | clear ID
+                                          (set and clear are of a key-value register), then [generation N]
     first R HOME CHANGE                   start a first write at the acceptor HOME
     deliver R A…                          the acceptors take the round's next request; replies are kept
     answer R A…                           the round takes the kept replies
@@ -16,6 +17,12 @@ diff is the review.  Nothing here knows a clock or a network: each step is a com
     fastread A…                           one fast read that asks these, in this order
     forget A                              the acceptor's disk loses what it promised beyond what it accepted
     show A…                               rows and records
+    outside D                             make an acceptor that has not joined
+    members A B C [+ A C D]               the next configuration, joint with two sets: rounds begin under it from now on
+    adopt A… / join D…                    acceptors adopt it; those outside join
+    floors D from A…                      give an acceptor the floors of others
+    generation N A…                       raise the generation floor
+    erase BALLOT A…                       the acceptors are asked to forget the tombstone accepted under BALLOT
 """
 
 from __future__ import annotations
@@ -26,11 +33,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from objmeta.core.ballot import Ballot
-from objmeta.core.change import Change, Identity
-from objmeta.core.configuration import single_set
+from objmeta.core.change import Change, Identity, Renewal
+from objmeta.core.configuration import OUTSIDE, Configuration, Membership, single_set
 from objmeta.core.fastread import FastRead
 from objmeta.core.firstwrite import FirstWrite
-from objmeta.core.messages import WRITES, Found, Read, RecordRef, Reply, Request, Row
+from objmeta.core.messages import (
+    WRITES,
+    Accept,
+    Adopt,
+    Erase,
+    Floors,
+    Found,
+    Prepare,
+    RaiseFloors,
+    Read,
+    ReadFloors,
+    RecordRef,
+    Reply,
+    Request,
+    Row,
+)
 from objmeta.core.proposer import (
     AwaitStragglers,
     Denied,
@@ -44,11 +66,12 @@ from objmeta.core.proposer import (
     Send,
     Settled,
 )
-from objmeta.model.changes import PutVersion
+from objmeta.model.changes import PutVersion, SetValue
 from objmeta.model.values import Manifest
 from objmeta.testing.checkers import Violation
 from objmeta.testing.disk import SimStore
 from objmeta.testing.mutations import MUTATIONS, NONE
+from objmeta.testing.mutations_upkeep import UPKEEP_MUTATIONS
 from objmeta.testing.telling import tell_ballot, tell_message, tell_ref, tell_refs, tell_row, tell_state
 from objmeta.testing.watch import Watch
 
@@ -59,8 +82,9 @@ INDENT = "    "
 class _Running:
     """A round in a transcript: its requests on the way and the replies not yet taken."""
 
-    def __init__(self, round_: Round | FirstWrite) -> None:
+    def __init__(self, round_: Round | FirstWrite, configuration: Configuration) -> None:
         self.round = round_
+        self.configuration = configuration
         self.requests: dict[int, list[Request]] = {}
         self.last: dict[int, Request] = {}
         self.replies: dict[int, list[Reply]] = {}
@@ -103,30 +127,64 @@ class Transcript:
         self._ids = {name: i for i, name in enumerate(names, 1)}
         self._configuration = single_set(bytes(16), tuple(self._ids.values()))
         self._stores = {i: SimStore(i, self._configuration, self._mutation.acceptor()) for i in self._ids.values()}
-        tables = {i: store.disk.durable for i, store in self._stores.items()}
-        self._watch = Watch(self._configuration.quorums, tables)
+        self._tables = {i: store.disk.durable for i, store in self._stores.items()}
+        self._watch = Watch(self._configuration, self._tables)
+
+    def _do_outside(self, name: str) -> None:
+        i = self._ids[name] = len(self._ids) + 1
+        configuration = Configuration(bytes(16), OUTSIDE, ((i,),))
+        self._stores[i] = SimStore(i, configuration, self._mutation.acceptor())
+        self._tables[i] = self._stores[i].disk.durable
+
+    def _do_members(self, *names: str) -> None:
+        at = names.index("+") if "+" in names else len(names)
+        sets = [tuple(sorted(self._ids[name] for name in part)) for part in (names[:at], names[at + 1 :]) if part]
+        self._configuration = Configuration(bytes(16), self._configuration.epoch + 1, tuple(sets))
+
+    def _do_adopt(self, *acceptors: str) -> None:
+        for acceptor in acceptors:
+            self._step(acceptor, Adopt(Membership(self._configuration)), self._configuration)
+
+    def _do_join(self, *acceptors: str) -> None:
+        for acceptor in acceptors:
+            self._step(acceptor, Adopt(Membership(self._configuration), joining=True), self._configuration)
+
+    def _do_floors(self, name: str, _from: str, *acceptors: str) -> None:
+        for acceptor in acceptors:
+            floors = self._stores[self._ids[acceptor]].read(self._configuration.tag, ReadFloors())
+            assert isinstance(floors, Floors)
+            self._step(name, RaiseFloors(floors.generation, floors.scopes), self._configuration)
+
+    def _do_generation(self, generation: str, *acceptors: str) -> None:
+        for acceptor in acceptors:
+            self._step(acceptor, RaiseFloors(int(generation)), self._configuration)
+
+    def _do_erase(self, ballot: str, *acceptors: str) -> None:
+        for acceptor in acceptors:
+            self._step(acceptor, Erase(NAME, _ballot(ballot)), self._configuration)
 
     def _do_variant(self, name: str) -> None:
-        self._mutation = MUTATIONS[name]
+        self._mutation = {**MUTATIONS, **UPKEEP_MUTATIONS}[name]
         self._factory = self._mutation.rounds()
         for store in self._stores.values():
             store.hooks = self._mutation.acceptor()
 
     def _do_round(self, name: str, ballot: str, *words: str) -> None:
+        generation = int(words[-1]) if "generation" in words else 0
         at = words.index("dead") if "dead" in words else len(words)
-        counter, proposer = map(int, ballot.split("."))
         round_ = self._factory(
             self._configuration.quorums,
             NAME,
-            Ballot(counter, proposer, 0),
+            _ballot(ballot),
             _change(words[:at]),
+            generation=generation,
             dead=tuple(map(self._ref, words[at + 1 :])),
         )
         self._start(name, round_)
 
     def _do_first(self, name: str, home: str, *words: str) -> None:
-        quorums = self._configuration.quorums
-        self._start(name, self._mutation.first_write(quorums, 1, self._ids[home], NAME, _change(words)))
+        quorums, epoch = self._configuration.quorums, self._configuration.epoch
+        self._start(name, self._mutation.first_write(quorums, epoch, self._ids[home], NAME, _change(words)))
 
     def _do_deliver(self, name: str, *acceptors: str) -> None:
         running = self._rounds[name]
@@ -137,7 +195,7 @@ class Transcript:
                 continue
             request = running.requests[i].pop(0)
             running.last[i] = request
-            running.replies.setdefault(i, []).append(self._step(acceptor, request))
+            running.replies.setdefault(i, []).append(self._step(acceptor, request, running.configuration))
 
     def _do_answer(self, name: str, *acceptors: str) -> None:
         running = self._rounds[name]
@@ -153,7 +211,8 @@ class Transcript:
 
     def _do_repeat(self, name: str, *acceptors: str) -> None:
         for acceptor in acceptors:
-            self._step(acceptor, self._rounds[name].last[self._ids[acceptor]])
+            running = self._rounds[name]
+            self._step(acceptor, running.last[self._ids[acceptor]], running.configuration)
 
     def _do_stragglers(self, name: str) -> None:
         running = self._rounds[name]
@@ -187,7 +246,7 @@ class Transcript:
     # -- Helpers ------------------------------------------------------------------------------------------------------
 
     def _start(self, name: str, round_: Round | FirstWrite) -> None:
-        running = self._rounds[name] = _Running(round_)
+        running = self._rounds[name] = _Running(round_, self._configuration)
         self._perform(running, round_.start())
 
     def _perform(self, running: _Running, effects: Sequence[Effect]) -> None:
@@ -204,9 +263,9 @@ class Transcript:
                 if isinstance(effect.outcome, Done):
                     self._watch.on_answered(NAME, effect.outcome.state)
 
-    def _step(self, acceptor: str, request: Request) -> Reply:
+    def _step(self, acceptor: str, request: Request, configuration: Configuration) -> Reply:
         store = self._stores[self._ids[acceptor]]
-        tag = self._configuration.tag
+        tag = configuration.tag
         if not isinstance(request, WRITES):
             reply = store.read(tag, request)
             self._out.append(f"{acceptor}: {tell_message(reply)}")
@@ -216,7 +275,8 @@ class Transcript:
         after = store.disk.volatile.row(NAME) or Row()
         self._out.append(f"{acceptor}: {tell_message(reply)}")
         written = store.disk.sync(1)
-        self._watch.on_step(store.acceptor_id, request, reply, before, after)
+        if isinstance(request, Prepare | Accept):
+            self._watch.on_step(store.acceptor_id, configuration, request, reply, before, after)
         self._watch.on_durable(store.acceptor_id, written)
         self._watch.on_told(store.acceptor_id, request, reply)
         return reply
@@ -226,10 +286,19 @@ class Transcript:
         return next(ref for ref in sorted(held) if tell_ref(ref) == told)
 
 
+def _ballot(told: str) -> Ballot:
+    counter, proposer = map(int, told.split("."))
+    return Ballot(counter, proposer, 0)
+
+
 def _change(words: Sequence[str]) -> Change:
     if words[0] == "read":
         return Identity()
+    if words[0] == "renew":
+        return Renewal()
     operation = words[1].encode().ljust(16, b"\x00")
+    if words[0] in ("set", "clear"):
+        return SetValue(operation, b"" if words[0] == "set" else None)
     condition = words[2] if len(words) > 2 else ""
     return PutVersion(
         operation,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from objmeta.core.listing import ScanRequest, decode_records, decode_rows, successor
@@ -18,7 +19,7 @@ from objmeta.interfaces import ChangeReply, ChangeRequest
 from objmeta.model.changes import NO_VERSION, ModelChange, PutVersion, SetValue
 from objmeta.model.values import Manifest
 from objmeta.testing.checkers import Violation, check_chain, search
-from objmeta.testing.history import Applied, Attempt, History, Operation, Rejected, Seen
+from objmeta.testing.history import Absent, Applied, Attempt, History, Operation, Rejected, Result, Seen
 from objmeta.testing.telling import tell_state
 from objmeta.testing.world import Interrupted, Proposer, World
 
@@ -89,14 +90,21 @@ class Style:
 class Workload:
     """The clients of one run."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, erasing: bool = False) -> None:
+        """``erasing``: registers may be erased meanwhile, so many are deleted."""
         self.world = world
         self.undecided = 0
         """Histories whose full search was given up."""
         self._rng = world.random("clients")
         self._style = Style.draw(self._rng)
+        self._erasing = erasing
+        self._generations: dict[bytes, int] = {}
+        """In which generation an operation began, by its id; unknown: it begins with its first request."""
         keys = [b"a", b"b/c", b"b/d", b"e"][: self._rng.choice((1, 1, 2, 3, 4))]
         prefix = self._rng.choice((OBJECT_PREFIX, VALUE_PREFIX))
+        if erasing:
+            prefix = VALUE_PREFIX  # a deleted object keeps its delete marker
+            self._style.deletes = max(self._style.deletes, 0.3)
         self._prefix = prefix
         self.registers = [Register(prefix + key) for key in keys]
         self._late: list[asyncio.Task[None]] = []
@@ -132,7 +140,7 @@ class Workload:
         for register in self.registers:
             for operation, change in register.open:
                 if self._rng.random() < 0.5:
-                    await self._must(register, operation, change, self._rng.choice(self.world.proposers))
+                    await self._ask_again(register, operation, change, self._rng.choice(self.world.proposers))
             for proposer in self.world.proposers:
                 await self._must(register, *self._plain_write(register, self._rng), proposer)
             for proposer in self.world.proposers:
@@ -144,8 +152,11 @@ class Workload:
         """What the clients saw against the chain that was chosen. Raises Violation."""
         for register in self.registers:
             attempts = register.history.attempts
+            chain = self.world.watch.chain(register.name)
+            if self._erasing:
+                attempts = in_places(attempts, chain, self.world.watch.was_erased(register.name))
             if self.world.watch.strict:
-                check_chain(attempts, [ref.version_id for ref in self.world.watch.chain(register.name)])
+                check_chain(attempts, [ref.version_id for ref in chain])
             if len(attempts) <= _SEARCHED_MAX:
                 linearizable = search(attempts)
                 if linearizable is None:
@@ -172,6 +183,8 @@ class Workload:
     async def _write(self, rng: random.Random, register: Register) -> None:
         style = self._style
         operation, change = self._draw_write(register, rng)
+        if self._erasing and not await self._begin(operation, await self._proposer(rng), rng):
+            return
         if rng.random() < style.repeats_late:
             late = self._late_copy(
                 rng.uniform(0.01, 3.0), rng.choice(self.world.proposers), register, operation, change
@@ -192,6 +205,16 @@ class Workload:
             answered = await self._attempt(await self._proposer(rng), register, operation, change, style.timeout_s)
         if not answered:
             register.open.append((operation, change))
+
+    async def _begin(self, operation: Operation, proposer: Proposer, rng: random.Random) -> bool:
+        """Find out the generation the operation begins in, and keep it for all its attempts."""
+        generations = proposer.engine.generations
+        reading = generations.newest if rng.random() < 0.5 else generations.stated
+        try:
+            self._generations[operation.id] = await proposer.run(reading(self._style.timeout_s))
+        except (NoQuorum, StoreFull, Interrupted):
+            return False
+        return True
 
     async def _proposer(self, rng: random.Random) -> Proposer:
         while True:
@@ -242,7 +265,7 @@ class Workload:
         if not register.is_object:
             condition = NO_VERSION if operation.if_absent else operation.if_version
             return SetValue(operation.id, operation.id if operation.visible else None, condition)
-        manifest = Manifest(16, operation.id, int(self.world.loop.time() * 1e6), delete_marker=not operation.visible)
+        manifest = Manifest(16, operation.id, self.world.wall_clock_us(0), delete_marker=not operation.visible)
         return PutVersion(
             operation.id, manifest, operation.id, operation.if_absent, operation.if_present, operation.if_version
         )
@@ -260,7 +283,7 @@ class Workload:
         if not proposer.up:
             return False
         attempt = register.history.call(operation, self.world.tick())
-        request = ChangeRequest(register.name, change)
+        request = ChangeRequest(register.name, change, None, self._generations.get(operation.id, 0))
         self.world.note(f"call {operation} at P{proposer.number}")
         try:
             reply = await proposer.run(proposer.engine.change(request, timeout_s), cancel_after_s)
@@ -291,7 +314,19 @@ class Workload:
         register.seen.append(operation.id)
         self.world.watch.on_acknowledged(register.name, operation.id)
 
+    async def _ask_again(
+        self, register: Register, operation: Operation, change: ModelChange, proposer: Proposer
+    ) -> None:
+        """Ask again for an operation that may have taken effect; what began too long ago is refused for good."""
+        if await self._attempt(proposer, register, operation, change, _PATIENCE_S):
+            return
+        begun = self._generations.get(operation.id)
+        if begun is None or begun >= await proposer.engine.generations.newest(_PATIENCE_S):
+            raise NoProgress(f"a write of {register.name!r} through proposer {proposer.number} did not finish")
+
     async def _must(self, register: Register, operation: Operation, change: ModelChange, proposer: Proposer) -> None:
+        if self._erasing:  # what began before the last erasure is refused
+            await proposer.engine.generations.newest(_PATIENCE_S)
         if not await self._attempt(proposer, register, operation, change, _PATIENCE_S):
             raise NoProgress(f"a write of {register.name!r} through proposer {proposer.number} did not finish")
 
@@ -334,6 +369,8 @@ class Workload:
                     raise NoProgress(f"a record of {register.name!r} could not be fetched") from error
                 return
             except IntegrityError as error:
+                if self._erasing:
+                    return  # erased since the state was read
                 raise Violation(f"register {register.name!r} points at a record that is nowhere: {cursor}") from error
             self._check_record(register, record, cursor)
             cursor = record.parent
@@ -364,6 +401,10 @@ class Workload:
                     raise NoProgress(f"a listing through proposer {proposer.number} failed") from error
                 return
             except IntegrityError as error:
+                if self._erasing and not must:
+                    for register, attempt in waiting.values():
+                        register.history.forget(attempt)
+                    return  # erased meanwhile
                 raise Violation("a listing names a record that is nowhere") from error
             rows = {row.name: row.state for row in decode_rows(page.rows)}
             self.world.note(f"page from {start!r} to {page.next!r}: {sorted(rows)}")
@@ -386,6 +427,38 @@ class Workload:
         for named in decode_records(encoded):
             if named.record.data:
                 raise Violation(f"a listing carries the data of {named.record.ref}")
+
+
+def in_places(attempts: Sequence[Attempt], chain: Sequence[RecordRef], was_erased: bool) -> list[Attempt]:
+    """A history with places in the chain of all lives of its register instead of sequences, which begin above a floor.
+
+    Raises Violation where an answer does not fit that chain.
+    """
+    places = {ref.version_id: place for place, ref in enumerate(chain, 1)}
+    return [
+        Attempt(attempt.operation, attempt.called, attempt.returned, _placed(attempt, places, chain, was_erased))
+        for attempt in attempts
+    ]
+
+
+def _placed(
+    attempt: Attempt, places: Mapping[bytes, int], chain: Sequence[RecordRef], was_erased: bool
+) -> Result | None:
+    result = attempt.result
+    if isinstance(result, Seen):
+        if not result.id:
+            return Absent() if was_erased else result
+        place = places.get(result.id, 0)
+        if not place or chain[place - 1].sequence != result.sequence:
+            raise Violation(f"a read saw operation {result.id.hex()}, which is not at that place of the chain")
+        return Seen(place, result.id)
+    if isinstance(result, Applied) and attempt.operation is not None:
+        place = places.get(attempt.operation.id, 0)
+        before = chain[place - 2].version_id if place > 1 else b""
+        if not place or chain[place - 1].sequence != result.sequence or result.parent not in (b"", before):
+            raise Violation(f"operation {attempt.operation.id.hex()} is not where its acknowledgement said")
+        return Applied(place, before)
+    return result
 
 
 def _tip(state: State | None) -> RecordRef | None:

@@ -9,13 +9,18 @@ from typing import Any, TypeVar
 
 from objmeta.core.ballot import BallotSource
 from objmeta.core.configuration import Configuration, ConfigurationTag, Membership, single_set
+from objmeta.core.inventory import ChangesRequest, DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import WRITES, Accept, Prepare, RaiseTerm, Refusal, Reply, Request, Row
+from objmeta.interfaces import Changes
 from objmeta.register.engine import Engine, EngineSettings
+from objmeta.register.erasing import ErasureSettings
+from objmeta.register.generations import Generations
 from objmeta.store.steps import refusal
 from objmeta.testing.disk import SimStore
-from objmeta.testing.mutations import Mutation
-from objmeta.testing.network import Faults, Network, Peer, Port, Trace
+from objmeta.testing.mutations import Mutation, keep_promises
+from objmeta.testing.network import Faults, Network, Port, Trace
+from objmeta.testing.telling import tell_configuration
 from objmeta.testing.watch import Watch
 
 T = TypeVar("T")
@@ -34,6 +39,10 @@ class Node:
         self.store = store
         self.up = True
         self.full = False
+        self.lost = False
+        """Whether its disk was lost: it never comes back under this id."""
+        self.slow_s = 0.0
+        """How long a sync may take beyond the usual."""
         self._world = world
         self._life = 0
         self._syncing = False
@@ -62,6 +71,18 @@ class Node:
         """One page of durable state."""
         return self.store.scan(tag, request) if self.up else None
 
+    def inventory(self, tag: ConfigurationTag, request: InventoryRequest) -> Inventory | None:
+        """One page of what is durable."""
+        return self.store.inventory(tag, request) if self.up else None
+
+    def digests(self, tag: ConfigurationTag, request: DigestRequest) -> Digests | None:
+        """Digests of what is durable."""
+        return self.store.digests(tag, request) if self.up else None
+
+    def changes(self, request: ChangesRequest) -> Changes | None:
+        """It keeps no list of them, so whoever asks must read everything."""
+        return Changes((), 0, reload=True) if self.up else None
+
     def crash(self, rng: random.Random, lossy: bool) -> None:
         """Stop; unless ``lossy``, everything written reaches the disk though nobody was told."""
         disk = self.store.disk
@@ -75,8 +96,8 @@ class Node:
         self._world.watch.on_restart(self.store.acceptor_id)
 
     def restart(self) -> None:
-        """Come back with what is durable."""
-        self.up = True
+        """Come back with what is durable, if anything is."""
+        self.up = not self.lost
 
     def _step(self, tag: ConfigurationTag, request: Request) -> Reply:
         if not isinstance(request, Prepare | Accept):
@@ -85,12 +106,12 @@ class Node:
         before = table.row(request.name) or Row()
         reply = self.store.apply(tag, request)
         after = table.row(request.name) or Row()
-        self._world.watch.on_step(self.store.acceptor_id, request, reply, before, after)
+        self._world.watch.on_step(self.store.acceptor_id, table.membership.configuration, request, reply, before, after)
         return reply
 
     def _sync(self) -> None:
         self._syncing = True
-        delay = self._world.disk_rng.uniform(0.0001, self._world.network.faults.sync_s_max)
+        delay = self._world.disk_rng.uniform(0.0001, self._world.network.faults.sync_s_max + self.slow_s)
         self._world.loop.call_later(delay, self._synced, self._life, len(self.store.disk.waiting))
 
     def _synced(self, life: int, steps: int) -> None:
@@ -117,6 +138,7 @@ class Proposer:
         self._own_acceptor = own_acceptor
         self._world = world
         self._settings = settings
+        self._membership = Membership(world.configuration)
         self._rng = world.random(f"proposer {number}")
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self.lives = 0
@@ -131,7 +153,7 @@ class Proposer:
         if self._world.mutation.incarnations_repeat:
             incarnation = 1
         self.engine = Engine(
-            Membership(self._world.configuration),
+            self._membership,
             self.port,
             BallotSource(self.number, incarnation),
             random.Random(self._rng.getrandbits(64)),
@@ -139,7 +161,18 @@ class Proposer:
             own_acceptor=self._own_acceptor,
             round_factory=self._world.mutation.rounds(),
             first_write_factory=self._world.mutation.first_write,
+            on_adopt=self._on_adopt,
         )
+        self.port.adopt(self._membership)
+        ids = self._world.random(f"generations {self.number} {self.lives}")
+        if self._world.mutation.keeps_promises:
+            keep_promises(self.engine)
+        self.engine.generations = Generations(self.engine, lambda: ids.randbytes(16))
+        self.engine.eraser = self._world.mutation.eraser(self.engine, self._world.erasure)
+
+    def _on_adopt(self, membership: Membership) -> None:
+        self._world.note(f"P{self.number} adopts {tell_configuration(membership.configuration)}")
+        self._membership = membership
 
     def crash(self) -> None:
         """End this life; whoever waits for it gets no answer."""
@@ -184,10 +217,10 @@ class World:
         members = tuple(range(1, rng.choice((3, 3, 3, 3, 3, 4, 5, 1)) + 1))
         self.configuration: Configuration = single_set(rng.randbytes(16), members)
         self.nodes = {a: Node(SimStore(a, self.configuration, mutation.acceptor()), self) for a in members}
-        peers: dict[int, Peer] = dict(self.nodes)
-        self.network = Network(self.configuration, peers, self.random("network"), faults, self.trace)
-        tables = {a: node.store.disk.durable for a, node in self.nodes.items()}
-        self.watch = Watch(self.configuration.quorums, tables, watchful)
+        self.network = Network(self.configuration, self.nodes, self.random("network"), faults, self.trace)
+        self._tables = {a: node.store.disk.durable for a, node in self.nodes.items()}
+        self.watch = Watch(self.configuration, self._tables, watchful)
+        self.erasure = ErasureSettings()
         settings = EngineSettings(
             round_timeout_s=rng.choice((0.05, 0.2)),
             straggler_wait_s=rng.choice((0.0, 0.005)),
@@ -201,6 +234,7 @@ class World:
             Proposer(number, self, settings, homes(number) if homes(number) in members else None)
             for number in range(1, rng.choice((2, 2, 3)) + 1)
         ]
+        self.clock_offsets_s: dict[int, float] = {}
         self._chaos_rng = self.random("chaos")
         self._ticks = 0
         self.note(f"seed {seed}, {faults}, {len(members)} acceptors, {len(self.proposers)} proposers, {settings}")
@@ -208,6 +242,17 @@ class World:
     def random(self, purpose: str) -> random.Random:
         """A stream of its own for each purpose, so that one more draw here changes nothing there."""
         return random.Random(f"{self.seed}/{purpose}")
+
+    def make_node(self, configuration: Configuration, acceptor: int) -> None:
+        """A new acceptor with an empty store, unless it has been made before."""
+        if acceptor not in self.nodes:
+            self.note(f"A{acceptor} is made")
+            node = self.nodes[acceptor] = Node(SimStore(acceptor, configuration, self.mutation.acceptor()), self)
+            self._tables[acceptor] = node.store.disk.durable
+
+    def wall_clock_us(self, process: int) -> int:
+        """What the clock of a process shows: time for people, which jumps."""
+        return int((self.loop.time() + self.clock_offsets_s.get(process, 0.0)) * 1e6)
 
     def tick(self) -> float:
         """The order of what clients see; finer than time, in which much happens at once."""
@@ -239,12 +284,12 @@ class World:
             await asyncio.sleep(rng.expovariate(1 / faults.chaos_interval_s))
             rng.choice(actions)()
 
-    def heal(self) -> None:
+    def heal(self, all_up: bool = False) -> None:
         """No more faults; sometimes a minority stays down, which must not matter."""
         self.note("heal")
         self.network.heal()
         down = [a for a, node in self.nodes.items() if not node.up]
-        spared = (len(self.nodes) - 1) // 2 if self._chaos_rng.random() < 0.5 else 0
+        spared = (len(self.nodes) - 1) // 2 if self._chaos_rng.random() < 0.5 and not all_up else 0
         if spared and not down:
             down = self._chaos_rng.sample(sorted(self.nodes), spared)
             for a in down:
@@ -254,6 +299,7 @@ class World:
         self.note(f"acceptors {down[:spared]} stay down")
         for node in self.nodes.values():
             node.full = False
+            node.slow_s = 0.0
         for proposer in self.proposers:
             if not proposer.up:
                 proposer.start()

@@ -123,3 +123,41 @@ def test_wrong_numbers_of_nodes(gateway: Run, count: str) -> None:
 def test_a_cluster_that_cannot_start(shell: Shell) -> None:
     (shell.directory / "kept").write_bytes(b"")
     assert "kept" in shell("dev", "--data", "kept", code=1).err
+
+
+def test_the_members_of_a_cluster_are_changed(shell: Shell) -> None:
+    def started(number: int, *arguments: str) -> str:
+        options = ("--data", f"n{number}", "--listen", "127.0.0.1:0", "--node-id", str(number), "--json")
+        return str(announced(shell.start("serve", *options, *arguments))["address"])
+
+    first = started(1)
+    shell("--store", first, "mb", "box")
+    shell("--store", first, "put", "-", "box/k", data=b"one")
+    shell("--store", first, "put", "-", "box/k", data=b"two")
+    second = started(2, "--join", first)
+    (record,) = shell("--store", first, "--json", "cluster", "add", f"2={second}").records
+    assert (record["epoch"], record["changing"], record["retired"]) == (3, False, [])
+    assert [(node["node_id"], node["address"]) for node in record["members"]] == [(1, first), (2, second)]
+    assert "member already" in shell("--store", first, "cluster", "add", f"2={second}", code=2).err
+
+    third = started(3, "--join", second)
+    (record,) = shell("--store", first, "--json", "cluster", "replace", "1", "--with", f"3={third}").records
+    assert [node["node_id"] for node in record["members"]] == [2, 3]
+    shell("--store", second, "cluster", "remove", "2")
+    lines = shell("--store", third, "cluster", "status").lines
+    assert lines[0].endswith("epoch 7")
+    assert lines[2].split()[:4] == ["3", third, "member", "up"]
+    assert lines[3] == "retired ids: 1, 2"
+    assert shell("--store", third, "cat", "box/k").raw == b"two"
+    assert len(shell("--store", third, "versions", "box/k").lines) == 2
+    assert "last member" in shell("--store", third, "cluster", "remove", "3", code=2).err
+    assert "never used again" in shell("--store", third, "cluster", "add", f"1={first}", code=2).err
+
+
+@pytest.mark.parametrize("node", ["4", "4=", "x=a:1", "0=a:1"])
+def test_wrong_names_of_nodes(gateway: Run, node: str) -> None:
+    assert "ID=HOST:PORT" in gateway("cluster", "add", node, code=2).err
+
+
+def test_a_directory_has_no_members(gateway: Run) -> None:
+    assert "has no members" in gateway("cluster", "status", code=2).err

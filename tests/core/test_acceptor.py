@@ -7,9 +7,16 @@ from hypothesis import strategies as st
 
 from objmeta.core.acceptor import step
 from objmeta.core.ballot import ZERO, Ballot
+from objmeta.core.configuration import OUTSIDE, Configuration, Membership, single_set
+from objmeta.core.home import scope_of
 from objmeta.core.messages import (
+    TOMBSTONE,
     Accept,
     Accepted,
+    Adopt,
+    Adopted,
+    Erase,
+    Erased,
     Fence,
     Fetch,
     Fetched,
@@ -17,6 +24,7 @@ from objmeta.core.messages import (
     Prepare,
     Promise,
     Raised,
+    RaiseFloors,
     RaiseTerm,
     Read,
     Record,
@@ -28,6 +36,7 @@ from objmeta.core.messages import (
     State,
 )
 from objmeta.core.records import is_intact, record_digest
+from objmeta.errors import RowDamaged
 from objmeta.testing.disk import Table
 
 
@@ -63,7 +72,7 @@ def test_prepare_is_strict() -> None:
 def test_accepting_promises() -> None:
     table = Table()
     assert step(table, accept(3)) == Accepted(ballot(3))
-    assert table.row(b"k") == Row(ballot(3), ballot(3), accept(3).state)
+    assert table.row(b"k") == Row(ballot(3), ballot(3), accept(3).state, True)
     assert reason(step(table, Prepare(b"k", ballot(3)))) is Refusal.CONFLICT
     assert isinstance(step(table, Prepare(b"k", ballot(4))), Promise)
 
@@ -112,10 +121,10 @@ def test_an_operation_held_under_another_sequence_is_refused_unless_that_is_dead
 def test_promises_say_where_an_operation_is_held() -> None:
     table = Table()
     step(table, accept(1))
-    reply = step(table, Prepare(b"k", ballot(2), record("X").ref.version_id))
+    reply = step(table, Prepare(b"k", ballot(2), (record("X").ref.version_id,)))
     assert isinstance(reply, Promise)
     assert reply.held == (record("X").ref,)
-    other = step(table, Prepare(b"k", ballot(3), record("Y").ref.version_id))
+    other = step(table, Prepare(b"k", ballot(3), (record("Y").ref.version_id,)))
     assert isinstance(other, Promise)
     assert other.held == ()
 
@@ -171,3 +180,146 @@ def test_promises_and_accepted_ballots_never_fall_and_no_ballot_has_two_values(
         assert after.promised >= max(before.promised, after.accepted)
         assert after.accepted >= before.accepted
         before = after
+
+
+# -- The promise that comes along with an accept (rule 10) -------------------------------------------------------------
+
+
+def test_an_accept_may_promise_the_next_ballot() -> None:
+    table = Table()
+    assert step(table, accept(2, following=ballot(5))) == Accepted(ballot(2), ballot(5))
+    assert reason(step(table, Prepare(b"k", ballot(5)))) is Refusal.CONFLICT
+    assert step(table, accept(2, following=ballot(5))) == Accepted(ballot(2), ballot(5)), "a duplicate says so again"
+    step(table, Prepare(b"k", ballot(6)))
+    assert step(table, accept(2, following=ballot(5))) == Accepted(ballot(2)), "it was promised to somebody else since"
+
+
+def test_what_comes_without_phase_one_is_taken_only_on_its_base_with_its_whole_chain() -> None:
+    one, three = record("A"), record("C", 3, record("B", 2, record("A").ref).ref)
+    two = record("B", 2, one.ref)
+    knows, misses = Table(), Table()
+    for table in (knows, misses):
+        step(table, accept(1, of=one))
+    step(knows, accept(2, of=two, following=ballot(3)))
+    base = ballot(2)
+    assert reason(step(misses, accept(3, of=three, based_on=base))) is Refusal.CONFLICT, "it did not accept the base"
+    assert step(knows, accept(3, of=three, based_on=base)) == Accepted(ballot(3))
+    latecomer = Table()
+    step(latecomer, accept(2, of=two))
+    assert reason(step(latecomer, accept(3, of=three, based_on=base))) is Refusal.CONFLICT, "it lacks the chain below"
+    whole = Accept(b"k", ballot(2), State(two.ref.version_id, (two.ref,)), (two, one))
+    assert step(latecomer, whole) == Accepted(ballot(2)), "history comes along with a duplicate"
+    assert step(latecomer, accept(3, of=three, based_on=base)) == Accepted(ballot(3))
+
+
+def test_a_higher_record_of_an_operation_is_no_obstacle_a_lower_one_is() -> None:
+    table = Table()
+    base, late = record("A"), record("X", 3, record("B", 2, record("A").ref).ref)
+    step(table, accept(1, of=base))
+    table.put_records(b"k", (late,))
+    assert step(table, accept(2, of=record("X", 2, base.ref))) == Accepted(ballot(2)), "its place is taken if chosen"
+    refused = step(table, accept(3, of=record("A", 3, record("X", 2, base.ref).ref)))
+    assert reason(refused) is Refusal.HELD_ELSEWHERE
+
+
+# -- Damage and membership ---------------------------------------------------------------------------------------------
+
+
+class _Damaged(Table):
+    def row(self, name: bytes) -> Row | None:
+        found = super().row(name)
+        if found is not None and found.accepted == ballot(4):
+            raise RowDamaged("flipped")
+        return found
+
+
+def test_a_damaged_row_has_no_vote_until_an_accept_above_every_promise_mends_it() -> None:
+    table = _Damaged()
+    step(table, accept(4))
+    step(table, Prepare(b"elsewhere", ballot(6)))
+    for request in (Prepare(b"k", ballot(9)), Read(b"k"), accept(6)):
+        assert reason(step(table, request)) is Refusal.DAMAGED
+    assert step(table, accept(7)) == Accepted(ballot(7))
+    assert isinstance(step(table, Prepare(b"k", ballot(8))), Promise)
+
+
+def test_a_membership_is_adopted_if_its_epoch_is_higher_and_outside_only_by_joining() -> None:
+    store_id = bytes(16)
+    first, second = (Membership(single_set(store_id, (1, 2, 3), epoch)) for epoch in (4, 5))
+    table = Table(first)
+    assert step(table, Adopt(second)) == Adopted(second)
+    assert step(table, Adopt(first)) == Adopted(second)
+    assert reason(step(table, Adopt(Membership(single_set(b"another store id", (1,), 9))))) is Refusal.CONFIGURATION
+    outside = Table(Membership(single_set(store_id, (1,), OUTSIDE)))
+    assert reason(step(outside, Adopt(second))) is Refusal.CONFIGURATION
+    assert step(outside, Adopt(second, joining=True)) == Adopted(second)
+
+
+# -- Erasure (rules 8 and 9) -------------------------------------------------------------------------------------------
+
+
+def tombstone(counter: int, of: Record, **more: object) -> Accept:
+    return Accept(b"k", ballot(counter), State(b"", (of.ref,), TOMBSTONE), (of,), **more)  # type: ignore[arg-type]
+
+
+def test_a_confirmed_tombstone_goes_with_its_records_and_leaves_floors() -> None:
+    table = Table()
+    step(table, accept(1))
+    step(table, tombstone(3, record("Y", 2, record("X").ref)))
+    assert step(table, Erase(b"k", ballot(3))) == Erased(ballot(3), True)
+    assert (table.rows, table.held(b"k", record("X").ref.version_id)) == ({}, ())
+    assert step(table, Erase(b"k", ballot(3))) == Erased(ballot(3), True), "a copy of the message says so again"
+    assert step(table, Erase(b"k", ballot(4))) == Erased(ballot(4), False)
+    assert reason(step(table, Prepare(b"k", ballot(3)))) is Refusal.CONFLICT, "what is older stays refused"
+    assert reason(step(table, accept(3))) is Refusal.CONFLICT
+    assert reason(step(table, Accept(b"k", Ballot(0, 1, 1), accept(1).state, (record("X"),)))) is Refusal.CONFLICT
+    promise = step(table, Prepare(b"k", ballot(4)))
+    assert promise == Promise(ballot(4), ZERO, None, (), 2), "a register made anew starts above the sequence"
+
+
+def test_nothing_else_is_erased() -> None:
+    of = record("X")
+    for requests in (
+        (accept(3),),
+        (tombstone(3, of, following=ballot(4)),),
+        (tombstone(3, of), Prepare(b"k", ballot(4))),
+        (tombstone(2, of),),
+        (tombstone(4, of),),
+        (tombstone(3, of), accept(4, of=record("Y", 2, of.ref))),
+    ):
+        table = Table()
+        for request in requests:
+            step(table, request)
+        before = table.row(b"k")
+        assert step(table, Erase(b"k", ballot(3))) == Erased(ballot(3), False)
+        assert table.row(b"k") == before
+        assert not table.scope_floors(b"", 9)
+
+
+def test_a_promise_alone_goes_only_where_the_floor_says_as_much() -> None:
+    table = Table()
+    step(table, Prepare(b"k", ballot(5)))
+    assert step(table, Erase(b"k", ballot(9))) == Erased(ballot(9), False)
+    step(table, RaiseFloors(scopes=((scope_of(b"k"), ScopeFloor(0, ballot(4))),)))
+    assert step(table, Erase(b"k", ballot(9))) == Erased(ballot(9), False)
+    step(table, RaiseFloors(scopes=((scope_of(b"k"), ScopeFloor(0, ballot(9))),)))
+    assert step(table, Erase(b"k", ballot(4))) == Erased(ballot(4), False)
+    assert step(table, Erase(b"k", ballot(9))) == Erased(ballot(9), True)
+    assert table.rows == {}
+    assert reason(step(table, accept(5))) is Refusal.CONFLICT, "nor can what it was promised for be accepted any more"
+
+
+def test_a_joint_configuration_erases_nothing() -> None:
+    table = Table()
+    step(table, tombstone(3, record("X")))
+    joint = Configuration(table.membership.configuration.store_id, 2, ((1, 2, 3), (2, 3, 4)))
+    step(table, Adopt(Membership(joint)))
+    assert reason(step(table, Erase(b"k", ballot(3)))) is Refusal.CONFIGURATION
+
+
+def test_a_promise_tells_the_generation_floor() -> None:
+    table = Table()
+    step(table, RaiseFloors(7))
+    promise = step(table, Prepare(b"k", ballot(1)))
+    assert isinstance(promise, Promise)
+    assert promise.generation_floor == 7

@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
+from objmeta.core.configuration import Membership
 from objmeta.core.listing import ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, State
-from objmeta.errors import Unavailable
-from objmeta.interfaces import ChangeReply, ChangeRequest, Registers, ScanPage, StoreStatus
+from objmeta.errors import Conflict, Unavailable
+from objmeta.interfaces import ChangeReply, ChangeRequest, Collected, MembersStatus, Registers, ScanPage, StoreStatus
 from objmeta.model.changes import SetValue
+from objmeta.rpc import wire
 from objmeta.rpc.options import new_server
 from objmeta.rpc.service import ClientService
 
@@ -38,6 +40,8 @@ class FakeNode:
         self.error: Exception | None = None
         self.open = True
         self.connected = True
+        self.told: Membership | None = None
+        self.newest = 1
         self.hold = asyncio.Event()
         self.hold.set()
         self.changes = 0
@@ -50,13 +54,30 @@ class FakeNode:
     def place(self) -> tuple[int, tuple[int, ...]]:
         return self.node_id, self.members
 
+    def membership(self) -> Membership | None:
+        return self.told
+
+    async def members_status(self, brief: bool, timeout_s: float) -> MembersStatus:
+        if self.told is None:
+            raise Unavailable(f"node {self.node_id} is not ready")
+        return MembersStatus(self.told, ())
+
+    async def change_members(self, request: wire.ChangeMembers, timeout_s: float) -> Membership:
+        raise Conflict("another change is under way")
+
     def registers(self) -> Registers:
         if not self.open:
             raise Unavailable(f"node {self.node_id} is not ready")
         return self
 
+    def proposer(self, sent_on: bool) -> Registers:
+        return self.registers()
+
     def in_touch(self) -> bool:
         return self.connected
+
+    def generation(self) -> int:
+        return self.newest
 
     # -- Registers ----------------------------------------------------------------------------------------------------
 
@@ -89,6 +110,9 @@ class FakeNode:
 
     async def status(self, timeout_s: float) -> StoreStatus:
         return StoreStatus(b"s" * 16, 1, (), True)
+
+    async def collect(self, run: int, timeout_s: float) -> Collected:
+        return Collected(run, True)
 
     async def close(self) -> None:
         """Nothing is held."""

@@ -8,27 +8,35 @@ import pytest
 
 from objmeta import errors
 from objmeta.core.ballot import Ballot
-from objmeta.core.configuration import single_set
+from objmeta.core.configuration import Configuration, Membership, single_set
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import (
     Accept,
     Accepted,
+    Adopt,
+    Adopted,
+    Erase,
+    Erased,
     Fence,
     Fetch,
+    Floors,
     Found,
     Prepare,
     Promise,
+    RaiseFloors,
     RaiseTerm,
     Read,
+    ReadFloors,
     Record,
     RecordRef,
     Refusal,
     Refused,
     Reply,
     Request,
+    ScopeFloor,
     State,
 )
-from objmeta.interfaces import ChangeReply
+from objmeta.interfaces import ChangeProgress, ChangeReply, MembersStatus, NodeStatus
 from objmeta.model.changes import ModelChange, PutVersion, RemoveVersion, SetValue
 from objmeta.model.values import Manifest, Version
 from objmeta.rpc import wire
@@ -37,6 +45,7 @@ BALLOT = Ballot(2**64 - 1, 2**63, 7)
 REF = RecordRef(3, b"v" * 16, b"d" * 32)
 STATE = State(b"value", (REF,), 1)
 RECORD = Record(REF, None, b"body", b"data")
+MEMBERSHIP = Membership(Configuration(b"s" * 16, 2, ((1,), (1, 2)), (3,)), ((1, "host:1"), (2, "host:2")))
 ERRORS = [error for _, error in inspect.getmembers(errors, inspect.isclass) if issubclass(error, errors.ObjmetaError)]
 
 
@@ -58,12 +67,16 @@ def test_an_error_of_a_later_version_is_an_error() -> None:
 @pytest.mark.parametrize(
     "request_",
     [
-        Prepare(b"n", BALLOT, b"v" * 16),
+        Prepare(b"n", BALLOT, (b"v" * 16,)),
         Accept(b"n", BALLOT, STATE, (RECORD,), Fence(b"s", 4), 5, (REF,)),
         Accept(b"n", BALLOT, STATE),
         Read(b"n"),
         Fetch(b"n", (REF,), False),
         RaiseTerm(b"s", 9),
+        Erase(b"n", BALLOT),
+        RaiseFloors(3, ((b"s", ScopeFloor(4, BALLOT, 5)),)),
+        ReadFloors(b"s", 9),
+        Adopt(MEMBERSHIP, joining=True),
     ],
     ids=lambda request_: type(request_).__name__,
 )
@@ -79,7 +92,12 @@ def test_requests_travel(request_: Request) -> None:
         Promise(BALLOT, BALLOT, STATE, (REF,), 6),
         Accepted(BALLOT),
         Refused(BALLOT, Refusal.CONFLICT, BALLOT, (REF,), "why"),
+        Refused(BALLOT, Refusal.CONFIGURATION, membership=MEMBERSHIP),
+        Refused(BALLOT, Refusal.CONFIGURATION, behind=True),
         Found(BALLOT, None),
+        Erased(BALLOT, True),
+        Floors(3, ((b"s", ScopeFloor(4, BALLOT, 5)),), True),
+        Adopted(MEMBERSHIP),
     ],
     ids=lambda reply: type(reply).__name__,
 )
@@ -110,9 +128,17 @@ def test_results_travel() -> None:
         (3, wire.Failure("no_quorum", "why")),
         (4, wire.Records([RECORD])),
         (5, wire.Raised()),
+        (6, wire.Members(MembersStatus(MEMBERSHIP, (NodeStatus(1, "host:1", "up"),), ChangeProgress(1, "copying", 2)))),
+        (7, wire.MembersChanging(MEMBERSHIP)),
     ]
-    message = wire.encode((wire.raw([wire.encode(item) for item in results]), False))
-    assert wire.decode_client_replies(message) == wire.ClientReplies(results, False)
+    message = wire.encode((wire.raw([wire.encode(item) for item in results]), False, 3))
+    assert wire.decode_client_replies(message) == wire.ClientReplies(results, False, 3)
+
+
+def test_replies_of_an_earlier_version_are_read() -> None:
+    assert wire.decode_client_replies(wire.encode(([], True))) == wire.ClientReplies([], True, 0)
+    hello = (1, (1, 2), wire.ESTABLISHED, None, True, "")
+    assert wire.decode_hello(wire.encode(hello)) == wire.Hello(1, (1, 2), wire.ESTABLISHED, None, True)
 
 
 def test_a_page_travels() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from objmeta.model.changes import EXISTS, MISSING, PRECONDITION
 from objmeta.testing.checkers import Violation, check_chain, search
-from objmeta.testing.history import Applied, Attempt, Operation, Rejected, Result, Seen
+from objmeta.testing.history import Absent, Applied, Attempt, Operation, Rejected, Result, Seen
 
 X, Y, Z = Operation(b"X"), Operation(b"Y"), Operation(b"Z")
 
@@ -57,6 +57,15 @@ GOOD: dict[str, tuple[list[Attempt], list[bytes]]] = {
         [done(Operation(b"X", visible=False, if_present=True), 1, 2, Rejected(MISSING))],
         [],
     ),
+    "nothing is seen where a deleted register may be erased": (
+        [
+            done(X, 1, 2, Applied(1, b"")),
+            done(Operation(b"Y", visible=False, if_present=True), 3, 4, Applied(2, b"X")),
+            done(None, 5, 6, Absent()),
+            done(Z, 7, 8, Applied(3, b"Y")),
+        ],
+        [b"X", b"Y", b"Z"],
+    ),
     "absent again after a delete": (
         [
             done(X, 1, 2, Applied(1, b"")),
@@ -69,6 +78,19 @@ GOOD: dict[str, tuple[list[Attempt], list[bytes]]] = {
 
 BAD: dict[str, tuple[list[Attempt], list[bytes]]] = {
     "a stale read": ([done(X, 1, 2, Applied(1, b"")), done(None, 3, 4, Seen(0, b""))], [b"X"]),
+    "nothing is seen although nothing was deleted": (
+        [done(X, 1, 2, Applied(1, b"")), done(None, 3, 4, Absent())],
+        [b"X"],
+    ),
+    "nothing is seen after a deleted register was written again": (
+        [
+            done(X, 1, 2, Applied(1, b"")),
+            done(Operation(b"Y", visible=False, if_present=True), 3, 4, Applied(2, b"X")),
+            done(Z, 5, 6, Applied(3, b"Y")),
+            done(None, 7, 8, Absent()),
+        ],
+        [b"X", b"Y", b"Z"],
+    ),
     "reads that go back": (
         [left_open(X, 1), done(None, 2, 3, Seen(1, b"X")), done(None, 4, 5, Seen(0, b""))],
         [b"X"],

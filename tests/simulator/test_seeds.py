@@ -23,6 +23,8 @@ def _run(seeds: range, jobs: int) -> None:
     assert sum(report.writes for report in reports) > 10 * len(seeds)
     assert sum(report.answered for report in reports) > 20 * len(seeds)
     assert sum(report.undecided for report in reports) <= len(seeds) // 100
+    assert sum(report.changes for report in reports) > len(seeds) // 40
+    assert sum(report.erased for report in reports) > len(seeds) // 8
 
 
 @pytest.mark.timeout(300)

@@ -1,4 +1,4 @@
-"""Processes of their own for the tests of SqliteStore: ``python -m tests.store.process ROLE DIRECTORY …``."""
+"""Processes of their own for the tests of durable stores: ``python -m tests.store.process ROLE KIND DIRECTORY …``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from objmeta.core.configuration import single_set
 from objmeta.core.messages import Accepted, Prepare, Promise
 from objmeta.errors import ForkedClient
+from objmeta.store import rocks_files
+from objmeta.store.rocks import RocksStore
 from objmeta.store.sqlite import SqliteStore
 from tests.store.build import CONFIGURATION, ask, ask_one, ballot, put, record
 
@@ -47,7 +49,7 @@ def name(batch: int, index: int) -> bytes:
     return b"%06d/%d" % (batch, index)
 
 
-def _write(store: SqliteStore) -> None:
+def _write(store: SqliteStore | RocksStore) -> None:
     """Writes batch after batch and says so once each is durable, until it is killed."""
     batch = 0
     while True:
@@ -77,7 +79,7 @@ def _make(directory: Path) -> None:
     store.close()
 
 
-def _fork(store: SqliteStore) -> None:
+def _fork(store: SqliteStore | RocksStore) -> None:
     """Forks with the store open; the child may neither use nor harm it, and ends the ordinary way."""
     ask_one(store, put(b"before", 1, record(1)))
     child = os.fork()
@@ -98,19 +100,26 @@ def _fork(store: SqliteStore) -> None:
     print("done")
 
 
+def _open(kind: str, path: Path) -> SqliteStore | RocksStore:
+    if kind == "sqlite":
+        return SqliteStore.open_or_create(path, 1, lambda: CONFIGURATION)
+    return RocksStore.open(path) if rocks_files.exists(path) else RocksStore.create(path, 1, CONFIGURATION)
+
+
 def main(arguments: Sequence[str]) -> None:
-    role, directory, *rest = arguments
+    role, kind, directory, *rest = arguments
     path = Path(directory)
     if role == "make":
         _make(path)
         return
-    store = SqliteStore.open_or_create(path, 1, lambda: CONFIGURATION)
+    store = _open(kind, path)
     if role == "write":
         _write(store)
-    elif role == "compete":
-        _compete(store, *rest)
     elif role == "fork":
         _fork(store)
+    else:
+        assert isinstance(store, SqliteStore), "only SQLite's store is shared by processes"
+        _compete(store, *rest)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from objmeta.core.messages import Prepare, RaiseTerm
+from objmeta.core.messages import TOMBSTONE, Erase, Prepare, RaiseTerm
 from objmeta.interfaces import Changes
+from objmeta.store import rocks as rocks_module
 from objmeta.store import sqlite as sqlite_module
 from objmeta.store.memory import MemoryStore
+from objmeta.store.rocks import RocksStore
 from objmeta.store.sqlite import SqliteStore
 from tests.store.build import CONFIGURATION, ask, ballot, put, record
 
-Store = MemoryStore | SqliteStore
+Store = MemoryStore | SqliteStore | RocksStore
 
 
 def test_nothing_changed_yet(store: Store) -> None:
@@ -45,11 +47,24 @@ def test_a_number_from_another_life_asks_for_a_reload(store: Store) -> None:
 
 def test_pruned_numbers_ask_for_a_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_module, "CHANGES_KEPT", 10)
-    with_limit = SqliteStore.create(tmp_path / "acceptor", 1, CONFIGURATION)
-    for store in (with_limit, MemoryStore(1, CONFIGURATION, changes_kept=10)):
+    monkeypatch.setattr(rocks_module, "CHANGES_KEPT", 10)
+    stores = (
+        SqliteStore.create(tmp_path / "sqlite", 1, CONFIGURATION),
+        RocksStore.create(tmp_path / "rocks", 1, CONFIGURATION),
+        MemoryStore(1, CONFIGURATION, changes_kept=10),
+    )
+    for store in stores:
         for number in range(40):
             ask(store, put(b"%d" % number, 1, record(1)))
         assert store.changes(0, 10) == Changes((), 40, reload=True)
         assert store.changes(30, 100) == Changes(tuple(b"%d" % number for number in range(30, 40)), 40)
         assert store.changes(40, 10) == Changes((), 40)
         store.close()
+
+
+def test_erased_names_are_listed(store: Store) -> None:
+    ask(store, put(b"k/a", 1, record(1), flag=TOMBSTONE), put(b"k/b", 1, record(1)), Prepare(b"k/c", ballot(1)))
+    before = store.changes(0, 10).watermark
+    ask(store, Erase(b"k/a", ballot(1)), Erase(b"k/b", ballot(1)), Erase(b"k/c", ballot(1)))
+    assert store.changes(before, 10).names == (b"k/a", b"k/c")
+    assert store.changes(0, 10) == Changes((b"k/a", b"k/b", b"k/c"), before + 2)

@@ -1,19 +1,35 @@
-"""The two stores give equal replies and equal pages for any sequence of requests."""
+"""The stores give equal replies and equal pages for any sequence of requests."""
 
 from __future__ import annotations
 
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from objmeta.core.ballot import Ballot
+from objmeta.core.ballot import ZERO, Ballot
 from objmeta.core.listing import ScanRequest
-from objmeta.core.messages import Accept, Fence, Fetch, Prepare, RaiseTerm, Read, Record, Request
+from objmeta.core.messages import (
+    Accept,
+    Erase,
+    Fence,
+    Fetch,
+    Prepare,
+    RaiseFloors,
+    RaiseTerm,
+    Read,
+    ReadFloors,
+    Record,
+    Request,
+    ScopeFloor,
+)
+from objmeta.interfaces import AcceptorStore
 from objmeta.store.memory import MemoryStore
+from objmeta.store.rocks import RocksStore
 from objmeta.store.sqlite import SqliteStore
-from tests.store.build import CONFIGURATION, TAG, record, state
+from tests.store.build import CONFIGURATION, TAG, record, state, version
 
 _NAMES = st.sampled_from([b"", b"a", b"a/", b"a/1", b"a/2", b"a/b/c", b"b", b"b/\xff", b"\xff", b"\xff/"])
 _BALLOTS = st.builds(Ballot, st.integers(1, 12), st.integers(0, 1), st.just(2**64 - 1))
@@ -38,16 +54,26 @@ def _accepts(draw: st.DrawFn) -> Accept:
         draw(st.none() | st.builds(Fence, st.just(b"scope"), st.integers(0, 3))),
         draw(st.none() | st.just(0)),
         draw(_REFS),
+        draw(st.just(ZERO) | _BALLOTS),
+        draw(st.just(ZERO) | _BALLOTS),
     )
 
 
 _REQUESTS: st.SearchStrategy[Request] = st.one_of(
-    st.builds(Prepare, _NAMES, _BALLOTS, st.sampled_from([b"", *[n.to_bytes(16) for n in (1, 2)]])),
+    st.builds(Prepare, _NAMES, _BALLOTS, st.sampled_from([(), (version(1),), (version(2), version(1))])),
     _accepts(),
     _accepts(),
     st.builds(Read, _NAMES),
     st.builds(Fetch, _NAMES, _REFS, st.booleans()),
     st.builds(RaiseTerm, st.just(b"scope"), st.integers(0, 3)),
+    st.builds(Erase, _NAMES, _BALLOTS),
+    st.builds(
+        lambda scope, term, ballot: RaiseFloors(0, ((scope, ScopeFloor(term, ballot)),)),
+        st.sampled_from([b"", b"a/", b"b"]),
+        st.integers(0, 2),
+        _BALLOTS,
+    ),
+    st.builds(ReadFloors, st.sampled_from([b"", b"a/"]), st.integers(0, 2)),
 )
 _BATCHES = st.lists(st.lists(_REQUESTS, max_size=6), max_size=8)
 _SCANS = st.builds(
@@ -61,21 +87,29 @@ _SCANS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(_BATCHES, st.lists(_SCANS, max_size=8), st.integers(0, 20))
-def test_both_stores_answer_alike(batches: list[list[Request]], scans: list[ScanRequest], since: int) -> None:
+def test_all_stores_answer_alike(batches: list[list[Request]], scans: list[ScanRequest], since: int) -> None:
     memory = MemoryStore(1, CONFIGURATION, keep_undo=True)
-    with tempfile.TemporaryDirectory() as directory:
-        sqlite = SqliteStore.create(Path(directory), 1, CONFIGURATION)
-        try:
-            for batch in batches:
-                envelopes = [(TAG, request) for request in batch]
-                assert memory.apply(envelopes) == sqlite.apply(envelopes)
-            for request in scans:
-                assert memory.scan(TAG, request) == sqlite.scan(TAG, request)
-            assert memory.changes(since, 5) == sqlite.changes(since, 5)
-        finally:
-            sqlite.close()
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        others: list[AcceptorStore] = [
+            SqliteStore.create(Path(directory) / "sqlite", 1, CONFIGURATION),
+            RocksStore.create(Path(directory) / "rocks", 1, CONFIGURATION),
+        ]
+        for other in others:
+            stack.callback(other.close)
+        for batch in batches:
+            envelopes = [(TAG, request) for request in batch]
+            replies = memory.apply(envelopes)
+            for other in others:
+                assert other.apply(envelopes) == replies
+        for request in scans:
+            answer = memory.scan(TAG, request)
+            for other in others:
+                assert other.scan(TAG, request) == answer
+        for other in others:
+            assert other.changes(since, 5) == memory.changes(since, 5)
+            assert other.count() == memory.count()
     memory.lose_unsynced()
     empty = MemoryStore(1, CONFIGURATION)
     assert memory.snapshot() == empty.snapshot()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from objmeta.core.ballot import ZERO
 from objmeta.core.listing import ScanRequest
-from objmeta.core.messages import Accept, Fetch, Fetched, Prepare, Promise, RaiseTerm
+from objmeta.core.messages import Accept, Fetch, Fetched, Prepare, Promise, RaiseFloors, RaiseTerm, ScopeFloor
 from objmeta.store.memory import MemoryStore
 from tests.store.build import CONFIGURATION, TAG, ask, ask_one, ballot, put, read_one, record, state
 
@@ -17,7 +17,7 @@ def test_what_was_not_synced_can_be_lost() -> None:
     ask(store, Prepare(b"k", ballot(5)), put(b"new", 1, record(1)), RaiseTerm(b"scope", 3), RaiseTerm(b"other", 3))
     dropping = record(2, sequence=2)
     ask(store, Accept(b"k", ballot(5), state(dropping), (dropping,), dead=(record(1).ref,)))
-    store.raise_floors(ballot=ballot(9), generation=4)
+    ask(store, RaiseFloors(4, ((b"k/", ScopeFloor(ballot=ballot(9))),)))
     assert store.snapshot() != before
     store.lose_unsynced()
     assert store.snapshot() == before

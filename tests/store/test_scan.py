@@ -10,10 +10,11 @@ from objmeta.core.messages import HIDDEN, LIVE, TOMBSTONE, Accept, Prepare
 from objmeta.errors import ConfigurationMismatch
 from objmeta.store.memory import MemoryStore
 from objmeta.store.pages import PAGE_BYTES_MAX, WITNESS_ROWS_MAX
+from objmeta.store.rocks import RocksStore
 from objmeta.store.sqlite import SqliteStore
 from tests.store.build import CONFIGURATION, TAG, ask, ballot, put, record, scan, state
 
-Store = MemoryStore | SqliteStore
+Store = MemoryStore | SqliteStore | RocksStore
 
 
 def fill(store: Store, *names: bytes, flag: int = LIVE) -> None:

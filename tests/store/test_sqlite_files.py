@@ -13,9 +13,9 @@ import pytest
 
 from objmeta.core.ballot import ZERO
 from objmeta.core.listing import ScanRequest
-from objmeta.core.messages import Accepted, Found, Prepare, Promise, RaiseTerm, Read
+from objmeta.core.messages import Accepted, Found, Prepare, Promise, RaiseFloors, RaiseTerm, Read, ScopeFloor
 from objmeta.errors import IntegrityError, StoreError, StoreFull
-from objmeta.store import checkpoints, sqlite_files
+from objmeta.store import checkpoints, directories, sqlite_files
 from objmeta.store.sqlite import SqliteStore
 from tests.store.build import CONFIGURATION, TAG, ask, ask_one, ballot, put, read_one, record, scan
 
@@ -28,14 +28,14 @@ def reopen(store: SqliteStore) -> SqliteStore:
 def test_everything_is_there_after_opening_again(sqlite: SqliteStore) -> None:
     accept = put(b"k", 2, record(1, data=b"data"))
     ask(sqlite, accept, Prepare(b"k", ballot(5)), Prepare(b"promised", ballot(6)), RaiseTerm(b"scope", 4))
-    sqlite.raise_floors(ballot=ballot(1), generation=2, sequence=3)
+    ask(sqlite, RaiseFloors(2, ((b"ne", ScopeFloor(0, ballot(1), 3)),)))
     before = sqlite.scan(TAG, ScanRequest(b"", with_records=True)), sqlite.changes(0, 10)
     again = reopen(sqlite)
     assert (again.acceptor_id, again.configuration) == (1, CONFIGURATION)
     assert (again.scan(TAG, ScanRequest(b"", with_records=True)), again.changes(0, 10)) == before
     promises = ask(again, Prepare(b"k", ballot(5)), Prepare(b"promised", ballot(6)), Prepare(b"new", ballot(2)))
     assert [isinstance(reply, Promise) for reply in promises] == [False, False, True]
-    assert promises[2] == Promise(ballot(2), ZERO, None, (), 3)
+    assert promises[2] == Promise(ballot(2), ZERO, None, (), 3, 2)
     again.close()
 
 
@@ -128,12 +128,12 @@ def test_the_file_system_under_a_path(path: str, kind: str) -> None:
         "overlay / overlay rw 0 0\n/dev/a /data ext4 rw 0 0\nh:/x /data/nfs nfs4 rw 0 0\nbroken line\n"
         "h: /data/with\\040space fuse.sshfs rw 0 0\nh:/y /data/over nfs rw 0 0\n/dev/b /data/over xfs rw 0 0\n"
     )
-    assert sqlite_files.file_system_of(path, mounts) == kind
+    assert directories.file_system_of(path, mounts) == kind
 
 
 def test_a_network_file_system_is_refused_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"network file system \(9p\).*run nodes"):
-        sqlite_files.check_local(tmp_path / "new", f"/dev/a / ext4 rw 0 0\nshare {tmp_path.resolve()} 9p rw 0 0\n")
+        directories.check_local(tmp_path / "new", f"/dev/a / ext4 rw 0 0\nshare {tmp_path.resolve()} 9p rw 0 0\n")
 
 
 def test_a_full_disk_fails_the_whole_batch_and_nothing_more(
@@ -196,19 +196,6 @@ def test_damage_is_found_and_never_returned(sqlite: SqliteStore) -> None:
     store = SqliteStore.open(sqlite.path)
     with pytest.raises(IntegrityError, match="damaged"):
         store.scan(TAG, ScanRequest(b"", limit=100_000))
-    store.close()
-
-
-def test_a_damaged_state_is_found(sqlite: SqliteStore) -> None:
-    ask_one(sqlite, put(b"k", 1, record(1)))
-    sqlite.close()
-    with closing(sqlite3.connect(sqlite_files.database_path(sqlite.path), isolation_level=None)) as other:
-        other.execute("UPDATE registers SET state = x'00'")
-    store = SqliteStore.open(sqlite.path)
-    with pytest.raises(IntegrityError, match="damaged"):
-        read_one(store, Read(b"k"))
-    with pytest.raises(IntegrityError, match="damaged"):
-        ask_one(store, Prepare(b"k", ballot(9)))
     store.close()
 
 

@@ -22,7 +22,7 @@ from tests.store.process import BATCH, finish, name, started
 def test_what_a_killed_writer_acknowledged_is_there(tmp_path: Path, acknowledged: int) -> None:
     directory = tmp_path / "acceptor"
     last = -1
-    with started("write", str(directory)) as writer:
+    with started("write", "sqlite", str(directory)) as writer:
         assert writer.stdout is not None
         while last + 1 < acknowledged:
             last = int(writer.stdout.readline())
@@ -43,7 +43,7 @@ def test_what_a_killed_writer_acknowledged_is_there(tmp_path: Path, acknowledged
 
 
 def test_a_second_process_goes_on_while_the_first_is_killed(tmp_path: Path, sqlite: SqliteStore) -> None:
-    with started("write", str(sqlite.path)) as writer:
+    with started("write", "sqlite", str(sqlite.path)) as writer:
         assert writer.stdout is not None
         for counter in range(1, 30):
             writer.stdout.readline()
@@ -56,7 +56,7 @@ def test_a_ballot_is_promised_to_one_process_only(tmp_path: Path) -> None:
     SqliteStore.create(directory, 1, CONFIGURATION).close()
     with ExitStack() as stack:
         running = [
-            stack.enter_context(started("compete", str(directory), str(number), str(rounds)))
+            stack.enter_context(started("compete", "sqlite", str(directory), str(number), str(rounds)))
             for number in range(processes)
         ]
         for process in running:
@@ -77,7 +77,7 @@ def test_a_ballot_is_promised_to_one_process_only(tmp_path: Path) -> None:
 def test_of_several_makers_one_wins_and_the_others_open_its_store(tmp_path: Path) -> None:
     directory = tmp_path / "deep" / "acceptor"
     with ExitStack() as stack:
-        running = [stack.enter_context(started("make", str(directory))) for _ in range(4)]
+        running = [stack.enter_context(started("make", "sqlite", str(directory))) for _ in range(4)]
         for process in running:
             assert process.stdin is not None
             process.stdin.write("go\n")
@@ -116,7 +116,7 @@ def test_a_forked_child_is_refused(sqlite: SqliteStore) -> None:
 
 def test_a_forked_child_that_ends_does_not_harm_its_parent(tmp_path: Path) -> None:
     directory = tmp_path / "acceptor"
-    with started("fork", str(directory)) as process:
+    with started("fork", "sqlite", str(directory)) as process:
         assert finish(process) == "done\n"
     store = SqliteStore.open(directory)
     assert len(scan(store, ScanRequest(b""))[0]) == 101

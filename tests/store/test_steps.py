@@ -14,22 +14,26 @@ from objmeta.core.messages import (
     Fence,
     Fetch,
     Fetched,
+    Floors,
     Found,
     Prepare,
     Promise,
     Raised,
+    RaiseFloors,
     RaiseTerm,
     Read,
     Refusal,
     Refused,
     Request,
+    ScopeFloor,
 )
 from objmeta.errors import InvalidArgument
 from objmeta.store.memory import MemoryStore
+from objmeta.store.rocks import RocksStore
 from objmeta.store.sqlite import SqliteStore
 from tests.store.build import CONFIGURATION, TAG, ask, ask_one, ballot, put, read_one, record, state, version
 
-Store = MemoryStore | SqliteStore
+Store = MemoryStore | SqliteStore | RocksStore
 _ALL = ScanRequest(b"", with_records=True)
 
 
@@ -65,7 +69,7 @@ def test_accept_needs_its_promise_or_more(store: Store) -> None:
 def test_accept_promises_too(store: Store) -> None:
     ask_one(store, put(b"k", 5, record(1)))
     assert ask_one(store, Prepare(b"k", ballot(5))) == Refused(ballot(5), Refusal.CONFLICT, ballot(5))
-    promise = ask_one(store, Prepare(b"k", ballot(6), version(1)))
+    promise = ask_one(store, Prepare(b"k", ballot(6), (version(1),)))
     assert promise == Promise(ballot(6), ballot(5), state(record(1)), (record(1).ref,))
 
 
@@ -134,7 +138,7 @@ def test_dead_records_are_dropped_and_not_held_against_the_operation(store: Stor
     accept = Accept(b"k", ballot(2), state(live), (live,), dead=(dead.ref,))
     assert ask_one(store, accept) == Accepted(ballot(2))
     assert read_one(store, Fetch(b"k", (dead.ref, live.ref))) == Fetched((live,))
-    promise = ask_one(store, Prepare(b"k", ballot(3), version(1)))
+    promise = ask_one(store, Prepare(b"k", ballot(3), (version(1),)))
     assert isinstance(promise, Promise)
     assert promise.held == (live.ref,)
 
@@ -196,30 +200,31 @@ def test_a_term_raised_in_the_batch_fences_what_follows_in_it(store: Store) -> N
 
 
 def test_the_generation_floor_refuses_new_values_but_not_write_backs(store: Store) -> None:
-    store.raise_floors(generation=7)
-    store.raise_floors(generation=5)
+    assert ask_one(store, RaiseFloors(7)) == Floors(7)
+    assert ask_one(store, RaiseFloors(5)) == Floors(7)
     old = msgspec.structs.replace(put(b"k", 1, record(1)), generation=6)
     assert ask_one(store, old) == Refused(ballot(1), Refusal.STALE_GENERATION)
     assert ask_one(store, msgspec.structs.replace(old, generation=7)) == Accepted(ballot(1))
     assert ask_one(store, put(b"l", 1, record(1))) == Accepted(ballot(1))
 
 
-def test_the_ballot_floor_refuses_every_register_at_or_below_it(store: Store) -> None:
-    accept = put(b"old", 4, record(1))
+def test_the_ballot_floor_of_a_scope_refuses_rounds_at_or_below_it(store: Store) -> None:
+    accept = put(b"k/old", 4, record(1))
     ask_one(store, accept)
-    store.raise_floors(ballot=ballot(5))
-    store.raise_floors(ballot=ballot(3))
+    for floor in (ScopeFloor(ballot=ballot(5)), ScopeFloor(ballot=ballot(3)), ScopeFloor(term=1)):
+        ask_one(store, RaiseFloors(scopes=((b"k/", floor),)))
     refused = Refused(ballot(5), Refusal.CONFLICT, ballot(5))
-    assert ask(store, Prepare(b"new", ballot(5)), put(b"new", 5, record(1))) == [refused, refused]
+    assert ask(store, Prepare(b"k/new", ballot(5)), put(b"k/new", 5, record(1))) == [refused, refused]
     assert ask_one(store, accept) == Refused(ballot(4), Refusal.CONFLICT, ballot(5))
-    assert isinstance(ask_one(store, Prepare(b"new", ballot(6))), Promise)
-    assert read_one(store, Read(b"old")) == Found(ballot(4), accept.state)
+    assert isinstance(ask_one(store, Prepare(b"k/new", ballot(6))), Promise)
+    assert read_one(store, Read(b"k/old")) == Found(ballot(4), accept.state)
 
 
 def test_the_sequence_floor_is_told_with_each_promise(store: Store) -> None:
-    store.raise_floors(sequence=40)
-    store.raise_floors(sequence=30)
-    assert ask_one(store, Prepare(b"k", ballot(1))) == Promise(ballot(1), ZERO, None, (), 40)
+    for sequence in (40, 30):
+        ask_one(store, RaiseFloors(scopes=((b"k/", ScopeFloor(sequence=sequence)),)))
+    assert ask_one(store, Prepare(b"o/", ballot(1))) == Promise(ballot(1), ZERO, None)
+    assert ask_one(store, Prepare(b"k/", ballot(1))) == Promise(ballot(1), ZERO, None, (), 40)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,210 @@
+"""Catching up: how fast a node that was away is up to date again, and what that costs those who write meanwhile.
+
+    python -m bench.catchup [--registers N] [--changed M] [--seconds S] [--writers W] [--directory DIR]
+
+Three of our nodes on this machine.  N registers are written; the greatest load of W writers is found (puts of 1 KiB
+objects, as in ``bench.puts``), and the latency at half of it is measured.  Then one node is killed (SIGKILL), M of the
+registers are changed and M are added, the node is started again, and half the greatest load goes on until the node's
+status says that it has caught up.  At the end its digests of the N registers are compared with those of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import msgspec
+
+import objmeta
+from bench.driver import BUCKET
+from bench.machine import describe, scratch
+from objmeta.core.inventory import DigestRequest, RangeDigest
+from objmeta.interfaces import ChangeRequest, RepairStatus, StoreStatus
+from objmeta.model.changes import SetValue
+from objmeta.node.dev import LocalCluster
+from objmeta.rpc import wire
+from objmeta.rpc.client import RemoteRegisters
+from objmeta.rpc.options import ask_blocking
+
+TARGET_FACTOR = 2.0
+TARGET_MORE_MS = 20.0
+"""p99 of the foreground's puts may be twice what it is without a catch-up, or this much more."""
+_AWAY = 3
+_IN_FLIGHT = 256
+_VALUE = bytes(100)
+_FIRST, _BEYOND = b"k/", b"k0"
+_SLICE_S = 2.0
+_PATIENCE_S = 3600.0
+_ASK_S = 10.0
+
+
+async def _write(endpoints: Sequence[str], numbers: Iterable[int]) -> None:
+    registers = RemoteRegisters(endpoints)
+    left = iter(numbers)
+
+    async def writer() -> None:
+        for number in left:
+            change = SetValue(os.urandom(16), _VALUE)
+            await registers.change(ChangeRequest(b"%s%09d" % (_FIRST, number), change), 60.0)
+
+    try:
+        await asyncio.gather(*(writer() for _ in range(_IN_FLIGHT)))
+    finally:
+        await registers.close()
+
+
+@contextmanager
+def _driver(endpoints: Sequence[str], writers: int) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "bench.driver", "objmeta", "--endpoints", ",".join(endpoints)]
+    process = subprocess.Popen(
+        [*command, "--writers", str(writers)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        _line(process)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(f"the load process ended with exit code {process.wait()}")
+    return line
+
+
+def _ask(process: subprocess.Popen[str], command: str) -> dict[str, object]:
+    assert process.stdin is not None
+    process.stdin.write(command + "\n")
+    process.stdin.flush()
+    answer = json.loads(_line(process))
+    assert isinstance(answer, dict)
+    return answer
+
+
+def _paced(process: subprocess.Popen[str], seconds: float, rate: float) -> list[float]:
+    latencies = _ask(process, f"pace {seconds} {rate}")["latencies_ms"]
+    assert isinstance(latencies, list)
+    return latencies
+
+
+def _repair_of(status: StoreStatus, node_id: int) -> RepairStatus | None:
+    return next(node.repair for node in status.nodes if node.node_id == node_id)
+
+
+def _digests(cluster: LocalCluster, node_id: int, start: bytes, bounds: tuple[bytes, ...]) -> list[RangeDigest]:
+    """One answer of a node about what its acceptor holds."""
+    endpoint = cluster.endpoint(node_id)
+    hello = wire.decode_hello(ask_blocking(endpoint, wire.path(wire.PEER_SERVICE, wire.HELLO), b"", _ASK_S))
+    assert hello.configuration is not None
+    request = msgspec.Raw(wire.encode(DigestRequest(start, bounds)))
+    question = wire.encode(wire.PeerQuestion(hello.configuration.tag, node_id, request))
+    path = wire.path(wire.PEER_SERVICE, wire.DIGESTS)
+    return list(
+        wire.decode_digests(wire.decode_peer_answer(ask_blocking(endpoint, path, question, _ASK_S)).answer).ranges
+    )
+
+
+def _differing(cluster: LocalCluster) -> tuple[int, int]:
+    """In how many ranges of the registers that were written here the nodes differ, and how many ranges there are."""
+    differing = total = 0
+    start = _FIRST
+    while start and start < _BEYOND:
+        own = [each for each in _digests(cluster, _AWAY, start, ()) if each.end and each.end < _BEYOND]
+        bounds = tuple(each.end for each in own)
+        theirs = (
+            [_digests(cluster, node_id, start, bounds) for node_id in cluster.node_ids if node_id != _AWAY]
+            if own
+            else []
+        )
+        start = bounds[min(map(len, theirs)) - 1] if theirs and all(theirs) else bounds[0] if bounds else b""
+        for ranges in zip(own, *theirs, strict=False):
+            total += 1
+            differing += len(set(ranges)) > 1
+        if theirs and not all(theirs):
+            total, differing = total + 1, differing + 1
+    return differing, total
+
+
+def _percentiles(latencies: list[float]) -> tuple[float, float]:
+    latencies.sort()
+    return latencies[len(latencies) // 2], latencies[len(latencies) * 99 // 100]
+
+
+def main() -> int:
+    """The exit code: 1 if the target was missed."""
+    parser = argparse.ArgumentParser(description="Catch-up of a node that was away, and its effect on puts.")
+    parser.add_argument("--registers", type=int, default=100_000)
+    parser.add_argument("--changed", type=int, help="changed, and as many added, while it is away (default: a tenth)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement without a catch-up")
+    parser.add_argument("--writers", type=int, default=64)
+    parser.add_argument("--directory", help="where the data goes (default: ./build)")
+    arguments = parser.parse_args()
+    registers = arguments.registers
+    changed = arguments.changed if arguments.changed is not None else registers // 10
+    with ExitStack() as stack:
+        directory = stack.enter_context(scratch(arguments.directory))
+        print(describe(directory))
+        cluster = stack.enter_context(LocalCluster(directory / "objmeta", nodes=3))
+        runner = stack.enter_context(asyncio.Runner())
+        client = objmeta.connect_async(",".join(cluster.endpoints))
+        stack.callback(lambda: runner.run(client.close()))
+        runner.run(client.create_bucket(BUCKET))
+        began = time.monotonic()
+        runner.run(_write(cluster.endpoints, range(registers)))
+        print(f"{registers:,} registers written in {time.monotonic() - began:.0f} s")
+
+        driver = stack.enter_context(_driver(cluster.endpoints, arguments.writers))
+        greatest = _ask(driver, f"run {arguments.seconds}")
+        puts, seconds = greatest["puts"], greatest["seconds"]
+        assert isinstance(puts, int)
+        assert isinstance(seconds, float)
+        rate = puts / seconds / 2
+        quiet = _percentiles(_paced(driver, arguments.seconds, rate))
+        print(f"greatest load {2 * rate:,.0f} puts/s; at half of it p50 {quiet[0]:.1f} ms, p99 {quiet[1]:.1f} ms")
+
+        cluster.kill(_AWAY)
+        began = time.monotonic()
+        runner.run(_write(cluster.endpoints, range(0, registers, max(1, registers // max(1, changed)))))
+        runner.run(_write(cluster.endpoints, range(registers, registers + changed)))
+        print(f"away for {time.monotonic() - began:.0f} s: {changed:,} registers changed, {changed:,} added")
+
+        cluster.start(_AWAY)
+        cluster.wait_ready([_AWAY])
+        began = time.monotonic()
+        latencies: list[float] = []
+        while True:
+            latencies += _paced(driver, _SLICE_S, rate)
+            repair = _repair_of(runner.run(client.status()), _AWAY)
+            if repair is not None and repair.complete_s is not None:
+                took = time.monotonic() - began - repair.complete_s
+                break
+            if time.monotonic() - began > _PATIENCE_S:
+                print(f"the node has not caught up: {repair}")
+                return 1
+        busy = _percentiles(latencies)
+        print(
+            f"caught up in {took:.1f} s: {repair.compared:,} registers compared ({repair.compared / took:,.0f}/s), "
+            f"{repair.repaired:,} repaired ({repair.repaired / took:,.0f}/s) by {repair.records:,} records"
+        )
+        print(f"puts meanwhile: p50 {busy[0]:.1f} ms, p99 {busy[1]:.1f} ms")
+        differing, ranges = _differing(cluster)
+        print(
+            f"digests of the {registers + changed:,} registers: {differing} of {ranges:,} ranges differ between nodes"
+        )
+        reached = busy[1] <= max(TARGET_FACTOR * quiet[1], quiet[1] + TARGET_MORE_MS)
+        print(f"target: p99 at most doubled or {TARGET_MORE_MS:g} ms more: {'reached' if reached else 'missed'}")
+        return 0 if reached and not differing else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

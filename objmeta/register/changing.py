@@ -1,0 +1,418 @@
+"""Changes of registers: rounds under ever higher ballots until each operation has its answer or its time is up.
+
+Theory of operation.  The leader of a register's queue (``queueing``) runs rounds for all the changes it took along,
+backing off at random after a conflict.  What an error means is exact: :class:`~objmeta.errors.NoQuorum` is raised only
+if no accept of the operation was ever sent, or the acceptors said so; otherwise
+:class:`~objmeta.errors.UnknownOutcome` (rule 5).
+
+At most once.  Acceptors report where records of an operation are held.  Such a record, unless it is newer than the
+chosen state, either lies on that state's chain, and the operation has taken effect, or it is dead for good: its place
+in the chain is taken.  Dead records are named in the next accept, and the operation goes on under its own id
+(docs/decisions/0003).
+
+One round trip.  A register that was changed from here before has its next ballot promised along with each accept
+(rule 10).  The promise is kept with the state it belongs to, taken out before an accept that uses it is sent, and
+dropped with the configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from objmeta.core.ballot import ZERO, mending_ballot
+from objmeta.core.change import Batch, Change, Result
+from objmeta.core.firstwrite import FirstWrite
+from objmeta.core.home import home_of
+from objmeta.core.messages import Record, RecordRef, Refusal, Refused, Reply, State
+from objmeta.core.proposer import (
+    AwaitStragglers,
+    Denied,
+    Done,
+    Effect,
+    HeldElsewhere,
+    KeptPromise,
+    Lost,
+    NotFirst,
+    Outcome,
+    Round,
+    Send,
+    Settled,
+)
+from objmeta.errors import (
+    ConfigurationMismatch,
+    IntegrityError,
+    NoQuorum,
+    ObjmetaError,
+    RowDamaged,
+    StaleGeneration,
+    StoreError,
+    StoreFull,
+    UnknownOutcome,
+)
+from objmeta.interfaces import ChangeReply, ChangeRequest
+from objmeta.register.queueing import Queues, Waiting
+
+if TYPE_CHECKING:
+    from objmeta.register.engine import Engine
+
+STALE_TERM: Final = "stale_term"
+"""Code of a change refused because its scope's term has moved on."""
+_ROUND_RECORD_BYTES_MAX: Final = 1 << 20
+"""Of all records of one round together, so that an accept fits a message with room to spare."""
+
+RoundFactory = Callable[..., Round]
+
+
+class Run:
+    """One round in flight: feeds replies and timers to the round and its effects to the transport."""
+
+    __slots__ = ("_engine", "_round", "_timers", "moved", "outcome")
+
+    def __init__(self, engine: Engine, round_: Round | FirstWrite, deadline: float) -> None:
+        loop = engine.loop
+        self._engine = engine
+        self._round = round_
+        self.moved = False
+        """Whether an acceptor was found to be in another configuration, and the two were brought together."""
+        self.outcome: asyncio.Future[Outcome] = loop.create_future()
+        limit = min(deadline, loop.time() + engine.settings.round_timeout_s)
+        self._timers = [loop.call_at(limit, self._on_timeout)]
+        self._perform(round_.start())
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                send = self._engine.transport.send
+                for acceptor in effect.to:
+                    send(acceptor, effect.request, self._on_reply)
+            elif isinstance(effect, AwaitStragglers):
+                loop = self._engine.loop
+                self._timers.append(loop.call_later(self._engine.settings.straggler_wait_s, self._on_stragglers_late))
+            else:
+                self.stop()
+                if not self.outcome.done():
+                    self.outcome.set_result(effect.outcome)
+
+    def _on_reply(self, acceptor: int, reply: Reply) -> None:
+        if self.outcome.done():
+            return  # cancelled, or over: a late reply must not carry the round on
+        if isinstance(reply, Refused) and reply.reason is Refusal.DAMAGED:
+            self._engine.ballots.saw(mending_ballot(reply.greatest))
+        if isinstance(reply, Refused) and reply.reason is Refusal.CONFIGURATION:
+            self.moved = self._engine.bring_together(acceptor, reply) or self.moved
+            if self.outcome.done():
+                return
+        try:
+            self._perform(self._round.on_reply(acceptor, reply))
+        except Exception as error:  # of the change function, mostly: it belongs to the operation, not to the transport
+            self.stop()
+            self.outcome.set_exception(error)
+
+    def _on_stragglers_late(self) -> None:
+        if not self.outcome.done():
+            self._perform(self._round.on_stragglers_late())
+
+    def _on_timeout(self) -> None:
+        self._perform(self._round.on_timeout())
+
+    def abort(self) -> None:
+        """End the round now: the configuration it was begun in is no more."""
+        self.moved = True
+        if not self.outcome.done():
+            self._on_timeout()
+
+    def stop(self) -> None:
+        """Let the timers go."""
+        for timer in self._timers:
+            timer.cancel()
+
+
+class Changer:
+    """The changes of one engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        own_acceptor: int | None,
+        round_factory: RoundFactory,
+        first_write_factory: Callable[..., FirstWrite],
+    ) -> None:
+        self._engine = engine
+        self._own_acceptor = own_acceptor
+        self._round_factory = round_factory
+        self._first_write_factory = first_write_factory
+        self._queues = Queues(engine.loop)
+        self._runs: set[Run] = set()
+        self._touched: dict[bytes, None] = {}
+        self._kept: dict[bytes, KeptPromise] = {}
+
+    def on_adopt(self) -> None:
+        """Another configuration is in force: what belonged to the last one is void."""
+        self._touched.clear()
+        self._kept.clear()
+        for run in list(self._runs):
+            run.abort()
+
+    async def change(self, request: ChangeRequest, deadline: float) -> ChangeReply:
+        """Apply a change exactly once; see :meth:`objmeta.register.engine.Engine.change`."""
+        own = Waiting(request, deadline)
+        reply = await self._queues.enter(own)
+        if reply is not None:
+            return reply
+        taken = self._queues.take_along(own)
+        own.answer = None
+        try:
+            return await _Lead(self, self._engine, request.name, taken).until_answered(own)
+        finally:
+            self._queues.give_back(request.name, [each for each in taken if each is not own])
+            self._queues.hand_on(request.name)
+
+    # -- One attempt --------------------------------------------------------------------------------------------------
+
+    async def attempt(
+        self, taken: list[Waiting], change: Change, dead: tuple[RecordRef, ...], deadline: float, first: bool
+    ) -> Outcome:
+        """One round for all of them."""
+        engine = self._engine
+        request = taken[0].request
+        name = request.name
+        kept = self._kept.pop(name, None)
+        round_: Round | FirstWrite
+        if first:
+            round_ = self._first_write_factory(
+                engine.quorums,
+                engine.configuration.epoch,
+                self._own_acceptor or 0,
+                name,
+                change,
+                fence=request.fence,
+                generation=request.generation,
+            )
+        else:
+            again = name in self._touched or self._queues.is_awaited(name)
+            self.remember(name)
+            round_ = self._round_factory(
+                engine.quorums,
+                name,
+                kept.ballot if kept else engine.ballots.next(),
+                change,
+                fence=request.fence,
+                generation=request.generation,
+                dead=dead,
+                following=engine.ballots.next() if again and change.operations else ZERO,
+                kept=kept,
+            )
+        run = Run(engine, round_, deadline)
+        self._runs.add(run)
+        try:
+            outcome = await run.outcome
+        finally:
+            self._runs.discard(run)
+            run.stop()
+        if isinstance(outcome, Denied) and outcome.reason is Refusal.CONFIGURATION and run.moved:
+            return Lost(round_.ballot, outcome.proposed)
+        if isinstance(outcome, Done) and outcome.following > outcome.ballot and not run.moved:
+            assert outcome.state is not None, "a promise goes along with a write"
+            self._keep(name, KeptPromise(outcome.following, outcome.ballot, outcome.state))
+        return outcome
+
+    def _keep(self, name: bytes, kept: KeptPromise) -> None:
+        if len(self._kept) >= self._engine.settings.promises_kept_max:
+            del self._kept[next(iter(self._kept))]  # the one that was kept longest
+        self._kept[name] = kept
+
+    def may_be_first(self, request: ChangeRequest) -> bool:
+        """Whether this register is at home here and was not seen lately: a hint, the acceptor decides."""
+        engine, name = self._engine, request.name
+        if self._own_acceptor is None or engine.configuration.is_joint or name in self._touched:
+            return False
+        if home_of(name, engine.quorums.members) != self._own_acceptor or not request.change.operations:
+            return False
+        self.remember(name)
+        return True
+
+    def remember(self, name: bytes) -> None:
+        """That this register was seen."""
+        if len(self._touched) >= self._engine.settings.names_remembered_max:
+            self._touched.clear()
+        self._touched[name] = None
+
+
+class _Lead:
+    """One leader's work on the changes it took along, in the order they came."""
+
+    def __init__(self, changer: Changer, engine: Engine, name: bytes, taken: list[Waiting]) -> None:
+        self._changer = changer
+        self._engine = engine
+        self._name = name
+        self._open = taken
+        """Those without an answer; the list is the caller's and shrinks."""
+        self._dead: set[RecordRef] = set()
+
+    async def until_answered(self, own: Waiting) -> ChangeReply:
+        """Run rounds until the leader's own change has its answer; others get theirs on the way."""
+        engine, settings = self._engine, self._engine.settings
+        cap = settings.backoff_s_min
+        while True:
+            self._expire(own)
+            first = len(self._open) == 1 and self._changer.may_be_first(own.request)
+            change, deadline = self._changes(), min(each.deadline for each in self._open)
+            dead = tuple(sorted(self._dead))
+            try:
+                outcome = await self._changer.attempt(self._open, change, dead, deadline, first)
+            except asyncio.CancelledError:
+                self._proposed(True)  # what was sent for the others may be with some acceptor
+                raise
+            if isinstance(outcome, Done):
+                answered = self._done(outcome, change)
+            elif isinstance(outcome, HeldElsewhere):
+                self._proposed_held(outcome)
+                try:
+                    answered = await self._look_at_chain(outcome, deadline)
+                except IntegrityError:
+                    # The state may be one that is just being written back, and its record dropped as dead meanwhile.
+                    if engine.loop.time() + cap >= deadline:
+                        raise
+                    cap = await self._back_off(cap, deadline)
+                    continue
+                except NoQuorum:
+                    cap = await self._back_off(cap, deadline)
+                    continue
+            elif isinstance(outcome, Denied):
+                self._proposed(outcome.proposed)
+                answered = self._denied(outcome)
+            elif isinstance(outcome, Lost):
+                self._proposed(outcome.proposed)
+                engine.ballots.saw(outcome.greatest)
+                if outcome.failure:
+                    answered = [(each, _failure(outcome.failure, each.proposed)) for each in self._open]
+                else:
+                    self._expire(own)
+                    cap = await self._back_off(cap, deadline)
+                    continue
+            else:
+                assert isinstance(outcome, Settled | NotFirst)
+                continue
+            for each, answer in answered:
+                self._open.remove(each)
+                if each is not own:
+                    each.fail(answer) if isinstance(answer, Exception) else each.give(answer)
+            for each, answer in answered:
+                if each is own:
+                    if isinstance(answer, Exception):
+                        raise answer
+                    return answer
+
+    def _changes(self) -> Change:
+        changes = [each.request.change for each in self._open]
+        return changes[0] if len(changes) == 1 else Batch(changes, _ROUND_RECORD_BYTES_MAX)
+
+    def _done(self, outcome: Done, change: Change) -> list[tuple[Waiting, ChangeReply | Exception]]:
+        results = change.results if isinstance(change, Batch) else [_result(outcome)]
+        return [(each, _reply(result)) for each, result in zip(list(self._open), results, strict=False)]
+
+    def _denied(self, outcome: Denied) -> list[tuple[Waiting, ChangeReply | Exception]]:
+        if outcome.reason is Refusal.STALE_TERM:
+            return [(each, _stale_term(each)) for each in self._open]
+        return [(each, _denial(outcome, each.proposed)) for each in self._open]
+
+    def _proposed(self, proposed: bool) -> None:
+        if proposed:
+            for each in self._open:
+                each.proposed = bool(each.request.change.operations)  # a read proposes nothing of its own
+
+    def _proposed_held(self, outcome: HeldElsewhere) -> None:
+        self._proposed(outcome.proposed)
+        held = {ref.version_id for ref in outcome.held}
+        for each in self._open:
+            if not held.isdisjoint(each.request.change.operations):
+                each.proposed = True
+
+    def _expire(self, own: Waiting) -> None:
+        """Answer those whose time is up; raises if the leader's is."""
+        now = self._engine.loop.time()
+        for each in [each for each in self._open if each.deadline <= now]:
+            if each is own:
+                raise _late(own.proposed)
+            self._open.remove(each)
+            each.fail(_late(each.proposed))
+
+    async def _back_off(self, cap: float, deadline: float) -> float:
+        """Wait at random up to ``cap`` seconds; the next cap."""
+        engine = self._engine
+        await asyncio.sleep(min(engine.rng.uniform(0, cap), max(0.0, deadline - engine.loop.time())))
+        return min(cap * 2, engine.settings.backoff_s_max)
+
+    # -- Operations that may have applied -----------------------------------------------------------------------------
+
+    async def _look_at_chain(
+        self, outcome: HeldElsewhere, deadline: float
+    ) -> list[tuple[Waiting, ChangeReply | Exception]]:
+        """Which operations took effect earlier; records that did not are dead from now on."""
+        by_operation = {operation: each for each in self._open for operation in each.request.change.operations}
+        applied: dict[bytes, tuple[Waiting, ChangeReply | Exception]] = {}
+        for ref in outcome.held:
+            record = await self._on_chain(outcome.state, ref, deadline)
+            if record is None:
+                self._dead.add(ref)
+            elif ref.version_id in by_operation:
+                tip = outcome.state.refs[-1] if outcome.state and outcome.state.refs else None
+                reply = ChangeReply("", outcome.state if tip == ref else None, record)
+                applied[ref.version_id] = (by_operation[ref.version_id], reply)
+        return list(applied.values())
+
+    async def _on_chain(self, state: State | None, ref: RecordRef, deadline: float) -> Record | None:
+        engine = self._engine
+        cursor = state.refs[-1] if state is not None and state.refs else None
+        while cursor is not None and cursor.sequence >= ref.sequence:
+            (record,) = await engine.records(self._name, (cursor,), deadline - engine.loop.time(), with_data=False)
+            if cursor == ref:
+                return record
+            cursor = record.parent
+        return None
+
+
+# -- Answers ----------------------------------------------------------------------------------------------------------
+
+
+def _result(outcome: Done) -> Result:
+    return Result(outcome.code, outcome.state, outcome.record)
+
+
+def _reply(result: Result) -> ChangeReply:
+    record = result.record
+    if record is not None and record.data:
+        record = Record(record.ref, record.parent, record.body)
+    return ChangeReply(result.code, result.state, record)
+
+
+def _stale_term(waiting: Waiting) -> ChangeReply:
+    return ChangeReply(STALE_TERM, None, proposed=waiting.proposed, generation=waiting.request.generation)
+
+
+def _late(proposed: bool) -> ObjmetaError:
+    if proposed:
+        return UnknownOutcome("no majority of the nodes confirmed the change in time; it may or may not apply")
+    return NoQuorum("no majority of the nodes answered in time; nothing was changed, try again")
+
+
+def _denial(outcome: Denied, proposed: bool) -> ObjmetaError:
+    if outcome.reason is Refusal.CONFIGURATION and not proposed:
+        why = outcome.detail or "another identity"
+        return ConfigurationMismatch(f"the nodes do not belong to this store: {why}")
+    if proposed:
+        return UnknownOutcome("the nodes refuse the operation now, and an earlier attempt may have applied")
+    return StaleGeneration("the operation was begun too long ago; begin it anew")
+
+
+def _failure(failure: str, proposed: bool) -> ObjmetaError:
+    if proposed:
+        return UnknownOutcome(f"the change may have been applied, and then the store failed: {failure}")
+    kind, _, text = failure.partition(": ")
+    if kind == StoreFull.kind:
+        return StoreFull(text)
+    if kind in (IntegrityError.kind, RowDamaged.kind):
+        return IntegrityError(text)
+    return StoreError(text if kind == StoreError.kind else failure)

@@ -1,0 +1,302 @@
+"""What a store does to itself while clients use it: its members change, deleted registers are erased, gaps are mended.
+
+The real coordinator, eraser and repairer run here, on the engines of the simulated proposers, several at once and each
+cancelled at any message, as when its process crashes; what one of them leaves half done another takes up.  Which of
+them a run has, and which faults that belong to them (lost disks, slow disks, clocks that jump), is drawn once per seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from objmeta.core.configuration import OUTSIDE, Configuration
+from objmeta.core.messages import TOMBSTONE
+from objmeta.errors import ObjmetaError
+from objmeta.model.names import OBJECTS
+from objmeta.node.fences import BucketFences
+from objmeta.objects.context import Context
+from objmeta.register.copying import CopySettings, FenceOf
+from objmeta.register.erasing import ErasureSettings
+from objmeta.register.membership import Coordinator
+from objmeta.register.mending import RepairSettings
+from objmeta.testing.checkers import Violation
+from objmeta.testing.world import Interrupted, Proposer, World
+
+_PATIENCE_S = 60.0
+"""In which each of these must come to its end once all faults are gone."""
+_PASSES_MAX = 12
+
+
+class Stuck(Exception):
+    """Upkeep did not come to its end although everything was well again."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpkeepFaults:
+    """What one run has."""
+
+    changes: int = 0
+    """Changes of members that are begun."""
+    erases: bool = False
+    repairs: bool = False
+    loses_disks: bool = False
+    slow_disks: bool = False
+    clocks_jump: bool = False
+    interval_s: float = 0.1
+    """Mean time between two beginnings of the same kind."""
+    grace_s: float = 0.0
+
+    @staticmethod
+    def draw(rng: random.Random) -> UpkeepFaults:
+        """Of one run."""
+        changes = rng.choice((0, 0, 0, 1, 2, 4))
+        return UpkeepFaults(
+            changes=changes,
+            erases=rng.random() < 0.45,
+            repairs=rng.random() < 0.3,
+            loses_disks=changes > 0 and rng.random() < 0.4,
+            slow_disks=rng.random() < 0.25,
+            clocks_jump=rng.random() < 0.3,
+            interval_s=rng.choice((0.02, 0.1, 0.3)),
+            grace_s=rng.choice((0.0, 0.0, 0.2)),
+        )
+
+
+class Upkeep:
+    """The upkeep of one world."""
+
+    def __init__(self, world: World, has_buckets: bool) -> None:
+        self.world = world
+        self._has_buckets = has_buckets
+        self._rng = world.random("upkeep")
+        self.faults = UpkeepFaults.draw(self._rng)
+        self._next_id = max(world.nodes) + 1
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.completed = 0
+        """Changes of members that came to their end."""
+        world.erasure = ErasureSettings(
+            names_per_batch=self._rng.choice((1, 2, 100)),
+            answer_s=self._rng.choice((0.3, 1.0)),
+            grace_s=self.faults.grace_s,
+            promises_min=self._rng.choice((1, 1000)),
+        )
+        for proposer in world.proposers:
+            proposer.engine.eraser.settings = world.erasure
+        world.note(f"{self.faults}, {world.erasure}")
+
+    # -- While things break -------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        faults = self.faults
+        loops: list[Coroutine[Any, Any, None]] = []
+        if faults.changes:
+            loops.append(self._repeat(self._change_members, faults.changes))
+        if faults.erases:
+            loops.append(self._repeat(self._erase))
+        if faults.repairs:
+            loops.append(self._repeat(self._repair))
+        if faults.slow_disks:
+            loops.append(self._repeat(self._slow_down))
+        if faults.clocks_jump:
+            loops.append(self._repeat(self._jump))
+        try:
+            await asyncio.gather(*loops)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    async def _repeat(self, work: Callable[[], Awaitable[object]], times: int = 1_000_000) -> None:
+        """Begin ``work`` again and again, at most two at a time: the one before may be a zombie."""
+        mine: list[asyncio.Task[None]] = []
+        for _ in range(times):
+            await asyncio.sleep(self._rng.expovariate(1 / self.faults.interval_s))
+            mine = [task for task in mine if not task.done()]
+            if len(mine) < 2:
+                task = self.world.loop.create_task(self._attempt(work))
+                mine.append(task)
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _attempt(self, work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await work()
+        except (ObjmetaError, Interrupted) as error:
+            self.world.note(f"upkeep: {error!r}")
+
+    def _proposer(self) -> Proposer | None:
+        up = [proposer for proposer in self.world.proposers if proposer.up]
+        return self._rng.choice(up) if up else None
+
+    def _crash_after_s(self) -> float | None:
+        """When the process that does the work is gone, None for never."""
+        draw = self._rng.random()
+        return None if draw < 0.4 else self._rng.random() * (0.01 if draw < 0.6 else 0.3)
+
+    # -- Members ------------------------------------------------------------------------------------------------------
+
+    def _coordinator(self, proposer: Proposer, timeout_s: float) -> Coordinator:
+        settings = CopySettings(page_names=self._rng.choice((1, 2, 100)), timeout_s=timeout_s)
+        fence_of = self._fence_of(proposer, timeout_s)
+        return self.world.mutation.coordinator(proposer.engine, self._rng, fence_of, settings)
+
+    def _fence_of(self, proposer: Proposer, timeout_s: float) -> FenceOf | None:
+        if not self._has_buckets:
+            return None
+        context = Context(proposer.engine, lambda: 0, lambda: self._rng.randbytes(16), timeout_s, True)
+        return BucketFences(context).fence_of
+
+    async def _change_members(self) -> None:
+        proposer = self._proposer()
+        if proposer is None:
+            return
+        if self.faults.loses_disks and self._rng.random() < 0.5:
+            self._lose_disk()
+        coordinator = self._coordinator(proposer, 1.0)
+        await proposer.run(self._change_and_finish(coordinator), self._crash_after_s())
+        self.completed += 1
+
+    async def _change_and_finish(self, coordinator: Coordinator) -> None:
+        if self._rng.random() < 0.8:
+            current = await coordinator.current(1.0)
+            if not current.configuration.is_joint:
+                add, remove = self._draw_change(current.configuration)
+                await coordinator.begin(add, remove, self._prepare, 1.0)
+        await coordinator.finish()
+
+    def _draw_change(self, configuration: Configuration) -> tuple[dict[int, str], tuple[int, ...]]:
+        (members,) = configuration.member_sets
+        lost = [a for a in members if self.world.nodes[a].lost]
+        size = self._rng.choice((1, 2, 3, 3, 4, 5))
+        keep = self._rng.sample([a for a in members if a not in lost], self._rng.randint(0, len(members) - len(lost)))
+        keep = keep[:size]
+        remove = tuple(a for a in members if a not in keep)
+        add = range(self._next_id, self._next_id + size - len(keep))
+        self._next_id += len(add)
+        self.world.note(f"upkeep: members {members}: add {list(add)}, remove {remove}")
+        return {node: f"node{node}:1" for node in add}, remove
+
+    async def _prepare(self, node: int, address: str, configuration: Configuration) -> None:
+        await asyncio.sleep(self.world.network.delay())
+        assert configuration.epoch == OUTSIDE
+        self.world.make_node(configuration, node)
+
+    def _lose_disk(self) -> None:
+        """Of a member, if no other of the same set is lost, so that a majority remains."""
+        for members in self.world.watch.newest.member_sets:
+            if len(members) < 3 or any(self.world.nodes[a].lost for a in members):
+                return
+        node = self._rng.choice([a for a, node in self.world.nodes.items() if node.up] or [0])
+        if node and all(node in members for members in self.world.watch.newest.member_sets):
+            self.world.note(f"A{node} loses its disk")
+            self.world.nodes[node].lost = True
+            self.world.nodes[node].crash(self._rng, True)
+
+    # -- Erasure, repair, clocks, disks -------------------------------------------------------------------------------
+
+    async def _erase(self) -> None:
+        proposer = self._proposer()
+        if proposer is not None:
+            eraser = proposer.engine.eraser
+            for _ in range(self._rng.choice((1, 2, 3))):
+                await proposer.run(eraser.run_pass(), self._crash_after_s())
+
+    async def _repair(self) -> None:
+        proposer = self._proposer()
+        if proposer is not None:
+            members = proposer.engine.quorums.members
+            acceptor = self._rng.choice(members)
+            others = [a for a in members if a != acceptor]
+            if not others:
+                return
+            await proposer.run(self._repairer(proposer, acceptor, 0.5).repair(others), self._crash_after_s())
+
+    def _repairer(self, proposer: Proposer, acceptor: int, timeout_s: float) -> Any:
+        settings = RepairSettings(page_names=self._rng.choice((1, 2, 100)), timeout_s=timeout_s)
+        fence_of = self._fence_of(proposer, timeout_s)
+        return self.world.mutation.repairer(proposer.engine, acceptor, settings, fence_of=fence_of)
+
+    async def _slow_down(self) -> None:
+        node = self.world.nodes[self._rng.choice(sorted(self.world.nodes))]
+        node.slow_s = self._rng.choice((0.05, 0.5))
+        await asyncio.sleep(self._rng.random() * 0.5)
+        node.slow_s = 0.0
+
+    async def _jump(self) -> None:
+        process = self._rng.choice((0, *(proposer.number for proposer in self.world.proposers)))
+        self.world.clock_offsets_s[process] = self._rng.choice((0.0, 1e-3, -1e-3, 3600.0, -3600.0, 1e8))
+
+    # -- When all is well again ---------------------------------------------------------------------------------------
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether all acceptors must come back, for something to come to its end."""
+        return bool(self.faults.changes) or self.faults.erases or self.faults.repairs
+
+    async def settle_members(self) -> None:
+        """The change under way is completed, and members whose disks were lost are replaced. Raises Stuck."""
+        if not self.faults.changes:
+            return
+        proposer = self.world.proposers[0]
+        coordinator = self._coordinator(proposer, 10.0)
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                current = await coordinator.finish()
+                lost = [a for a in current.configuration.quorums.members if self.world.nodes[a].lost]
+                if lost:
+                    add = {self._next_id + i: f"node{self._next_id + i}:1" for i in range(len(lost))}
+                    await coordinator.begin(add, lost, self._prepare, 10.0)
+                    current = await coordinator.finish()
+                for node in current.configuration.quorums.members:
+                    if self.world.nodes[node].store.disk.durable.membership.configuration.epoch == OUTSIDE:
+                        await coordinator.admit(node)
+        except (TimeoutError, ObjmetaError) as error:
+            raise Stuck(f"the change of members does not come to its end: {error!r}; {coordinator.progress}") from error
+
+    async def at_end(self) -> None:
+        """Nobody works any more: gaps are mended, and what is deleted is erased everywhere. Raises Stuck, Violation."""
+        proposer = self.world.proposers[-1]
+        if self.faults.repairs:
+            await self._mend_all(proposer)
+        if self.faults.erases:
+            await self._erase_all(proposer)
+
+    async def _mend_all(self, proposer: Proposer) -> None:
+        members = proposer.engine.quorums.members
+        for acceptor in members if len(members) > 1 else ():
+            repairer = self._repairer(proposer, acceptor, 10.0)
+            for _ in range(_PASSES_MAX):
+                try:
+                    complete = await repairer.repair([a for a in members if a != acceptor])
+                    if complete or self._has_buckets:
+                        break  # under the id of a bucket that is gone nothing can be mended any more
+                except ObjmetaError as error:
+                    self.world.note(f"repair: {error!r}")
+                await asyncio.sleep(1.0)
+            else:
+                raise Stuck(f"acceptor {acceptor} is not brought up to date: {repairer.progress}")
+            self._has_all(acceptor)
+
+    def _has_all(self, acceptor: int) -> None:
+        table = self.world.nodes[acceptor].store.disk.durable
+        for name, ballot in self.world.watch.current():
+            row = table.row(name)
+            is_gone = self._has_buckets and name.startswith(OBJECTS)
+            if not is_gone and (row is None or row.accepted < ballot):
+                raise Violation(f"acceptor {acceptor} was brought up to date and lacks {name!r}")
+
+    async def _erase_all(self, proposer: Proposer) -> None:
+        members = proposer.engine.quorums.members
+        for _ in range(_PASSES_MAX):
+            collected = await proposer.engine.eraser.run_pass()
+            self.world.note(f"erasing: {collected}")
+            tables = [self.world.nodes[a].store.disk.durable for a in members]
+            rows = [(name, row) for table in tables for name, row in table.rows.items() if not name.startswith(b"~")]
+            if not any(row.state is not None and row.state.flag == TOMBSTONE for _, row in rows):
+                return
+            await asyncio.sleep(1.0)
+        raise Stuck(f"tombstones are left although nothing stands in the way: {collected}")

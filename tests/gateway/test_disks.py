@@ -1,0 +1,77 @@
+"""Files on a store over several disks: a minority of them may be lost, bytes and all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway import ObjmetaFileSystem
+from gateway.blobdisks import BLOBS
+
+BIG = os.urandom(3 << 20)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    return [tmp_path / name for name in "abc"]
+
+
+def open_files(paths: list[Path]) -> ObjmetaFileSystem:
+    return ObjmetaFileSystem(disks=[str(path) for path in paths], timeout_s=10, skip_instance_cache=True)
+
+
+def chunks(path: Path) -> list[str]:
+    return sorted(file.name for file in (path / BLOBS).glob("??/*") if len(file.name) == 64)
+
+
+def test_bytes_are_on_every_disk_and_any_one_may_be_lost(paths: list[Path]) -> None:
+    files = open_files(paths)
+    files.mkdir("bucket")
+    files.pipe_file("bucket/big", BIG)
+    assert chunks(paths[0]) == chunks(paths[1]) == chunks(paths[2]) != []
+    files.close()
+    shutil.rmtree(paths[0])
+    paths[0].mkdir()
+    files = open_files(paths)
+    assert files.cat_file("bucket/big") == BIG
+    files.pipe_file("bucket/more", BIG[::-1])
+    assert files.cat_file("bucket/more") == BIG[::-1]
+    assert not any(paths[0].iterdir()), "something was written where a disk is to be mounted"
+    files.close()
+
+
+def test_a_damaged_chunk_is_read_elsewhere_and_mended(paths: list[Path]) -> None:
+    files = open_files(paths)
+    files.mkdir("bucket")
+    files.pipe_file("bucket/big", BIG)
+    name = chunks(paths[0])[0]
+    damaged = paths[0] / BLOBS / name[:2] / name
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1] + bytes((whole[-1] ^ 1,)))
+    assert files.cat_file("bucket/big") == BIG
+    assert damaged.read_bytes() == whole
+    files.close()
+
+
+def test_the_command_replaces_a_disk(paths: list[Path], tmp_path: Path) -> None:
+    files = open_files(paths)
+    files.mkdir("bucket")
+    files.pipe_file("bucket/big", BIG)
+    files.close()
+    shutil.rmtree(paths[1])
+    new = tmp_path / "d"
+    environ = {**os.environ, "OBJMETA_DISKS": os.pathsep.join(map(str, paths)), "OBJMETA_CONFIG": ""}
+    command = [sys.executable, "-m", "gateway", "disks", "replace", str(paths[1]), str(new), "--json"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["chunks"] == len(chunks(new)) == len(chunks(paths[0])) > 0
+    shutil.rmtree(paths[0])
+    files = open_files([paths[0], new, paths[2]])
+    assert files.cat_file("bucket/big") == BIG
+    files.close()

@@ -2,10 +2,11 @@
 
     python -m bench.catchup [--registers N] [--changed M] [--seconds S] [--writers W] [--directory DIR]
 
-Three of our nodes on this machine.  N registers are written; the greatest load of W writers is found (puts of 1 KiB
-objects, as in ``bench.puts``), and the latency at half of it is measured.  Then one node is killed (SIGKILL), M of the
-registers are changed and M are added, the node is started again, and half the greatest load goes on until the node's
-status says that it has caught up.  At the end its digests of the N registers are compared with those of the others.
+Three of our nodes on this machine.  N registers are written, and the greatest load of W writers is found (puts of 1 KiB
+objects, as in ``bench.puts``).  Then one node is killed (SIGKILL), M of the registers are changed and M are added, the
+node is started again, and half the greatest load goes on until the node's status says that it has caught up.  The
+latency of these puts is compared with that of the same load before and after.  At the end the digests of all that was
+written are compared between the nodes.
 """
 
 from __future__ import annotations
@@ -169,8 +170,8 @@ def main() -> int:
         assert isinstance(puts, int)
         assert isinstance(seconds, float)
         rate = puts / seconds / 2
-        quiet = _percentiles(_paced(driver, arguments.seconds, rate))
-        print(f"greatest load {2 * rate:,.0f} puts/s; at half of it p50 {quiet[0]:.1f} ms, p99 {quiet[1]:.1f} ms")
+        alone = _paced(driver, arguments.seconds, rate)
+        print(f"greatest load {2 * rate:,.0f} puts/s")
 
         cluster.kill(_AWAY)
         began = time.monotonic()
@@ -182,6 +183,7 @@ def main() -> int:
         cluster.wait_ready([_AWAY])
         began = time.monotonic()
         latencies: list[float] = []
+        repair: RepairStatus | None = None
         while True:
             latencies += _paced(driver, _SLICE_S, rate)
             repair = _repair_of(runner.run(client.status()), _AWAY)
@@ -196,7 +198,10 @@ def main() -> int:
             f"caught up in {took:.1f} s: {repair.compared:,} registers compared ({repair.compared / took:,.0f}/s), "
             f"{repair.repaired:,} repaired ({repair.repaired / took:,.0f}/s) by {repair.records:,} records"
         )
-        print(f"puts meanwhile: p50 {busy[0]:.1f} ms, p99 {busy[1]:.1f} ms")
+        alone += _paced(driver, arguments.seconds, rate)
+        quiet = _percentiles(alone)
+        print(f"puts at half the greatest load: p50 {quiet[0]:.1f} ms, p99 {quiet[1]:.1f} ms before and after")
+        print(f"puts at half the greatest load: p50 {busy[0]:.1f} ms, p99 {busy[1]:.1f} ms meanwhile")
         differing, ranges = _differing(cluster)
         print(
             f"digests of the {registers + changed:,} registers: {differing} of {ranges:,} ranges differ between nodes"

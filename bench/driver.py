@@ -3,7 +3,7 @@
 Started by ``bench/puts.py`` as ``python -m bench.driver KIND --endpoints … --writers N``.  It connects, makes one put,
 prints ``ready``, and then answers each line ``run SECONDS`` on standard input with one line of JSON: how many puts were
 acknowledged, in how many seconds, and the latencies at the 50th and 99th percentile in milliseconds.  ``pace SECONDS
-RATE`` begins that many puts a second instead, whether or not earlier ones have ended, and answers with all latencies.
+RATE`` has that many puts fall due each second instead, and answers with all latencies, counted from when they were due.
 """
 
 from __future__ import annotations
@@ -98,12 +98,16 @@ async def _run(put: Put, writers: int, seconds: float, numbers: itertools.count[
     }
 
 
-async def _pace(put: Put, seconds: float, rate: float, numbers: itertools.count[int]) -> dict[str, list[float]]:
+async def _pace(
+    put: Put, writers: int, seconds: float, rate: float, numbers: itertools.count[int]
+) -> dict[str, list[float]]:
     latencies: list[float] = []
+    room = asyncio.Semaphore(writers)
 
     async def one(due: float) -> None:
-        with contextlib.suppress(Unavailable):  # a put that failed took as long as it took
-            await put(next(numbers))
+        async with room:
+            with contextlib.suppress(Unavailable):  # a put that failed took as long as it took
+                await put(next(numbers))
         latencies.append(1000 * (time.perf_counter() - due))
 
     start = time.perf_counter()
@@ -130,7 +134,8 @@ async def _main() -> None:
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         what, *figures = line.split()
         if what == "pace":
-            print(json.dumps(await _pace(put, float(figures[0]), float(figures[1]), numbers)), flush=True)
+            seconds, rate = map(float, figures)
+            print(json.dumps(await _pace(put, arguments.writers, seconds, rate, numbers)), flush=True)
         else:
             print(json.dumps(await _run(put, arguments.writers, float(figures[0]), numbers)), flush=True)
 

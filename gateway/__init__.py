@@ -7,7 +7,7 @@
         (fs*, entries, readers, writers, blocking, instances)
     catalog                         SQL over buckets, objects and versions
     transfer                        bytes and metadata joined: put, get, streams
-    blobs (blob*, groupsync, files) where chunks live, locally and on nodes
+    blobs (blob*, groupsync, files) where chunks live: locally, on several disks, on nodes
     server                          a node that keeps chunks as well
     oserrors                        objmeta's errors as OSErrors
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def disks() -> None:
-    """Look after a store over several disks (the setting "disks"); 'gateway status' shows them."""
+    """Look after a store over several disks. They are named by the setting "disks"; 'gateway status' shows them."""
 
 
 @disks.command()

@@ -283,7 +283,8 @@ class DiskRegisters:
         for acceptor, lane in self._lanes.items():
             if names := lane.damage.take():
                 with suppress(ObjmetaError):
-                    await Repairer(self._engine, acceptor, fence_of=self._fences()).mend_damaged(names)
+                    repairer = Repairer(self._engine, acceptor, fence_of=self._fences())
+                    lane.damage.mended += await repairer.mend_damaged(names)
 
     async def _repair(self) -> None:
         """Bring each disk up to date with the others."""

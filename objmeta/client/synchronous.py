@@ -300,6 +300,11 @@ class Client:
         """Begin to change the members; see :meth:`AsyncClient.change_members`. Raises InvalidArgument, Conflict."""
         return self._run(self._current().change_members(add, remove, epoch=epoch))
 
+    @property
+    def epoch(self) -> int:
+        """Of the highest membership of a cluster that was heard of; 0 for none."""
+        return self._current().epoch
+
     def iter_objects(self, bucket: str, prefix: str = "", *, delimiter: str = "") -> Iterator[ObjectSummary | str]:
         """All of a listing, page by page; common prefixes are strings. Of one page, objects come first."""
         continuation: str | None = None

@@ -1,7 +1,7 @@
 """The daemon: one acceptor, a proposer for clients, and what makes three of them a cluster.
 
 Files: ``settings`` (what a node is told), ``data`` (its directory), ``bootstrap`` (how a cluster comes to be),
-``background`` (what it does by itself),
+``background`` (what it does by itself), ``positions`` (who has lost what it had promised is found out),
 ``members`` (its part in changes of members), ``fences`` (what its write-backs in buckets state), ``forwarding``
 (changes go to the home of their register), ``node`` (the wiring),
 ``process`` (a node as a process of its own), ``dev`` (several of those on this machine).

@@ -272,12 +272,13 @@ class Node:
         except IntegrityError as lost:
             if not self._failure.done():
                 self._failure.set_exception(lost)
+                self._failure.exception()  # retrieved, whether or not somebody waits for it
 
     async def _mend(self) -> None:
         assert self._lane is not None, "what works in the background is stopped before the lane"
         assert self._repairer is not None, "the repairer is made before the background work"
         if names := self._lane.damage.take():
-            await self._repairer.mend_damaged(names)
+            self._lane.damage.mended += await self._repairer.mend_damaged(names)
 
     def _is_in_touch(self, node_id: int) -> bool:
         link = self._transport.links.get(node_id) if self._transport is not None else None
@@ -459,7 +460,7 @@ class Node:
         """This run of the node. Raises Unavailable."""
         if self._confirmation is None:
             raise Unavailable(self._not_ready())
-        return self._confirmation.life
+        return self._confirmation.life._replace(position=self.position())
 
     def position(self) -> int:
         """The number of the acceptor's last durable batch."""

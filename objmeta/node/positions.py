@@ -31,7 +31,8 @@ from objmeta.rpc.wire import Life, Remembered
 
 FILE_NAME: Final = "positions"
 _KEEP_S: Final = 1.0
-_ASK_TIMEOUT_S: Final = 1.0
+_ASK_TIMEOUT_S: Final = 3.0
+"""Who is down refuses the connection at once; this is for who is slow."""
 _POLL_S: Final = 0.1
 _CHECKSUM_BYTES: Final = 4
 _LIFE_BYTES: Final = 8
@@ -67,7 +68,7 @@ class Positions:
         """A member is reached: why its votes must not be taken, empty if they may."""
         known = self.remembered(node_id)
         if known.life == life.random or life.began_at >= known.position:
-            self._heard[node_id] = Heard(life.random, max(known.position, life.began_at))
+            self._heard[node_id] = Heard(life.random, max(known.position, life.position))
             self._problems.pop(node_id, None)
             return ""
         problem = f"it has lost data: it began at position {life.began_at}, and had told {known.position} before"
@@ -114,7 +115,7 @@ class Confirmation:
         self._store_id = store_id
         self._confirmed: set[int] = set()
         self._strangers: set[int] = set()
-        self.life = Life(os.urandom(_LIFE_BYTES), position)
+        self.life = Life(os.urandom(_LIFE_BYTES), position, position)
         """This run of the node."""
 
     async def by_majority(self, quorums: Quorums, addresses: Collection[str]) -> None:

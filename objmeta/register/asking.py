@@ -107,7 +107,7 @@ async def gather(
     finally:
         for task in pending:
             task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)  # of those that ended, too, so that no failure is lost
     return answers
 
 

@@ -144,7 +144,7 @@ class Changer:
         self._round_factory = round_factory
         self._first_write_factory = first_write_factory
         self._queues = Queues(engine.loop)
-        self._runs: set[Run] = set()
+        self._runs: dict[Run, None] = {}
         self._touched: dict[bytes, None] = {}
         self._kept: dict[bytes, KeptPromise] = {}
 
@@ -205,11 +205,11 @@ class Changer:
                 kept=kept,
             )
         run = Run(engine, round_, deadline)
-        self._runs.add(run)
+        self._runs[run] = None
         try:
             outcome = await run.outcome
         finally:
-            self._runs.discard(run)
+            self._runs.pop(run, None)
             run.stop()
         if isinstance(outcome, Denied) and outcome.reason is Refusal.CONFIGURATION and run.moved:
             return Lost(round_.ballot, outcome.proposed)

@@ -45,6 +45,7 @@ _FETCHED_TOGETHER_MAX: Final = 32
 _SHORT_HISTORY: Final = 8
 """So many records may come along with an accept that is new to the acceptor."""
 _REST_S_MAX: Final = 1.0
+_DEFERRED_MAX: Final = 1000
 _DEAD_REMEMBERED_MAX: Final = 100_000
 _TRIES: Final = 4
 
@@ -59,9 +60,16 @@ class RepairSettings:
     """Registers looked at one by one, each second."""
     bytes_per_s_max: float = 32e6
     """Content of records moved, each second."""
-    rest: float = 1.0
-    """Seconds rested for each second of work: where the machine is busy, work takes longer, and so does the rest."""
-    at_once: int = 16
+    rest_min: float = 1.0
+    """Seconds rested for each second of work while nothing else goes on."""
+    rest_max: float = 5.0
+    """The same while the loop is busy with others, which shows in rests that end late."""
+    late_s: float = 0.005
+    """From when on a rest has ended late."""
+    defer_s: float = 1.0
+    """What no quorum is seen to agree on may be a write under way, so it is looked at again after this, before a round
+    of ours gets in its way."""
+    at_once: int = 8
     """Registers being mended at a time; what clients ask waits behind no more than these."""
     page_names: int = 256
     """Registers in one page of an inventory."""
@@ -140,18 +148,52 @@ class Mender:
         self._fence_of = fence_of
         self._mend_pace = Pace(self._loop, settings.mended_per_s_max)
         self._bytes_pace = Pace(self._loop, settings.bytes_per_s_max)
+        self._rest = settings.rest_min
+        self._deferred: list[Look] = []
+        self._deferred_at = 0.0
         self._room = asyncio.Semaphore(settings.at_once)
         self._dead: dict[bytes, frozenset[RecordRef]] = {}
         self.configuration = engine.configuration
         """What the pass under way was begun in."""
 
     async def mend(self, looks: Sequence[Look]) -> None:
-        """Mend these registers, as many as can be. Raises Moved if the configuration changed."""
+        """Mend these registers, as many as can be; some only with :meth:`finish`.
+
+        Raises Moved if the configuration changed.
+        """
         new = [look for look in looks if not self._is_known(look)]
         await self._mend_pace.take(len(new))
         began = self._loop.time()
         await asyncio.gather(*(self._mend(look) for look in new))
         await self.rest(began)
+        if len(self._deferred) >= _DEFERRED_MAX:
+            await self.finish()
+
+    def begin(self) -> None:
+        """A pass begins, under the engine's configuration."""
+        self.configuration = self._engine.configuration
+        self._deferred.clear()
+
+    async def finish(self) -> None:
+        """Mend what was deferred."""
+        while self._deferred:
+            deferred, self._deferred = self._deferred, []
+            await asyncio.sleep(max(0.0, self._deferred_at + self._settings.defer_s - self._loop.time()))
+            for at in range(0, len(deferred), self._settings.page_names):
+                began = self._loop.time()
+                some = deferred[at : at + self._settings.page_names]
+                await asyncio.gather(*(self._mend(look, patient=False) for look in some))
+                await self.rest(began)
+
+    async def mend_damaged(self, names: Sequence[bytes]) -> int:
+        """Mend registers whose rows were found damaged; how many of them were. Raises Moved."""
+        await self._mend_pace.take(len(names))
+        return sum(await asyncio.gather(*(self._mend_row(name) for name in names)))
+
+    async def _mend_row(self, name: bytes) -> bool:
+        async with self._room:
+            self.check()
+            return await self._settle(Look(name, ZERO, (), False, ZERO, frozenset(), {}, damaged=True))
 
     async def look_at(self, rows: Mapping[bytes, InventoryRow | None]) -> None:
         """See for each of these registers, of which the acceptor has these rows, that it lacks nothing."""
@@ -159,10 +201,17 @@ class Mender:
         began = self._loop.time()
         await asyncio.gather(*(self._look_at(name, row) for name, row in sorted(rows.items())))
         await self.rest(began)
+        if len(self._deferred) >= _DEFERRED_MAX:
+            await self.finish()
 
     async def rest(self, began: float) -> None:
-        """Rest from the work that began then."""
-        await asyncio.sleep(min(self._settings.rest * (self._loop.time() - began), _REST_S_MAX))
+        """Rest from the work that began then: the longer, the busier the loop is with what clients want."""
+        settings = self._settings
+        now = self._loop.time()
+        until = now + min(self._rest * (now - began), _REST_S_MAX)
+        await asyncio.sleep(until - now)
+        late = self._loop.time() - until > settings.late_s
+        self._rest = min(self._rest * 1.5, settings.rest_max) if late else max(self._rest * 0.9, settings.rest_min)
 
     async def _look_at(self, name: bytes, row: InventoryRow | None) -> None:
         own = row or InventoryRow(name, ZERO, ZERO, None)
@@ -182,7 +231,11 @@ class Mender:
         lacks_ballot = look.accepted != look.ballot or look.damaged
         return not lacks_ballot and look.strange <= self._dead.get(look.name, frozenset())
 
-    async def _mend(self, look: Look) -> None:
+    async def _mend(self, look: Look, patient: bool = True) -> None:
+        if patient and not look.chosen and not look.damaged:
+            self._deferred.append(look)
+            self._deferred_at = self._loop.time()
+            return
         async with self._room:
             self.check()
             if await self._repeat(look) or await self._settle(look):

@@ -90,10 +90,10 @@ class Repairer:
             peers=tuple(sorted(progress.peers.items())),
         )
 
-    async def mend_damaged(self, names: Sequence[bytes]) -> None:
-        """Mend registers whose rows at this acceptor were found damaged. Raises Unavailable, StoreError."""
+    async def mend_damaged(self, names: Sequence[bytes]) -> int:
+        """Mend registers whose rows at this acceptor were found damaged; how many of them were. Raises Unavailable."""
         self._mender.configuration = self._engine.configuration
-        await self._mender.look_at({name: InventoryRow(name, ZERO, ZERO, None, damaged=True) for name in names})
+        return await self._mender.mend_damaged(names)
 
     # -- When ---------------------------------------------------------------------------------------------------------
 
@@ -190,6 +190,7 @@ class Repairer:
             for at in range(0, len(ordered), self._settings.page_names):
                 some = ordered[at : at + self._settings.page_names]
                 await self._mender.look_at({name: await self._own_row(name) for name in some})
+            await self._mender.finish()
         finally:
             self.progress.running = False
         return self._end()
@@ -215,13 +216,14 @@ class Repairer:
                 start = await self._compare(start, peers)
                 if not start:
                     break
+            await self._mender.finish()
         finally:
             self.progress.running = False
         return self._end()
 
     def _begin(self, peers: Collection[int]) -> None:
         progress = self.progress
-        self._mender.configuration = self._engine.configuration
+        self._mender.begin()
         progress.running, progress.began, progress.problem = True, self._loop.time(), ""
         progress.compared = progress.repaired = progress.records = progress.left = progress.lost = 0
         progress.peers = dict.fromkeys(sorted(peers), "comparing")

@@ -22,7 +22,7 @@ from objmeta.rpc.batching import Outbox
 from objmeta.rpc.options import ITEM_BYTES_MAX, Handler
 from objmeta.rpc.streams import ServedStreams
 
-_IN_FLIGHT_MAX: Final = 16_384
+_IN_FLIGHT_MAX: Final = 4096
 """Operations of one client at a time; beyond it its stream is not read, and the client waits."""
 _ANSWERS_A_MESSAGE_MAX: Final = 32
 """A client's next operations follow on these answers. In shorter messages they set off while the rest is unpacked, so

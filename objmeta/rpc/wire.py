@@ -141,10 +141,11 @@ class PeerAnswer(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Life(NamedTuple):
-    """One run of a node: a number drawn at random, and the position it began at (``node.positions``)."""
+    """One run of a node: a number drawn at random, the position it began at, and where it is (``node.positions``)."""
 
     random: bytes
     began_at: int
+    position: int
 
 
 class Memory(Protocol):

@@ -47,6 +47,8 @@ class Damage:
     def __init__(self) -> None:
         self.met = 0
         """Requests that met damage."""
+        self.mended = 0
+        """Registers that were mended since."""
         self.last = ""
         """What the last of them met, in words."""
         self._names: dict[bytes, None] = {}
@@ -70,7 +72,8 @@ class Damage:
             return ""
         return (
             f"damaged: {self.met} requests met what does not match its checksum, the last of them: {self.last}; it has "
-            "no vote, and is mended when it is written again; if there is ever more of it, replace the disk"
+            f"no vote until it is written again (registers mended so far: {self.mended}); if there is more and more of "
+            "it, replace the disk"
         )
 
 

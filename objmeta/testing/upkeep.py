@@ -75,7 +75,8 @@ class Upkeep:
         self._rng = world.random("upkeep")
         self.faults = UpkeepFaults.draw(self._rng)
         self._next_id = max(world.nodes) + 1
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._changing = 0
         self.completed = 0
         """Changes of members that came to their end."""
         world.erasure = ErasureSettings(
@@ -107,7 +108,7 @@ class Upkeep:
         try:
             await asyncio.gather(*loops)
         finally:
-            for task in self._tasks:
+            for task in list(self._tasks):
                 task.cancel()
 
     async def _repeat(self, work: Callable[[], Awaitable[object]], times: int = 1_000_000) -> None:
@@ -119,8 +120,11 @@ class Upkeep:
             if len(mine) < 2:
                 task = self.world.loop.create_task(self._attempt(work))
                 mine.append(task)
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._tasks[task] = None
+                task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
 
     async def _attempt(self, work: Callable[[], Awaitable[object]]) -> None:
         try:
@@ -156,9 +160,13 @@ class Upkeep:
             return
         if self.faults.loses_disks and self._rng.random() < 0.5:
             self._lose_disk()
+        self._changing += 1
         coordinator = self._coordinator(proposer, 1.0)
-        await proposer.run(self._change_and_finish(coordinator), self._crash_after_s())
-        self.completed += 1
+        try:
+            await proposer.run(self._change_and_finish(coordinator), self._crash_after_s())
+            self.completed += 1
+        finally:
+            self._changing -= 1
 
     async def _change_and_finish(self, coordinator: Coordinator) -> None:
         if self._rng.random() < 0.8:
@@ -186,7 +194,9 @@ class Upkeep:
         self.world.make_node(configuration, node)
 
     def _lose_disk(self) -> None:
-        """Of a member, if no other of the same set is lost, so that a majority remains."""
+        """Of a member, if no other is lost and nobody is just choosing new members, so that a majority remains."""
+        if self._changing or self.world.watch.newest.is_joint:
+            return
         for members in self.world.watch.newest.member_sets:
             if len(members) < 3 or any(self.world.nodes[a].lost for a in members):
                 return

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 
+import click
 import pytest
 
-from gateway.cli.app import COMMANDS, gateway
+from gateway.cli.app import COMMANDS
+from gateway.cli.app import gateway as commands
 from gateway.cli.errors import EXIT_CODES
 from tests.cli.conftest import ROOT, Run, Shell
 
@@ -48,14 +50,19 @@ def test_every_command_has_help_that_begins_as_the_list_says(gateway: Run, name:
     text = " ".join(gateway(name, "--help").out.split())
     assert text.startswith(f"Usage: gateway {name} ")
     assert COMMANDS[name][1] in text
-    for option in ("--store TARGET", "--timeout SECONDS", "--json", "--quiet"):
-        assert option in text
+    with commands.make_context("gateway", ["ls"], resilient_parsing=True) as context:
+        command = commands.get_command(context, name)
+    under = [f"{name} {each}" for each in sorted(command.commands)] if isinstance(command, click.Group) else [name]
+    for words in under:
+        text = " ".join(gateway(*words.split(), "--help").out.split())
+        for option in ("--store TARGET", "--timeout SECONDS", "--json", "--quiet"):
+            assert option in text, words
 
 
 def test_every_command_can_be_loaded() -> None:
-    with gateway.make_context("gateway", ["ls"], resilient_parsing=True) as context:
-        for name in gateway.list_commands(context):
-            command = gateway.get_command(context, name)
+    with commands.make_context("gateway", ["ls"], resilient_parsing=True) as context:
+        for name in commands.list_commands(context):
+            command = commands.get_command(context, name)
             assert command is not None
             assert command.name == name
 

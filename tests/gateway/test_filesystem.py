@@ -418,7 +418,7 @@ def test_urls_reach_the_store_by_options_or_by_the_environment(
 
 
 def test_contradictory_or_bad_settings_are_refused() -> None:
-    with pytest.raises(OSError, match="not both"):
+    with pytest.raises(OSError, match="only one of them"):
         ObjmetaFileSystem(path="/somewhere", endpoints="127.0.0.1:1")
     with pytest.raises(OSError, match="host:port"):
         ObjmetaFileSystem(endpoints=["127.0.0.1:1", "nonsense"])

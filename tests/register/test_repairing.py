@@ -40,7 +40,9 @@ from objmeta.store.memory import MemoryStore
 from tests.store.build import ballot, record, state
 
 CONFIGURATION = single_set(b"store-id-16bytes", (1, 2, 3))
-SETTINGS = RepairSettings(compared_per_s_max=1e6, mended_per_s_max=1e6, timeout_s=2.0, watch_s=0.01, page_names=7)
+SETTINGS = RepairSettings(
+    compared_per_s_max=1e6, mended_per_s_max=1e6, timeout_s=2.0, watch_s=0.01, page_names=7, defer_s=0.05
+)
 
 
 class Wires(LocalTransport):

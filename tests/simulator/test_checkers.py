@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objmeta.model.changes import EXISTS, MISSING, PRECONDITION
@@ -182,6 +182,7 @@ def runs(draw: st.DrawFn) -> tuple[list[Attempt], list[bytes]]:
     return attempts, chain
 
 
+@settings(deadline=None)
 @given(runs())
 def test_what_really_ran_is_linearizable(run: tuple[list[Attempt], list[bytes]]) -> None:
     attempts, chain = run
@@ -189,6 +190,7 @@ def test_what_really_ran_is_linearizable(run: tuple[list[Attempt], list[bytes]])
     check_chain(attempts, chain)
 
 
+@settings(deadline=None)
 @given(runs())
 def test_the_two_checkers_agree_on_spoilt_histories(run: tuple[list[Attempt], list[bytes]]) -> None:
     attempts, chain = run

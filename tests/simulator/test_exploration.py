@@ -7,7 +7,7 @@ import pytest
 from objmeta.testing.explorer import explore
 from objmeta.testing.explorer_variants import VARIANTS
 
-RUNS = 1500
+RUNS = 1000
 RUNS_MAX = 2000
 TOO_RARE = {
     "erase-in-spite-of-promises",

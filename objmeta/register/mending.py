@@ -62,7 +62,7 @@ class RepairSettings:
     """Content of records moved, each second."""
     rest_min: float = 1.0
     """Seconds rested for each second of work while nothing else goes on."""
-    rest_max: float = 5.0
+    rest_max: float = 3.0
     """The same while the loop is busy with others, which shows in rests that end late."""
     late_s: float = 0.005
     """From when on a rest has ended late."""

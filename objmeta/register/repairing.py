@@ -260,9 +260,11 @@ class Repairer:
     async def _look_through(self, start: bytes, end: bytes, peers: Collection[int]) -> None:
         """Compare the inventories of a span, page by page, and mend what is lacking."""
         while True:
+            began = self._loop.time()
             question = functools.partial(self._inventory, InventoryRequest(start, end, self._settings.page_names))
-            own = await self._own(question)
             pages = await self._all(self._comparing(peers), question)
+            own = await self._own(question)  # last, or whatever is written meanwhile would look as if it lacked it
+            await self._mender.rest(began)
             self._mender.check()
             pages[self._acceptor] = own
             covered = min((page.covered for page in pages.values() if page.covered), default=b"")

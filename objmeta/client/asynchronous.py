@@ -15,6 +15,7 @@ import uuid_utils
 
 from objmeta.config import Settings
 from objmeta.core.configuration import Membership
+from objmeta.core.erasure import GENERATION_REGISTER, generation_in
 from objmeta.errors import InvalidArgument
 from objmeta.interfaces import Collected, MembersStatus, Registers, StoreStatus
 from objmeta.model.names import check_bucket, check_key
@@ -119,20 +120,27 @@ class AsyncClient:
         *,
         data: bytes | None = None,
         chunks: Sequence[Chunk] = (),
+        lists: Sequence[Chunk] = (),
         size: int | None = None,
         etag: str | None = None,
         content_type: str = "",
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
         if_version: str | None = None,
+        generation: int = 0,
     ) -> ObjectVersion:
         """Commit a version of an object.
 
-        Its content is ``data``, kept in the record (for small objects), or ``chunks`` that are durable already, with
-        the content's ``size`` in bytes and ``etag`` (BLAKE3, hexadecimal).  ``if_absent`` requires that there is no
-        object to see, ``if_version`` that this version is current; racing writers have exactly one winner.
+        Its content is ``data``, kept in the record (for small objects), or ``chunks`` that are durable already (or
+        ``lists`` of them, see :class:`objmeta.Manifest`), with the content's ``size`` in bytes and ``etag`` (BLAKE3,
+        hexadecimal).  ``if_absent`` requires that there is no object to see, ``if_version`` that this version is
+        current; racing writers have exactly one winner.
 
-        Raises InvalidArgument, NoSuchBucket, AlreadyExists, PreconditionFailed.
+        ``generation`` is the one under which the chunks were written or touched (:meth:`generation`): the commit is
+        refused, by StaleGeneration, once they may have been collected.  0: the newest; then nothing is checked.
+
+        Raises InvalidArgument, NoSuchBucket, AlreadyExists, PreconditionFailed, StaleGeneration (nothing was changed:
+        read the generation, touch the chunks again under it, and commit anew).
         """
         _check(bucket, key)
         return await (await self._open()).objects.put(
@@ -140,12 +148,14 @@ class AsyncClient:
             key,
             data=data,
             chunks=chunks,
+            lists=lists,
             size=size,
             etag=etag,
             content_type=content_type,
             metadata=metadata,
             if_absent=if_absent,
             if_version=if_version,
+            generation=generation,
         )
 
     async def head_object(self, bucket: str, key: str) -> ObjectSummary:
@@ -181,8 +191,12 @@ class AsyncClient:
         version_id: str | None = None,
         if_absent: bool = False,
         if_version: str | None = None,
+        generation: int = 0,
     ) -> ObjectVersion:
-        """Commit the content of a version under another name, or the same; no bytes are copied."""
+        """Commit the content of a version under another name, or the same; no bytes are copied.
+
+        ``generation`` as in :meth:`put_object`: the one under which the version's chunks were touched.
+        """
         _check(source_bucket, source_key)
         _check(bucket, key)
         return await (await self._open()).objects.copy(
@@ -191,6 +205,7 @@ class AsyncClient:
             version_id=version_id,
             if_absent=if_absent,
             if_version=if_version,
+            generation=generation,
         )
 
     async def versions(self, bucket: str, key: str) -> list[ObjectVersion]:
@@ -198,9 +213,12 @@ class AsyncClient:
         _check(bucket, key)
         return await (await self._open()).objects.versions(bucket, key)
 
-    async def restore_version(self, bucket: str, key: str, version_id: str) -> ObjectVersion:
-        """Make an old version's content current again, as a new version. Raises NoSuchVersion, InvalidArgument."""
-        return await self.copy_object(bucket, key, bucket, key, version_id=version_id)
+    async def restore_version(self, bucket: str, key: str, version_id: str, *, generation: int = 0) -> ObjectVersion:
+        """Make an old version's content current again, as a new version; ``generation`` as in :meth:`put_object`.
+
+        Raises NoSuchVersion, InvalidArgument (it is a delete marker), StaleGeneration.
+        """
+        return await self.copy_object(bucket, key, bucket, key, version_id=version_id, generation=generation)
 
     async def remove_version(self, bucket: str, key: str, version_id: str) -> None:
         """Remove one version for good; if it was current, the one before it becomes current. Raises NoSuchVersion."""
@@ -303,6 +321,15 @@ class AsyncClient:
         return AsyncElection(AsyncLock(self._locks, name, ttl_s, wait_s, candidate))
 
     # -- The store ----------------------------------------------------------------------------------------------------
+
+    async def generation(self) -> int:
+        """The generation now (DESIGN section 1): what an operation states that writes or reuses chunks from here on.
+
+        Read it before the first chunk is written or touched, and state it with each of them and with the commit.
+        """
+        services = await self._open()
+        (state,) = await services.registers.read((GENERATION_REGISTER,), self.timeout_s)
+        return generation_in(state)
 
     async def collect(self, run: int = 0, timeout_s: float = 5.0) -> Collected:
         """Erase what was deleted and can be erased now; how far that has come within ``timeout_s``.

@@ -116,20 +116,27 @@ class Client:
         *,
         data: bytes | None = None,
         chunks: Sequence[Chunk] = (),
+        lists: Sequence[Chunk] = (),
         size: int | None = None,
         etag: str | None = None,
         content_type: str = "",
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
         if_version: str | None = None,
+        generation: int = 0,
     ) -> ObjectVersion:
         """Commit a version of an object.
 
-        Its content is ``data``, kept in the record (for small objects), or ``chunks`` that are durable already, with
-        the content's ``size`` in bytes and ``etag`` (BLAKE3, hexadecimal).  ``if_absent`` requires that there is no
-        object to see, ``if_version`` that this version is current; racing writers have exactly one winner.
+        Its content is ``data``, kept in the record (for small objects), or ``chunks`` that are durable already (or
+        ``lists`` of them, see :class:`objmeta.Manifest`), with the content's ``size`` in bytes and ``etag`` (BLAKE3,
+        hexadecimal).  ``if_absent`` requires that there is no object to see, ``if_version`` that this version is
+        current; racing writers have exactly one winner.
 
-        Raises InvalidArgument, NoSuchBucket, AlreadyExists, PreconditionFailed.
+        ``generation`` is the one under which the chunks were written or touched (:meth:`generation`): the commit is
+        refused, by StaleGeneration, once they may have been collected.  0: the newest; then nothing is checked.
+
+        Raises InvalidArgument, NoSuchBucket, AlreadyExists, PreconditionFailed, StaleGeneration (nothing was changed:
+        read the generation, touch the chunks again under it, and commit anew).
         """
         return self._run(
             self._current().put_object(
@@ -137,12 +144,14 @@ class Client:
                 key,
                 data=data,
                 chunks=chunks,
+                lists=lists,
                 size=size,
                 etag=etag,
                 content_type=content_type,
                 metadata=metadata,
                 if_absent=if_absent,
                 if_version=if_version,
+                generation=generation,
             )
         )
 
@@ -176,8 +185,12 @@ class Client:
         version_id: str | None = None,
         if_absent: bool = False,
         if_version: str | None = None,
+        generation: int = 0,
     ) -> ObjectVersion:
-        """Commit the content of a version under another name, or the same; no bytes are copied."""
+        """Commit the content of a version under another name, or the same; no bytes are copied.
+
+        ``generation`` as in :meth:`put_object`: the one under which the version's chunks were touched.
+        """
         return self._run(
             self._current().copy_object(
                 source_bucket,
@@ -187,6 +200,7 @@ class Client:
                 version_id=version_id,
                 if_absent=if_absent,
                 if_version=if_version,
+                generation=generation,
             )
         )
 
@@ -194,9 +208,12 @@ class Client:
         """All versions of one object, newest first, delete markers included. Raises NoSuchBucket, NoSuchKey."""
         return self._run(self._current().versions(bucket, key))
 
-    def restore_version(self, bucket: str, key: str, version_id: str) -> ObjectVersion:
-        """Make an old version's content current again, as a new version. Raises NoSuchVersion, InvalidArgument."""
-        return self._run(self._current().restore_version(bucket, key, version_id))
+    def restore_version(self, bucket: str, key: str, version_id: str, *, generation: int = 0) -> ObjectVersion:
+        """Make an old version's content current again, as a new version; ``generation`` as in :meth:`put_object`.
+
+        Raises NoSuchVersion, InvalidArgument (it is a delete marker), StaleGeneration.
+        """
+        return self._run(self._current().restore_version(bucket, key, version_id, generation=generation))
 
     def remove_version(self, bucket: str, key: str, version_id: str) -> None:
         """Remove one version for good; if it was current, the one before it becomes current. Raises NoSuchVersion."""
@@ -271,6 +288,10 @@ class Client:
     ) -> Election:
         """An election, whose leader holds the lock ``name``. Raises InvalidArgument."""
         return Election(self.lock(name, ttl_s=ttl_s, wait_s=wait_s, owner=candidate))
+
+    def generation(self) -> int:
+        """The generation now; see :meth:`AsyncClient.generation`."""
+        return self._run(self._current().generation())
 
     def collect(self, run: int = 0, timeout_s: float = 5.0) -> Collected:
         """Erase what was deleted and can be erased now; how far that has come within ``timeout_s``.

@@ -246,10 +246,12 @@ class Round:
         return ()
 
     def on_stragglers_late(self) -> Sequence[Effect]:
-        """The answers still out took too long: settle the base by writing it back (rule 7)."""
-        if self.phase is not Phase.PREPARE or not self._waiting:
+        """The answers still out took too long: settle the base by writing it back (rule 7), or end a denied round."""
+        if not self._waiting:
             return ()
-        return self._write_back()
+        if self.phase is Phase.ACCEPT:
+            return self._denied(proposed=True)
+        return self._write_back() if self.phase is Phase.PREPARE else ()
 
     def on_timeout(self) -> Sequence[Effect]:
         """No quorum in time."""
@@ -309,6 +311,7 @@ class Round:
 
     def _propose(self, decision: Write) -> Sequence[Effect]:
         self.phase = Phase.ACCEPT
+        self._waiting = False
         self._proposal = decision.state
         self._record = decision.records[-1] if decision.records else None
         self._refusals.clear()
@@ -385,8 +388,17 @@ class Round:
             # A refusal may complete the answers that an unsettled base was waiting for.
             return self._promised() if self.phase is Phase.PREPARE and self._waiting else ()
         whole = [r for r in self._refusals.values() if r.reason in WHOLE_OPERATION]
+        if whole and self.phase is Phase.ACCEPT and not self._votes and len(whole) == len(self._refusals):
+            # Who refuses so has never accepted anything under this ballot or above, and never will take this value.
+            # Mostly a floor stands at all acceptors, and then nothing was proposed to anybody.
+            if len(whole) == len(self._quorums.members):
+                return self._denied(proposed=bool(self._held_undead()))
+            if not self._waiting:
+                self._waiting = True
+                return (AwaitStragglers(),)
+            return ()
         if whole and self.phase is not Phase.PREPARE:
-            return self._finish(Denied(whole[0].reason, self._proposed(), whole[0].detail))
+            return self._denied(self._proposed())
         strangers = {a: r for a, r in self._refusals.items() if r.reason is Refusal.CONFIGURATION}
         if strangers and not self._quorums.possible_without(strangers):
             return self._finish(Denied(Refusal.CONFIGURATION, self._proposed(), reply.detail))
@@ -397,6 +409,10 @@ class Round:
             if len(self._refusals) == len(self._quorums.members):
                 return self._finish(Lost(self._greatest, False, failure))
         return self._lost()
+
+    def _denied(self, proposed: bool) -> Sequence[Effect]:
+        why = next(refused for refused in self._refusals.values() if refused.reason in WHOLE_OPERATION)
+        return self._finish(Denied(why.reason, proposed, why.detail))
 
     # -- Helpers ------------------------------------------------------------------------------------------------------
 

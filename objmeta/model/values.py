@@ -68,7 +68,8 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True, tag="version1", gc=
 
     ``etag`` is the BLAKE3 of the content; ``chunks`` are in order and empty when the content is inline in the record;
     ``metadata`` is the user's.  A delete marker has no content.  ``parent_version_id`` is the version that was current
-    before (set by the change function).
+    before (set by the change function).  ``lists``, of very large objects, stand for ``chunks``, which are empty then:
+    they are chunks themselves, and their contents, in order, are MessagePack arrays of chunks.
     """
 
     size: int
@@ -79,6 +80,12 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True, tag="version1", gc=
     chunks: tuple[Chunk, ...] = ()
     delete_marker: bool = False
     parent_version_id: bytes = b""
+    lists: tuple[Chunk, ...] = ()
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether the record itself holds the content."""
+        return not (self.chunks or self.lists or self.delete_marker)
 
 
 class Removal(msgspec.Struct, frozen=True, array_like=True, tag="removal1", gc=False):

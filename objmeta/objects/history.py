@@ -47,6 +47,7 @@ class Entry(msgspec.Struct, frozen=True):
             chunks=manifest.chunks,
             data=data,
             parent_version_id=manifest.parent_version_id.hex() or None,
+            lists=manifest.lists,
         )
 
 

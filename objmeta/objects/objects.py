@@ -56,26 +56,38 @@ class Objects:
         *,
         data: bytes | None = None,
         chunks: Sequence[Chunk] = (),
+        lists: Sequence[Chunk] = (),
         size: int | None = None,
         etag: str | None = None,
         content_type: str = "",
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
         if_version: str | None = None,
+        generation: int = 0,
     ) -> ObjectVersion:
-        """Commit a version whose content is ``data`` (kept in the record) or ``chunks`` that are durable already."""
+        """Commit a version whose content is ``data`` (in the record), or ``chunks`` or ``lists`` that are durable."""
+        if (data is not None) + bool(chunks) + bool(lists) > 1:
+            raise InvalidArgument("content is either data or chunks or lists of chunks, not two of them")
         if data is not None:
-            if chunks:
-                raise InvalidArgument("content is either data or chunks, not both")
             size, digest = len(data), blake3(data).digest()
         else:
             if size is None or etag is None:
                 raise InvalidArgument("content in chunks needs its size and etag")
-            if sum(chunk.length for chunk in chunks) != size:
+            if not lists and sum(chunk.length for chunk in chunks) != size:
                 raise InvalidArgument(f"the chunks' lengths do not add up to the size {size}")
             digest = bytes.fromhex(etag)
-        manifest = Manifest(size, digest, self._context.wall_clock(), content_type, dict(metadata or {}), tuple(chunks))
-        return await self._put(bucket, key, manifest, data or b"", if_absent=if_absent, if_version=if_version)
+        manifest = Manifest(
+            size,
+            digest,
+            self._context.wall_clock(),
+            content_type,
+            dict(metadata or {}),
+            tuple(chunks),
+            lists=tuple(lists),
+        )
+        return await self._put(
+            bucket, key, manifest, data or b"", if_absent=if_absent, if_version=if_version, generation=generation
+        )
 
     async def delete(self, bucket: str, key: str, if_version: str | None) -> ObjectVersion:
         """Put a delete marker. Raises NoSuchBucket, NoSuchKey, PreconditionFailed."""
@@ -90,6 +102,7 @@ class Objects:
         version_id: str | None,
         if_absent: bool,
         if_version: str | None,
+        generation: int = 0,
     ) -> ObjectVersion:
         """Commit the content of one version as a new version elsewhere; no bytes of chunks move."""
         found = await self.get(*source, version_id=version_id, with_data=True)
@@ -99,12 +112,14 @@ class Objects:
             *target,
             data=found.data if found.is_inline else None,
             chunks=found.chunks,
+            lists=found.lists,
             size=found.size,
             etag=found.etag,
             content_type=found.content_type,
             metadata=found.metadata,
             if_absent=if_absent,
             if_version=if_version,
+            generation=generation,
         )
 
     async def remove_version(self, bucket: str, key: str, version_id: str) -> None:
@@ -131,10 +146,11 @@ class Objects:
         if_absent: bool = False,
         if_present: bool = False,
         if_version: str | None = None,
+        generation: int = 0,
     ) -> ObjectVersion:
         required = b"" if if_version is None else parse_version_id(if_version)
         change = PutVersion(self._context.new_id(), manifest, data, if_absent, if_present, required)
-        reply = await self._change(bucket, key, change)
+        reply = await self._change(bucket, key, change, generation)
         if reply.code == EXISTS:
             raise AlreadyExists(f"object {key!r} exists already in bucket {bucket!r}")
         if reply.code == PRECONDITION:
@@ -143,18 +159,21 @@ class Objects:
             raise NoSuchKey(f"object {key!r} does not exist in bucket {bucket!r}")
         assert reply.record is not None, "a put that took effect names its record"
         entry = _entry(reply.record)
-        return entry.public(bucket, key, True, data if not manifest.chunks else None)
+        return entry.public(bucket, key, True, data if manifest.is_inline or manifest.delete_marker else None)
 
-    async def _change(self, bucket: str, key: str, change: ModelChange) -> ChangeReply:
-        """Run a change of a head under the bucket's term.
+    async def _change(self, bucket: str, key: str, change: ModelChange, generation: int = 0) -> ChangeReply:
+        """Run a change of a head under the bucket's term; it began in ``generation`` (0: it begins now).
 
         An attempt that was refused for its term may have reached an acceptor, from where others can finish it.  From
         then on a failure is an unknown outcome; and where the bucket was removed meanwhile, what is under its dead id,
         which nothing can be added to any more, says whether the change was applied.
         """
         check_key(key)
+        if generation < 0:
+            raise InvalidArgument(f"a generation is at least 1, or 0 for the newest, not {generation}")
         proposed: BucketHead | None = None
-        begun = 0  # in which generation, once it was proposed
+        begun = generation
+        tried = False
         for _ in range(_ATTEMPTS_MAX):
             try:
                 head = await self._head_to_change(bucket, proposed)
@@ -169,13 +188,13 @@ class Objects:
                 request = ChangeRequest(object_register(head.bucket_id, key), change, fence(head), begun)
                 reply = await self._context.registers.change(request, self._context.timeout_s)
             except (Unavailable, IntegrityError) as failure:
-                if proposed is not None or (begun and isinstance(failure, StaleGeneration)):
+                if proposed is not None or (tried and isinstance(failure, StaleGeneration)):
                     raise UnknownOutcome(f"{failure}; an earlier attempt may have applied") from failure
                 raise
             if reply.code != STALE_TERM:
                 return reply
             if reply.proposed:
-                proposed, begun = head, reply.generation
+                proposed, begun, tried = head, reply.generation, True
             self._buckets.forget(bucket)
         raise UnknownOutcome(f"bucket {bucket!r} is being removed again and again; the change may have applied")
 
@@ -224,8 +243,7 @@ class Objects:
             raise NoSuchVersion(f"object {key!r} in bucket {bucket!r} has no version {version_id.hex()}")
         current = history.current
         is_latest = current is not None and current.ref == entry.ref
-        inline = not entry.manifest.chunks and not entry.manifest.delete_marker
-        if not (with_data and inline):
+        if not (with_data and entry.manifest.is_inline):
             return entry.public(bucket, key, is_latest)
         record = await self._record(register, entry.ref, True)
         return _with_data(entry, record, bucket, key, is_latest, True)
@@ -282,7 +300,7 @@ def _entry(record: Record) -> Entry:
 
 def _with_data(entry: Entry, record: Record, bucket: str, key: str, is_latest: bool, with_data: bool) -> ObjectVersion:
     manifest = entry.manifest
-    if not with_data or manifest.chunks or manifest.delete_marker:
+    if not (with_data and manifest.is_inline):
         return entry.public(bucket, key, is_latest)
     if blake3(record.data).digest() != manifest.etag:
         raise IntegrityError(f"the content of object {key!r} in bucket {bucket!r} is damaged: its digest is wrong")

@@ -51,7 +51,9 @@ class ObjectVersion(ObjectSummary, frozen=True, kw_only=True):
     """All of one version.
 
     Content is either inline in the record (``is_inline``; ``data`` holds it if it was asked for) or in ``chunks``, in
-    order.  ``parent_version_id`` names the version that was current before this one, also if it was removed since.
+    order; where these are very many, ``chunks`` is empty and ``lists`` are chunks that hold them (see
+    :class:`objmeta.Manifest`).  ``parent_version_id`` names the version that was current before this one, even if that
+    was removed since.
     """
 
     is_latest: bool = True
@@ -60,11 +62,12 @@ class ObjectVersion(ObjectSummary, frozen=True, kw_only=True):
     chunks: tuple[Chunk, ...] = ()
     data: bytes | None = None
     parent_version_id: str | None = None
+    lists: tuple[Chunk, ...] = ()
 
     @property
     def is_inline(self) -> bool:
         """Whether the record itself holds the content."""
-        return not self.chunks and not self.is_delete_marker
+        return not (self.chunks or self.lists or self.is_delete_marker)
 
 
 class ObjectPage(msgspec.Struct, frozen=True):

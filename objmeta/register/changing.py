@@ -179,6 +179,8 @@ class Changer:
         request = taken[0].request
         name = request.name
         kept = self._kept.pop(name, None)
+        if kept is not None and request.generation < engine.generations.known():
+            kept = None  # begun some time ago: phase one tells whether it is too long, before anything is proposed
         round_: Round | FirstWrite
         if first:
             round_ = self._first_write_factory(

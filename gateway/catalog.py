@@ -35,7 +35,16 @@ _PAGE_OBJECTS: Final = 2_000
 _TIME: Final = pa.timestamp("us", tz="UTC")
 _TABLES: Final[dict[str, pa.Schema]] = {
     "buckets": pa.schema(
-        [("bucket", pa.string()), ("bucket_id", pa.string()), ("term", pa.int64()), ("creation_date", _TIME)]
+        [
+            ("bucket", pa.string()),
+            ("bucket_id", pa.string()),
+            ("term", pa.int64()),
+            ("creation_date", _TIME),
+            ("replicas", pa.int64()),
+            ("keep_versions", pa.int64()),
+            ("keep_days", pa.float64()),
+            ("expire_delete_markers", pa.bool_()),
+        ]
     ),
     "versions": pa.schema(
         [
@@ -271,7 +280,7 @@ class _Catalog:
 
     def load_buckets(self, buckets: Iterable[Bucket]) -> None:
         """Fill ``buckets``."""
-        self._insert("buckets", [(b.name, b.bucket_id.hex(), b.term, b.created_us) for b in buckets])
+        self._insert("buckets", [_bucket_row(bucket) for bucket in buckets])
 
     def load_nodes(self, nodes: Iterable[Any]) -> None:
         """Fill ``nodes`` from :class:`objmeta.client.NodeStatus`."""
@@ -332,6 +341,20 @@ class _Refusing:
         if isinstance(error, duckdb.Error):
             message = " ".join(str(error).split("\n\nLINE")[0].split())
             raise InvalidArgument(f"the query cannot be run: {message}") from None
+
+
+def _bucket_row(bucket: Bucket) -> tuple[object, ...]:
+    settings = bucket.settings
+    return (
+        bucket.name,
+        bucket.bucket_id.hex(),
+        bucket.term,
+        bucket.created_us,
+        settings.replicas,
+        settings.keep_versions,
+        settings.keep_days,
+        settings.expire_delete_markers,
+    )
 
 
 def _version_row(version: ObjectVersion) -> tuple[object, ...]:

@@ -18,7 +18,7 @@ Everything public is named in ``__all__`` here; ``docs/architecture.md`` says wh
 from __future__ import annotations
 
 from objmeta.client import AsyncClient, Client, Cluster, Disks, Election, Embedded, Lease, Lock, connect, connect_async
-from objmeta.model.values import Chunk, Manifest
+from objmeta.model.values import BucketSettings, Chunk, Manifest
 from objmeta.objects.elections import AsyncElection
 from objmeta.objects.locks import AsyncLease, AsyncLock, LockHolder
 from objmeta.objects.types import Bucket, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
@@ -29,6 +29,7 @@ __all__ = [
     "AsyncLease",
     "AsyncLock",
     "Bucket",
+    "BucketSettings",
     "Chunk",
     "Client",
     "Cluster",

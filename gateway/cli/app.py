@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "restore": ("gateway.cli.removing:restore", "Make an old version current again."),
     "mb": ("gateway.cli.buckets:mb", "Make buckets."),
     "rb": ("gateway.cli.buckets:rb", "Remove empty buckets."),
+    "bucket": ("gateway.cli.buckets:bucket", "Show and change the settings of a bucket: copies, versions kept."),
     "sql": ("gateway.cli.query:sql", "Ask SQL about buckets, objects, versions, chunks and nodes."),
     "lock": ("gateway.cli.lock:lock", "Run a command while holding a lock, and stop it when the lease is lost."),
     "status": ("gateway.cli.admin:status", "Show the store's nodes, their health, and whether there is a quorum."),

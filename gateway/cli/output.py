@@ -106,6 +106,10 @@ def bucket_record(bucket: Bucket) -> dict[str, Any]:
         "bucket_id": bucket.bucket_id.hex(),
         "term": bucket.term,
         "creation_date": bucket.created.isoformat(),
+        "replicas": bucket.settings.replicas,
+        "keep_versions": bucket.settings.keep_versions,
+        "keep_days": bucket.settings.keep_days,
+        "expire_delete_markers": bucket.settings.expire_delete_markers,
     }
 
 

@@ -18,6 +18,7 @@ from objmeta.core.configuration import Membership
 from objmeta.core.erasure import GENERATION_REGISTER, generation_in
 from objmeta.errors import InvalidArgument
 from objmeta.interfaces import Collected, MembersStatus, Registers, StoreStatus
+from objmeta.model.changes import ConfigureBucket
 from objmeta.model.names import check_bucket, check_key
 from objmeta.model.values import Chunk
 from objmeta.objects.buckets import Buckets
@@ -106,6 +107,28 @@ class AsyncClient:
         """Look a bucket up. Raises NoSuchBucket."""
         check_bucket(name)
         return await (await self._open()).buckets.get(name)
+
+    async def configure_bucket(
+        self,
+        name: str,
+        *,
+        replicas: int | None = None,
+        keep_versions: int | None = None,
+        keep_days: float | None = None,
+        expire_delete_markers: bool | None = None,
+    ) -> Bucket:
+        """Change those settings of a bucket that are given; racing calls change each its own. Zero is the default.
+
+        Of a chunk there are ``replicas`` copies (0: three, or as many as there are nodes).  Versions that are not
+        current are all kept for ever unless ``keep_versions`` says how many, or ``keep_days`` for how many days after
+        another one took its place; with both, a version is removed when both allow it.  With ``expire_delete_markers``
+        a delete marker goes when it is all that is left of an object.  Background work applies this (``gateway gc``).
+
+        Raises InvalidArgument, NoSuchBucket.
+        """
+        check_bucket(name)
+        change = ConfigureBucket(_new_id(), replicas, keep_versions, keep_days, expire_delete_markers)
+        return await (await self._open()).buckets.configure(name, change)
 
     async def buckets(self) -> list[Bucket]:
         """All buckets, by name."""

@@ -105,6 +105,29 @@ class Client:
         """Look a bucket up. Raises NoSuchBucket."""
         return self._run(self._current().bucket(name))
 
+    def configure_bucket(
+        self,
+        name: str,
+        *,
+        replicas: int | None = None,
+        keep_versions: int | None = None,
+        keep_days: float | None = None,
+        expire_delete_markers: bool | None = None,
+    ) -> Bucket:
+        """Change those settings of a bucket that are given; see :meth:`AsyncClient.configure_bucket`.
+
+        Raises InvalidArgument, NoSuchBucket.
+        """
+        return self._run(
+            self._current().configure_bucket(
+                name,
+                replicas=replicas,
+                keep_versions=keep_versions,
+                keep_days=keep_days,
+                expire_delete_markers=expire_delete_markers,
+            )
+        )
+
     def buckets(self) -> list[Bucket]:
         """All buckets, by name."""
         return self._run(self._current().buckets())

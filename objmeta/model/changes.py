@@ -14,6 +14,7 @@ from objmeta.core.change import Decision, Keep, Write
 from objmeta.core.messages import RecordRef, State
 from objmeta.model.values import (
     BucketHead,
+    BucketSettings,
     Head,
     Manifest,
     RecordBody,
@@ -134,6 +135,27 @@ class MoveBucket(_Change, frozen=True, tag="mvbucket", gc=False):
         return _write(self.version_id, state, sequence_floor, value, Step())
 
 
+class ConfigureBucket(_Change, frozen=True, tag="setbucket", gc=False):
+    """Change those settings of a bucket that are not None; the others stay what they are."""
+
+    replicas: int | None = None
+    keep_versions: int | None = None
+    keep_days: float | None = None
+    expire_delete_markers: bool | None = None
+
+    def apply(self, name: bytes, state: State | None, sequence_floor: int) -> Decision:
+        current = decode_value(state.value) if state else None
+        if not isinstance(current, BucketHead) or current.status == "gone":
+            return Keep(MISSING)
+        named = {field: getattr(self, field) for field in BucketSettings.__struct_fields__}
+        changed = {field: value for field, value in named.items() if value is not None}
+        settings = msgspec.structs.replace(current.settings, **changed)
+        if settings == current.settings:
+            return Keep()
+        value = msgspec.structs.replace(current, settings=settings)
+        return _write(self.version_id, state, sequence_floor, value, Step())
+
+
 class SetValue(_Change, frozen=True, tag="set", gc=False):
     """Set or delete (``value`` None) a key-value register.
 
@@ -160,5 +182,5 @@ class SetValue(_Change, frozen=True, tag="set", gc=False):
 NO_VERSION: Final = bytes(16)
 """As ``if_version``: there must be no value."""
 
-ModelChange = PutVersion | RemoveVersion | CreateBucket | MoveBucket | SetValue
+ModelChange = PutVersion | RemoveVersion | CreateBucket | MoveBucket | ConfigureBucket | SetValue
 """The changes that travel."""

@@ -35,6 +35,21 @@ class Head(msgspec.Struct, frozen=True, array_like=True, tag="head1", gc=False):
     current: Version | None
 
 
+class BucketSettings(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What holds for all objects of a bucket; zero stands for the default of each.
+
+    ``replicas``: copies of each chunk, on as many nodes, as far as there are so many (0: three).  ``keep_versions``:
+    how many versions are kept beside the current one, and ``keep_days``: for how many days after another one took its
+    place (0: says nothing; both 0: all, for ever); with both given a version is removed when both allow it.
+    ``expire_delete_markers``: a delete marker that is all that is left of an object is removed.
+    """
+
+    replicas: int = 0
+    keep_versions: int = 0
+    keep_days: float = 0.0
+    expire_delete_markers: bool = False
+
+
 class BucketHead(msgspec.Struct, frozen=True, array_like=True, tag="bucket1", gc=False):
     """The register of a bucket. ``status`` is "active", "removing" or "gone"."""
 
@@ -42,6 +57,7 @@ class BucketHead(msgspec.Struct, frozen=True, array_like=True, tag="bucket1", gc
     term: int
     status: str
     created_us: int
+    settings: BucketSettings = BucketSettings()
 
 
 class Value(msgspec.Struct, frozen=True, array_like=True, tag="value1", gc=False):

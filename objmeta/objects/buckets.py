@@ -16,13 +16,15 @@ the bucket moved, and starts over.  So a removal that was abandoned in the middl
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
+
+import msgspec
 
 from objmeta.core.listing import ScanRequest, decode_rows, successor
 from objmeta.core.messages import TOMBSTONE, Fence, State
-from objmeta.errors import AlreadyExists, BucketNotEmpty, Fenced, NoSuchBucket, Unavailable
+from objmeta.errors import AlreadyExists, BucketNotEmpty, Fenced, InvalidArgument, NoSuchBucket, Unavailable
 from objmeta.interfaces import ChangeRequest
-from objmeta.model.changes import EXISTS, CreateBucket, MoveBucket
+from objmeta.model.changes import EXISTS, MISSING, ConfigureBucket, CreateBucket, MoveBucket
 from objmeta.model.names import BUCKETS, bucket_register, object_prefix
 from objmeta.model.values import BucketHead, decode_value
 from objmeta.objects.context import Context
@@ -33,6 +35,9 @@ T = TypeVar("T")
 ACTIVE = "active"
 REMOVING = "removing"
 GONE = "gone"
+REPLICAS_MAX: Final = 64
+KEEP_VERSIONS_MAX: Final = 1_000_000
+KEEP_DAYS_MAX: Final = 36_500
 _PAGE_ROWS = 1000
 _ATTEMPTS_MAX = 20
 """A removal that was overtaken this often has lost to a steady stream of writers."""
@@ -60,6 +65,16 @@ class Buckets:
         """Raises InvalidArgument, NoSuchBucket."""
         head = await self.look_up(name)
         return _bucket(name, head)
+
+    async def configure(self, name: str, change: ConfigureBucket) -> Bucket:
+        """Change settings. Raises InvalidArgument, NoSuchBucket."""
+        _check_settings(change)
+        register = bucket_register(name)
+        reply = await self._context.registers.change(ChangeRequest(register, change), self._context.timeout_s)
+        if reply.code == MISSING:
+            raise NoSuchBucket(f"bucket {name!r} does not exist")
+        head = _head(reply.state)
+        return await self.get(name) if head is None else _bucket(name, self.learn(name, reply.state))
 
     async def list(self) -> list[Bucket]:
         """All buckets, by name."""
@@ -158,7 +173,7 @@ class Buckets:
         if reply.code:
             self.forget(name)
             return None
-        moved = BucketHead(expected.bucket_id, term, status, expected.created_us)
+        moved = msgspec.structs.replace(expected, status=status, term=term)
         self._known[name] = moved
         return moved
 
@@ -194,4 +209,16 @@ def _head(state: State | None) -> BucketHead | None:
 
 
 def _bucket(name: str, head: BucketHead) -> Bucket:
-    return Bucket(name, head.bucket_id, head.term, head.created_us)
+    return Bucket(name, head.bucket_id, head.term, head.created_us, head.settings)
+
+
+def _check_settings(change: ConfigureBucket) -> None:
+    for name, most in (("replicas", REPLICAS_MAX), ("keep_versions", KEEP_VERSIONS_MAX)):
+        count = getattr(change, name)
+        if count is not None and not (type(count) is int and 0 <= count <= most):
+            raise InvalidArgument(f"{name} must be a whole number from 0 to {most}, not {count!r}")
+    days = change.keep_days
+    if days is not None and not (type(days) in (int, float) and 0 <= days <= KEEP_DAYS_MAX):
+        raise InvalidArgument(f"keep_days must be a number of days from 0 to {KEEP_DAYS_MAX}, not {days!r}")
+    if change.expire_delete_markers not in (None, True, False):
+        raise InvalidArgument(f"expire_delete_markers must be true or false, not {change.expire_delete_markers!r}")

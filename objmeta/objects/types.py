@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from objmeta.model.values import Chunk
+from objmeta.model.values import BucketSettings, Chunk
 
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -19,6 +19,7 @@ class Bucket(msgspec.Struct, frozen=True):
     bucket_id: bytes
     term: int
     created_us: int
+    settings: BucketSettings = BucketSettings()
 
     @property
     def created(self) -> datetime.datetime:

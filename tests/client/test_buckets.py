@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from objmeta import AsyncClient, connect_async, errors
+from objmeta import AsyncClient, BucketSettings, connect_async, errors
 
 
 async def test_create_list_remove(client: AsyncClient, fresh: str) -> None:
@@ -85,3 +86,54 @@ async def test_removal_racing_puts_loses_none(target: str, client: AsyncClient, 
                 assert got.data == b"x"
                 await client.remove_version(fresh, "k", got.version_id)
                 await client.remove_bucket(fresh)
+
+
+async def test_settings_are_changed_one_by_one(target: str, client: AsyncClient, bucket: str) -> None:
+    made = await client.bucket(bucket)
+    assert made.settings == BucketSettings()
+    async with connect_async(target) as other:
+        await asyncio.gather(
+            client.configure_bucket(bucket, replicas=2),
+            other.configure_bucket(bucket, keep_days=1.5),
+            client.configure_bucket(bucket, keep_versions=3),
+            other.configure_bucket(bucket, expire_delete_markers=True),
+        )
+        found = await other.bucket(bucket)
+        assert found.settings == BucketSettings(2, 3, 1.5, True)
+        assert (found.bucket_id, found.term, found.created_us) == (made.bucket_id, made.term, made.created_us)
+        assert await client.configure_bucket(bucket, replicas=2) == found
+        changed = await client.configure_bucket(bucket, replicas=0, expire_delete_markers=False)
+        assert changed.settings == BucketSettings(0, 3, 1.5, False)
+        assert [found for found in await other.buckets() if found.name == bucket] == [changed]
+        await client.put_object(bucket, "k", data=b"")
+        with pytest.raises(errors.BucketNotEmpty):
+            await other.remove_bucket(bucket)
+        assert (await client.bucket(bucket)).settings == changed.settings
+
+
+async def test_a_bucket_made_anew_has_no_settings_of_the_old_one(client: AsyncClient, bucket: str) -> None:
+    await client.configure_bucket(bucket, replicas=1)
+    await client.remove_bucket(bucket)
+    with pytest.raises(errors.NoSuchBucket):
+        await client.configure_bucket(bucket, replicas=1)
+    assert (await client.create_bucket(bucket)).settings == BucketSettings()
+    assert (await client.bucket(bucket)).settings == BucketSettings()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"replicas": -1},
+        {"replicas": 65},
+        {"replicas": True},
+        {"keep_versions": 1.5},
+        {"keep_days": float("nan")},
+        {"keep_days": float("inf")},
+        {"keep_days": "7"},
+        {"expire_delete_markers": 2},
+    ],
+)
+async def test_settings_that_cannot_be(client: AsyncClient, bucket: str, wrong: dict[str, Any]) -> None:
+    with pytest.raises(errors.InvalidArgument, match=next(iter(wrong))):
+        await client.configure_bucket(bucket, **wrong)
+    assert (await client.bucket(bucket)).settings == BucketSettings()

@@ -86,6 +86,9 @@ def test_chunks_are_in_order(filled: objmeta.Client) -> None:
 def test_buckets_and_nodes(filled: objmeta.Client) -> None:
     rows = sql(filled, "SELECT bucket, bucket_id, creation_date FROM buckets").rows()
     assert rows == [(b.name, b.bucket_id.hex(), b.created) for b in filled.buckets()]
+    filled.configure_bucket("first", replicas=2, keep_versions=3, keep_days=0.5, expire_delete_markers=True)
+    rows = sql(filled, "SELECT bucket, replicas, keep_versions, keep_days, expire_delete_markers FROM buckets").rows()
+    assert rows == [("first", 2, 3, 0.5, True), ("second", 0, 0, 0.0, False)]
     assert sql(filled, "SELECT count(*), bool_and(state = 'up') FROM nodes").rows() == [(1, True)]
 
 

@@ -8,11 +8,17 @@ one value) holds by construction: whoever wants to try again makes another round
 
     PREPARE --quorum of promises--> is the base settled?
         yes -> the operation's record is held somewhere? -> finish HeldElsewhere (the caller looks at the chain)
-               else apply the change: Keep -> finish Done (rule 3);  Write -> ACCEPT --quorum--> finish Done
+               else apply the change: Write -> ACCEPT --quorum--> finish Done
+                                      Keep -> finish Done (rule 3), unless a value of the operation may be with some
+                                      acceptor: then the base is written back first, as below
         no  -> wait a little for the answers still out, then FETCH its records --> WRITE_BACK --quorum-->
                Keep -> finish Done; anything else -> finish Settled (the caller goes on under a new ballot, rule 1)
 
 A base is *settled* when an accept quorum reported it under one ballot (rule 7); nothing is built on any other.
+
+"Not done" is an answer too.  Where an earlier round proposed a value of the operation (alone, or behind others that
+went along), some acceptor may hold it, and whoever hears of that acceptor would write it back.  So such an operation is
+refused only after the base was accepted anew by a quorum under this round's higher ballot.
 """
 
 from __future__ import annotations
@@ -162,6 +168,7 @@ class Round:
         "_based_on",
         "_change",
         "_dead",
+        "_earlier",
         "_fence",
         "_following",
         "_generation",
@@ -191,14 +198,19 @@ class Round:
         dead: tuple[RecordRef, ...] = (),
         following: Ballot = ZERO,
         kept: KeptPromise | None = None,
+        earlier: bool = False,
     ) -> None:
-        """``following`` is a ballot to have promised along with the votes; with ``kept`` phase one is done already."""
+        """``following`` is a ballot to have promised along with the votes; with ``kept`` phase one is done already.
+
+        ``earlier``: a value of one of the change's operations may be with some acceptor, from an earlier round.
+        """
         self._quorums = quorums
         self._change = change
         self._fence = fence
         self._generation = generation
         self._dead = dead
         self._following = following
+        self._earlier = earlier
         self._promised_next: set[int] = set()
         self._promises: dict[int, Promise] = {}
         self._refusals: dict[int, Refused] = {}
@@ -280,20 +292,28 @@ class Round:
     def _settled(self) -> Sequence[Effect]:
         """The base is chosen: decide."""
         floor = max(promise.sequence_floor for promise in self._promises.values())
-        tip = self._base.refs[-1].sequence if self._base and self._base.refs else floor
-        # A record above the tip is neither applied nor dead: an accept that reached a minority, which this round
-        # repeats (the same change of the same base gives the same record) or somebody else may write back.
-        held = tuple(sorted(ref for ref in self._held_undead() if ref.sequence <= tip))
-        if held:
-            return self._finish(HeldElsewhere(held, self._base, False))
+        held = self._held_undead()
+        decided = self._decided(held, floor)
+        if decided:
+            return self._finish(HeldElsewhere(decided, self._base, False))
         if self._is_forgotten():
             return self._finish(Denied(Refusal.STALE_GENERATION, self._proposed()))
         decision = self._change.apply(self.name, self._base, floor)
-        if isinstance(decision, Keep) and decision.anew:
-            return self._write_back()
-        if isinstance(decision, Keep):
+        if not isinstance(decision, Keep):
+            return self._propose(decision)
+        if not decision.anew and not self._earlier and not held:
             return self._finish(Done(self.ballot, self._base, False, decision.code))
-        return self._propose(decision)
+        # Of a register without a state there is nothing to write back: another round may find who holds the value.
+        return self._lost() if self._base is None else self._write_back()
+
+    def _decided(self, held: set[RecordRef], floor: int) -> tuple[RecordRef, ...]:
+        """Those of the records held that are on the chain of the base, or dead.
+
+        One above its tip is neither: an accept that reached a minority, which this round repeats (the same change of
+        the same base gives the same record), fences off by writing the base back, or somebody else may write back.
+        """
+        tip = self._base.refs[-1].sequence if self._base and self._base.refs else floor
+        return tuple(sorted(ref for ref in held if ref.sequence <= tip))
 
     def _propose_on_kept_promise(self) -> Sequence[Effect]:
         """The base is chosen, and nothing above it can be unless a quorum has broken the promise, which the votes show.
@@ -365,7 +385,7 @@ class Round:
         if self.phase is Phase.ACCEPT:
             following = self._following if self._quorums.is_quorum(self._promised_next) else ZERO
             return self._finish(Done(self.ballot, self._proposal, True, "", self._record, following))
-        if not self._held_undead() and not self._is_forgotten():
+        if not self._decided(self._held_undead(), 0) and not self._is_forgotten():
             decision = self._change.apply(self.name, self._base, 0)
             if isinstance(decision, Keep):
                 return self._finish(Done(self.ballot, self._base, False, decision.code))

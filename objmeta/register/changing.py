@@ -205,6 +205,7 @@ class Changer:
                 dead=dead,
                 following=engine.ballots.next() if again and change.operations else ZERO,
                 kept=kept,
+                earlier=any(each.proposed for each in taken),
             )
         run = Run(engine, round_, deadline)
         self._runs[run] = None

@@ -121,6 +121,15 @@ class _SaysNothingChanged(Round):
         return self._finish(Lost(self._greatest, False))
 
 
+class _RefusesAtOnce(Round):
+    """An operation is refused although a value of it may be with some acceptor, who is not fenced off first."""
+
+    __slots__ = ()
+
+    def __init__(self, *args: Any, earlier: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
 class _SpreadsAtOnce(FirstWrite):
     """A first write goes to everybody at once instead of to the home's own acceptor first."""
 
@@ -274,6 +283,11 @@ MUTATIONS: dict[str, Mutation] = {
         ),
         Mutation(
             "unknown-as-failed", "rule 5: an accept without a quorum is called undone", lambda: _SaysNothingChanged
+        ),
+        Mutation(
+            "refused-at-once",
+            "rule 5: an operation is refused while a value of it may still be chosen",
+            lambda: _RefusesAtOnce,
         ),
         Mutation("first-write-at-once", "a zero ballot leaves before the home has it", first_write=_SpreadsAtOnce),
         Mutation("promise-not-durable", "rule 2: a promise is lost by a restart", acceptor=_ForgetsPromises),

@@ -7,7 +7,8 @@ diff is the review.  Nothing here knows a clock or a network: each step is a com
     variant NAME                          a broken variant (objmeta.testing.mutations, mutations_upkeep), from here on
     round R BALLOT CHANGE [dead REF…]     start a round; BALLOT is counter.proposer; CHANGE is one of read | renew |
                                           put ID [absent|present|after ID] | delete ID | set ID | clear ID
-                                          (set and clear are of a key-value register), then [generation N]
+                                          (set and clear are of a key-value register), or several with & between
+                                          them, then [again] (an earlier round proposed one of them), [generation N]
     first R HOME CHANGE                   start a first write at the acceptor HOME
     deliver R A…                          the acceptors take the round's next request; replies are kept
     answer R A…                           the round takes the kept replies
@@ -33,7 +34,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from objmeta.core.ballot import Ballot
-from objmeta.core.change import Change, Identity, Renewal
+from objmeta.core.change import Batch, Change, Identity, Renewal
 from objmeta.core.configuration import OUTSIDE, Configuration, Membership, single_set
 from objmeta.core.fastread import FastRead
 from objmeta.core.firstwrite import FirstWrite
@@ -76,15 +77,20 @@ from objmeta.testing.telling import tell_ballot, tell_message, tell_ref, tell_re
 from objmeta.testing.watch import Watch
 
 NAME = b"x"
+RECORD_BYTES_MAX = 1 << 20
 INDENT = "    "
 
 
 class _Running:
     """A round in a transcript: its requests on the way and the replies not yet taken."""
 
-    def __init__(self, round_: Round | FirstWrite, configuration: Configuration) -> None:
+    def __init__(
+        self, round_: Round | FirstWrite, configuration: Configuration, operations: tuple[bytes, ...] = ()
+    ) -> None:
         self.round = round_
         self.configuration = configuration
+        self.operations = operations
+        """What its answer is about, if that is one operation."""
         self.requests: dict[int, list[Request]] = {}
         self.last: dict[int, Request] = {}
         self.replies: dict[int, list[Reply]] = {}
@@ -100,6 +106,7 @@ class Transcript:
         self._mutation = NONE
         self._factory: Callable[..., Round] = Round
         self._stores: dict[int, SimStore] = {}
+        self._refused: set[bytes] = set()
 
     def run(self, text: str) -> str:
         """The same file with fresh answers."""
@@ -172,15 +179,18 @@ class Transcript:
     def _do_round(self, name: str, ballot: str, *words: str) -> None:
         generation = int(words[-1]) if "generation" in words else 0
         at = words.index("dead") if "dead" in words else len(words)
+        told = " ".join(word for word in words[:at] if word != "again")
+        changes = [_change(each.split()) for each in told.split(" & ")]
         round_ = self._factory(
             self._configuration.quorums,
             NAME,
             _ballot(ballot),
-            _change(words[:at]),
+            changes[0] if len(changes) == 1 else Batch(changes, RECORD_BYTES_MAX),
             generation=generation,
             dead=tuple(map(self._ref, words[at + 1 :])),
+            earlier="again" in words,
         )
-        self._start(name, round_)
+        self._start(name, round_, changes[0].operations if len(changes) == 1 else ())
 
     def _do_first(self, name: str, home: str, *words: str) -> None:
         quorums, epoch = self._configuration.quorums, self._configuration.epoch
@@ -245,8 +255,8 @@ class Transcript:
 
     # -- Helpers ------------------------------------------------------------------------------------------------------
 
-    def _start(self, name: str, round_: Round | FirstWrite) -> None:
-        running = self._rounds[name] = _Running(round_, self._configuration)
+    def _start(self, name: str, round_: Round | FirstWrite, operations: tuple[bytes, ...] = ()) -> None:
+        running = self._rounds[name] = _Running(round_, self._configuration, operations)
         self._perform(running, round_.start())
 
     def _perform(self, running: _Running, effects: Sequence[Effect]) -> None:
@@ -262,6 +272,8 @@ class Transcript:
                 self._out.append(f"-> {_tell_outcome(effect.outcome)}")
                 if isinstance(effect.outcome, Done):
                     self._watch.on_answered(NAME, effect.outcome.state)
+                    if effect.outcome.code:
+                        self._refused.update(running.operations)
 
     def _step(self, acceptor: str, request: Request, configuration: Configuration) -> Reply:
         store = self._stores[self._ids[acceptor]]
@@ -279,6 +291,9 @@ class Transcript:
             self._watch.on_step(store.acceptor_id, configuration, request, reply, before, after)
         self._watch.on_durable(store.acceptor_id, written)
         self._watch.on_told(store.acceptor_id, request, reply)
+        for ref in self._watch.chain(NAME):
+            if ref.version_id in self._refused:
+                raise Violation(f"{tell_ref(ref)} is on the chain, and its operation was refused")
         return reply
 
     def _ref(self, told: str) -> RecordRef:

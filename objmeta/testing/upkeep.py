@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from objmeta.core.configuration import OUTSIDE, Configuration
-from objmeta.core.messages import TOMBSTONE
+from objmeta.core.messages import TOMBSTONE, Row
 from objmeta.errors import ObjmetaError
 from objmeta.model.names import OBJECTS
 from objmeta.node.fences import BucketFences
@@ -77,6 +77,8 @@ class Upkeep:
         self._next_id = max(world.nodes) + 1
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._changing = 0
+        self._drawn: list[tuple[int, frozenset[int]]] = []
+        """The epoch and the new members of each change that was ever begun: it may be chosen while the epoch lasts."""
         self.completed = 0
         """Changes of members that came to their end."""
         world.erasure = ErasureSettings(
@@ -185,6 +187,7 @@ class Upkeep:
         remove = tuple(a for a in members if a not in keep)
         add = range(self._next_id, self._next_id + size - len(keep))
         self._next_id += len(add)
+        self._drawn.append((configuration.epoch, frozenset((*keep, *add))))
         self.world.note(f"upkeep: members {members}: add {list(add)}, remove {remove}")
         return {node: f"node{node}:1" for node in add}, remove
 
@@ -194,14 +197,22 @@ class Upkeep:
         self.world.make_node(configuration, node)
 
     def _lose_disk(self) -> None:
-        """Of a member, if no other is lost and nobody is just choosing new members, so that a majority remains."""
-        if self._changing or self.world.watch.newest.is_joint:
+        """Of a member, if no other is lost and nobody is just choosing new members, so that a majority remains.
+
+        A majority must also remain of the members that a change would have which was begun under this epoch by a
+        process that is gone: some acceptor may hold it, and whoever comes next completes it.
+        """
+        newest = self.world.watch.newest
+        if self._changing or newest.is_joint:
             return
-        for members in self.world.watch.newest.member_sets:
+        for members in newest.member_sets:
             if len(members) < 3 or any(self.world.nodes[a].lost for a in members):
                 return
         node = self._rng.choice([a for a, node in self.world.nodes.items() if node.up] or [0])
-        if node and all(node in members for members in self.world.watch.newest.member_sets):
+        begun = [members for epoch, members in self._drawn if epoch == newest.epoch]
+        if any(node in members and len(members) < 3 for members in begun):
+            return
+        if node and all(node in members for members in newest.member_sets):
             self.world.note(f"A{node} loses its disk")
             self.world.nodes[node].lost = True
             self.world.nodes[node].crash(self._rng, True)
@@ -304,9 +315,20 @@ class Upkeep:
         for _ in range(_PASSES_MAX):
             collected = await proposer.engine.eraser.run_pass()
             self.world.note(f"erasing: {collected}")
-            tables = [self.world.nodes[a].store.disk.durable for a in members]
-            rows = [(name, row) for table in tables for name, row in table.rows.items() if not name.startswith(b"~")]
-            if not any(row.state is not None and row.state.flag == TOMBSTONE for _, row in rows):
+            if not self._tombstones(members):
                 return
             await asyncio.sleep(1.0)
         raise Stuck(f"tombstones are left although nothing stands in the way: {collected}")
+
+    def _tombstones(self, members: tuple[int, ...]) -> list[bytes]:
+        """Registers whose newest state is a tombstone; one with something above it, if on a minority, is in use."""
+        newest: dict[bytes, Row] = {}
+        for acceptor in members:
+            for name, row in self.world.nodes[acceptor].store.disk.durable.rows.items():
+                if name not in newest or row.accepted > newest[name].accepted:
+                    newest[name] = row
+        return [
+            name
+            for name, row in newest.items()
+            if not name.startswith(b"~") and row.state is not None and row.state.flag == TOMBSTONE
+        ]

@@ -34,6 +34,7 @@ BEYOND_SEEDS = {
     "list-before-fence",
     "accepted-rows-only",
     "floors-not-given",
+    "refused-at-once",
 }
 """What random seeds meet too seldom: a directed schedule shows it."""
 

@@ -263,6 +263,18 @@ class Collected(msgspec.Struct, frozen=True, array_like=True, gc=False):
     problem: str = ""
 
 
+class Cycle(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A cycle of the collector of chunks (:meth:`Registers.begin_cycle`).
+
+    ``generation`` has begun; operations begun below ``floor`` are refused by every acceptor of the configuration of
+    ``epoch``, which is not joint, and by whoever joins them later.
+    """
+
+    generation: int
+    floor: int
+    epoch: int
+
+
 class Registers(Protocol):
     """Linearizable registers and their records, wherever the proposer is: in this process or on a node.
 
@@ -303,6 +315,13 @@ class Registers(Protocol):
         """Erase what can be erased now, for up to ``timeout_s`` seconds; how far that has come by then.
 
         ``run`` is 0 to begin, or to join whoever is at it, and then what the last answer named, until one is done.
+        """
+        ...
+
+    async def begin_cycle(self, timeout_s: float) -> Cycle:
+        """Have a generation begun, and the one before it made the floor at all acceptors.
+
+        Raises NoQuorum if one of them did not confirm it, naming it, or while members change; nothing is lost then.
         """
         ...
 

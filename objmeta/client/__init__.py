@@ -15,13 +15,14 @@ from objmeta.client.locks import Election, Lease, Lock
 from objmeta.client.synchronous import Client
 from objmeta.config import resolve
 from objmeta.core.configuration import Membership
-from objmeta.interfaces import Collected, MembersStatus, NodeStatus, StoreStatus
+from objmeta.interfaces import Collected, Cycle, MembersStatus, NodeStatus, StoreStatus
 
 __all__ = [
     "AsyncClient",
     "Client",
     "Cluster",
     "Collected",
+    "Cycle",
     "Disks",
     "Election",
     "Embedded",

@@ -17,7 +17,7 @@ from objmeta.config import Settings
 from objmeta.core.configuration import Membership
 from objmeta.core.erasure import GENERATION_REGISTER, generation_in
 from objmeta.errors import InvalidArgument
-from objmeta.interfaces import Collected, MembersStatus, Registers, StoreStatus
+from objmeta.interfaces import Collected, Cycle, MembersStatus, Registers, StoreStatus
 from objmeta.model.changes import ConfigureBucket
 from objmeta.model.names import check_bucket, check_key
 from objmeta.model.values import Chunk
@@ -353,6 +353,15 @@ class AsyncClient:
         services = await self._open()
         (state,) = await services.registers.read((GENERATION_REGISTER,), self.timeout_s)
         return generation_in(state)
+
+    async def begin_cycle(self, timeout_s: float | None = None) -> Cycle:
+        """Begin a cycle of the collector: a new generation, with the one before it as the floor at all acceptors.
+
+        Operations that state a generation below the floor are refused from then on, whoever is asked.  Raises NoQuorum
+        if an acceptor did not confirm that, naming it, or while members change: then no chunk may be removed.
+        """
+        allowed_s = self.timeout_s if timeout_s is None else timeout_s
+        return await (await self._open()).registers.begin_cycle(allowed_s)
 
     async def collect(self, run: int = 0, timeout_s: float = 5.0) -> Collected:
         """Erase what was deleted and can be erased now; how far that has come within ``timeout_s``.

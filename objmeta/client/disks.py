@@ -27,7 +27,7 @@ from objmeta.core.inventory import DigestRequest, Digests, Inventory, InventoryR
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, Refusal, Reply, Request, State
 from objmeta.errors import Conflict, InvalidArgument, ObjmetaError, StoreError, Unavailable, UnknownOutcome
-from objmeta.interfaces import ChangeReply, ChangeRequest, Changes, Collected, NodeStatus, ScanPage, StoreStatus
+from objmeta.interfaces import ChangeReply, ChangeRequest, Changes, Collected, Cycle, NodeStatus, ScanPage, StoreStatus
 from objmeta.objects.context import Context
 from objmeta.register.engine import Engine
 from objmeta.register.life import new_ballots
@@ -159,6 +159,10 @@ class DiskRegisters:
             for store in list(self._stores.values()):
                 await asyncio.to_thread(store.tidy)
         return collected
+
+    async def begin_cycle(self, timeout_s: float) -> Cycle:
+        """All disks must answer."""
+        return await self._engine.begin_cycle(timeout_s)
 
     async def close(self) -> None:
         """Stop the lanes' threads and close the files."""

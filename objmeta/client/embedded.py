@@ -19,7 +19,7 @@ from pathlib import Path
 from objmeta.core.configuration import Configuration, single_set
 from objmeta.core.listing import ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, State
-from objmeta.interfaces import ChangeReply, ChangeRequest, Collected, NodeStatus, ScanPage, StoreStatus
+from objmeta.interfaces import ChangeReply, ChangeRequest, Collected, Cycle, NodeStatus, ScanPage, StoreStatus
 from objmeta.register.engine import Engine
 from objmeta.register.life import new_ballots
 from objmeta.register.local import LocalTransport
@@ -95,6 +95,9 @@ class EmbeddedRegisters:
         if collected.done:
             await asyncio.to_thread(self._store.tidy)
         return collected
+
+    async def begin_cycle(self, timeout_s: float) -> Cycle:
+        return await self._engine.begin_cycle(timeout_s)
 
     async def close(self) -> None:
         """Stop the lane's threads and close the files."""

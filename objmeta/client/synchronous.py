@@ -18,7 +18,7 @@ from objmeta.client.locks import Election, Lock
 from objmeta.config import Settings
 from objmeta.core.configuration import Membership
 from objmeta.errors import ForkedClient
-from objmeta.interfaces import Collected, MembersStatus, StoreStatus
+from objmeta.interfaces import Collected, Cycle, MembersStatus, StoreStatus
 from objmeta.model.values import Chunk
 from objmeta.objects.locks import TTL_S
 from objmeta.objects.types import Bucket, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
@@ -315,6 +315,10 @@ class Client:
     def generation(self) -> int:
         """The generation now; see :meth:`AsyncClient.generation`."""
         return self._run(self._current().generation())
+
+    def begin_cycle(self, timeout_s: float | None = None) -> Cycle:
+        """Begin a cycle of the collector; see :meth:`AsyncClient.begin_cycle`. Raises NoQuorum."""
+        return self._run(self._current().begin_cycle(timeout_s))
 
     def collect(self, run: int = 0, timeout_s: float = 5.0) -> Collected:
         """Erase what was deleted and can be erased now; how far that has come within ``timeout_s``.

@@ -43,6 +43,7 @@ from objmeta.interfaces import (
     ChangeReply,
     ChangeRequest,
     Collected,
+    Cycle,
     NodeStatus,
     ScanPage,
     StoreStatus,
@@ -320,6 +321,10 @@ class Engine:
     async def collect(self, run: int, timeout_s: float) -> Collected:
         """Erase what can be erased now; see :class:`objmeta.interfaces.Registers`."""
         return await self.eraser.collect(run, timeout_s)
+
+    async def begin_cycle(self, timeout_s: float) -> Cycle:
+        """Have a generation begun, and the one before it made the floor everywhere. Raises NoQuorum."""
+        return await self.generations.begin_cycle(timeout_s)
 
     async def close(self) -> None:
         """Stop erasing. Whoever made the transport closes it."""

@@ -6,15 +6,17 @@ at worst it is refused before anything is proposed.  Then the newest is read, an
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from objmeta.core.erasure import FIRST_GENERATION, GENERATION_REGISTER, MoveGeneration, generation_in
 from objmeta.core.fastread import FastRead, Reading
-from objmeta.core.messages import Found, Read, Refused, Reply
-from objmeta.errors import UnknownOutcome
-from objmeta.interfaces import ChangeRequest
+from objmeta.core.messages import Floors, Found, RaiseFloors, Read, Refused, Reply
+from objmeta.errors import NoQuorum, UnknownOutcome
+from objmeta.interfaces import ChangeRequest, Cycle
+from objmeta.register.asking import ask
 
 if TYPE_CHECKING:
     from objmeta.register.engine import Engine
@@ -69,6 +71,33 @@ class Generations:
             if not reply.code:
                 self._learn(current + 1)
         return current
+
+    async def begin_cycle(self, timeout_s: float) -> Cycle:
+        """See :meth:`objmeta.interfaces.Registers.begin_cycle`.
+
+        All acceptors confirm while they are in one configuration that is not joint.  So whoever joins later is given
+        this floor before it votes: the members it is told the floors by have it.
+        """
+        engine = self._engine
+        deadline = engine.loop.time() + timeout_s
+        configuration = engine.configuration
+        if configuration.is_joint:
+            raise NoQuorum("the members are being changed; try again when that is done")
+        floor = await self.newest(timeout_s)
+        generation = await self.move_past(floor, deadline - engine.loop.time())
+        members = engine.quorums.members
+        left_s = deadline - engine.loop.time()
+        replies = await asyncio.gather(*(ask(engine, member, RaiseFloors(floor), left_s) for member in members))
+        if engine.configuration.epoch != configuration.epoch:
+            raise NoQuorum("the members are being changed; try again when that is done")
+        silent = [
+            f"node {member}{f' ({reply.detail})' if isinstance(reply, Refused) and reply.detail else ''}"
+            for member, reply in zip(members, replies, strict=True)
+            if not (isinstance(reply, Floors) and reply.generation >= floor)
+        ]
+        if silent:
+            raise NoQuorum(f"nothing can be collected while a node is away: {', '.join(silent)} gave no answer")
+        return Cycle(generation, floor, configuration.epoch)
 
     def _glance(self) -> None:
         """Look by one fast read; what comes of it, if anything, is there next time."""

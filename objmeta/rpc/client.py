@@ -38,7 +38,7 @@ from objmeta.errors import (
     Unavailable,
     UnknownOutcome,
 )
-from objmeta.interfaces import ChangeReply, ChangeRequest, Collected, MembersStatus, ScanPage, StoreStatus
+from objmeta.interfaces import ChangeReply, ChangeRequest, Collected, Cycle, MembersStatus, ScanPage, StoreStatus
 from objmeta.model.changes import ModelChange
 from objmeta.rpc import wire
 from objmeta.rpc.link import SILENT_TICKS, Call, Condition, NodeLink
@@ -46,6 +46,8 @@ from objmeta.rpc.options import ITEM_BYTES_MAX, check_process
 
 _COLLECT_LATE_S: Final = 10.0
 """How much later than asked for a node may say how far it is: it is busy then."""
+_HEARD_IN_TIME: Final = 0.8
+"""Which part of its time a node may use, so that it can still say who did not answer."""
 _STRANDED_S_MAX: Final = 1.0
 """How long an operation waits for any node at all to take it: long enough for one that is being restarted."""
 
@@ -172,6 +174,13 @@ class RemoteRegisters:
         result = await self._perform(operation, GENERATION_REGISTER, timeout_s + _COLLECT_LATE_S, hedged=False)
         assert isinstance(result, wire.Collection)
         return result.collected
+
+    async def begin_cycle(self, timeout_s: float) -> Cycle:
+        """See :class:`objmeta.interfaces.Registers`. The home of the generation does it, if it is up."""
+        operation = wire.BeginCycle(timeout_s * _HEARD_IN_TIME)
+        result = await self._perform(operation, GENERATION_REGISTER, timeout_s, hedged=False)
+        assert isinstance(result, wire.CycleBegun)
+        return result.cycle
 
     async def close(self) -> None:
         """Close the connections; operations under way fail. In a forked child nothing is touched."""

@@ -181,6 +181,8 @@ class ClientService:
                 return wire.MembersChanging(await self._door.change_members(operation, timeout_s))
             case wire.Collect(run, wait_s):
                 return wire.Collection(await self._door.registers().collect(run, min(wait_s, timeout_s)))
+            case wire.BeginCycle(wait_s):
+                return wire.CycleBegun(await self._door.registers().begin_cycle(min(wait_s, timeout_s)))
 
 
 def _unforeseen(operation: wire.Operation, defect: Exception) -> ObjmetaError:

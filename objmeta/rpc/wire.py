@@ -26,6 +26,7 @@ from objmeta.interfaces import (
     ChangeReply,
     Changes,
     Collected,
+    Cycle,
     MembersStatus,
     NodeStatus,
     ScanPage,
@@ -264,8 +265,23 @@ class Collect(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
     wait_s: float
 
 
+class BeginCycle(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False):
+    """``Registers.begin_cycle``, within ``wait_s`` seconds."""
+
+    wait_s: float
+
+
 Operation = (
-    ReadNames | ChangeName | FetchRecords | ScanNames | RaiseScope | AskStatus | AskMembers | ChangeMembers | Collect
+    ReadNames
+    | ChangeName
+    | FetchRecords
+    | ScanNames
+    | RaiseScope
+    | AskStatus
+    | AskMembers
+    | ChangeMembers
+    | Collect
+    | BeginCycle
 )
 
 
@@ -321,7 +337,15 @@ class Collection(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
     collected: Collected
 
 
-Result = Failure | States | Changed | Records | Page | Raised | Health | Members | MembersChanging | Collection
+class CycleBegun(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False):
+    """Answer to :class:`BeginCycle`."""
+
+    cycle: Cycle
+
+
+Result = (
+    Failure | States | Changed | Records | Page | Raised | Health | Members | MembersChanging | Collection | CycleBegun
+)
 
 
 class ClientBatch(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -13,7 +13,16 @@ from objmeta.core.configuration import Membership
 from objmeta.core.listing import ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, State
 from objmeta.errors import Conflict, Unavailable
-from objmeta.interfaces import ChangeReply, ChangeRequest, Collected, MembersStatus, Registers, ScanPage, StoreStatus
+from objmeta.interfaces import (
+    ChangeReply,
+    ChangeRequest,
+    Collected,
+    Cycle,
+    MembersStatus,
+    Registers,
+    ScanPage,
+    StoreStatus,
+)
 from objmeta.model.changes import SetValue
 from objmeta.rpc import wire
 from objmeta.rpc.options import new_server
@@ -113,6 +122,9 @@ class FakeNode:
 
     async def collect(self, run: int, timeout_s: float) -> Collected:
         return Collected(run, True)
+
+    async def begin_cycle(self, timeout_s: float) -> Cycle:
+        return Cycle(3, 2, 1)
 
     async def close(self) -> None:
         """Nothing is held."""

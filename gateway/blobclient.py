@@ -83,7 +83,7 @@ class ClusterBlobs:
 
     # -- Operations ---------------------------------------------------------------------------------------------------
 
-    async def put(self, data: bytes) -> Chunk:
+    async def put(self, data: bytes, *, generation: int, replicas: int = 0) -> Chunk:
         """Store a chunk; on return a majority of the nodes has it durable.
 
         Raises NoQuorum, StoreFull or StoreError when a majority refused it; some nodes may have it all the same.
@@ -98,6 +98,10 @@ class ClusterBlobs:
             await _cancel([copy.task for copy in copies])
             raise
         return chunk
+
+    async def touch(self, chunks: Sequence[Chunk], *, generation: int, replicas: int = 0) -> list[bool]:
+        """Nothing is known to be there: every put sends."""
+        return [False] * len(chunks)
 
     async def get(self, chunk: Chunk, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes ``start`` to ``stop`` of a chunk, all of which was verified.

@@ -2,7 +2,8 @@
 
 Rules.  A put returns when a majority of the store's disks has it durable; those that cannot be used count, but nothing
 is ever written to their directories, which may be the empty places where they are to be mounted.  A get takes the first
-good copy and gives it to the disks before it that had none.
+good copy and gives it to the disks before it that had none.  Each disk is a place of its own (:meth:`DiskBlobs.places`)
+for the collector and for scrub.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from gateway.blobs import BlobStatus, ChunkMissing, LocalBlobs
-from gateway.files import in_thread
+from gateway.bloblocal import LocalBlobs
+from gateway.blobs import BlobStatus, ChunkMissing
 from objmeta import Chunk, errors
 
 BLOBS: Final = "blobs"
-_NAME_LENGTH: Final = 64
+
+_T = TypeVar("_T")
 
 Usable = Callable[[], Awaitable[Sequence[tuple[Path, bool]]]]
 """Asks for the store's disks, and which of them can be used."""
@@ -32,22 +34,21 @@ class DiskBlobs:
         self._places: dict[Path, LocalBlobs] = {}
         self._up: list[LocalBlobs] = []
         self._count = 0
+        self._stale = True
         self._asking = asyncio.Lock()
 
-    async def put(self, data: bytes) -> Chunk:
-        """Store a chunk; durable on a majority of the disks on return. Raises StoreFull, StoreError, NoQuorum."""
-        places = await self._usable()
-        done = await asyncio.gather(*(place.put(data) for place in places), return_exceptions=True)
-        chunks = [each for each in done if isinstance(each, Chunk)]
-        failures = [each for each in done if isinstance(each, BaseException)]
-        for failure in failures:
-            if not isinstance(failure, errors.StoreError):
-                raise failure
-        if failures:
-            self._count = 0  # look again
-        if len(chunks) <= max(self._count, len(places)) // 2:
-            raise failures[0] if failures else errors.NoQuorum("no majority of the disks can be used; try again")
-        return chunks[0]
+    async def put(self, data: bytes, *, generation: int, replicas: int = 0) -> Chunk:
+        """Store a chunk; durable on a majority of the disks on return, whatever ``replicas`` says.
+
+        Raises StaleGeneration, StoreFull, StoreError, NoQuorum.
+        """
+        done, _ = await self._everywhere(lambda place: place.put(data, generation=generation))
+        return done[0]
+
+    async def touch(self, chunks: Sequence[Chunk], *, generation: int, replicas: int = 0) -> list[bool]:
+        """Whether each chunk is there, and now touched, on a majority of the disks. Raises as :meth:`put`."""
+        done, count = await self._everywhere(lambda place: place.touch(chunks, generation=generation))
+        return [2 * sum(answers) > count for answers in zip(*done, strict=True)]
 
     async def get(self, chunk: Chunk, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes ``start`` to ``stop`` of a chunk, all of which was verified.
@@ -56,7 +57,7 @@ class DiskBlobs:
         """
         lacking: list[LocalBlobs] = []
         failure: errors.StoreError = ChunkMissing(f"chunk {chunk.digest.hex()} is missing on every disk")
-        for place in await self._usable():
+        for place in await self.places():
             try:
                 data = await place.get(chunk)
             except errors.StoreError as problem:
@@ -65,7 +66,7 @@ class DiskBlobs:
                 if not isinstance(problem, ChunkMissing):
                     failure = problem
                 continue
-            await asyncio.gather(*(other.put(data) for other in lacking), return_exceptions=True)
+            await asyncio.gather(*(other.put(data, generation=0) for other in lacking), return_exceptions=True)
             return data if start == 0 and stop is None else data[start:stop]
         raise failure
 
@@ -74,39 +75,56 @@ class DiskBlobs:
 
         Raises StoreFull, StoreError.
         """
-        self._count = 0
-        places = await self._usable()
+        self._stale = True
+        places = await self.places()
         new = self._places[path]
         brought = 0
         for place in places:
-            for digest, length in await in_thread(_listed, place.path) if place is not new else ():
-                if await in_thread((new.path / digest[:2] / digest).exists):
-                    continue
-                with suppress(errors.IntegrityError):
-                    await new.put(await place.get(Chunk(bytes.fromhex(digest), length)))
-                    brought += 1
+            after = b""
+            while page := await place.held(after) if place is not new else []:
+                after = page[-1].digest
+                there = await new.has([each.chunk for each in page])
+                for each in (each for each, is_there in zip(page, there, strict=True) if not is_there):
+                    with suppress(errors.IntegrityError):
+                        await new.put(await place.get(each.chunk), generation=0)
+                        brought += 1
         return brought
 
     async def status(self) -> tuple[BlobStatus, ...]:
         """Each disk that can be used."""
-        return tuple([status for place in await self._usable() for status in await place.status()])
+        return tuple([status for place in await self.places() for status in await place.status()])
 
     async def close(self) -> None:
         """Wait for what is under way, and end the threads."""
         await asyncio.gather(*(place.close() for place in self._places.values()))
 
-    async def _usable(self) -> list[LocalBlobs]:
+    async def places(self) -> list[LocalBlobs]:
+        """The disks that can be used."""
+        return (await self._known())[0]
+
+    async def _known(self) -> tuple[list[LocalBlobs], int]:
+        """The disks that can be used, and how many there are in all."""
         async with self._asking:
-            if not self._count:
+            if self._stale:
                 disks = await self._disks()
                 for path, usable in disks:
                     if usable and path not in self._places:
                         self._places[path] = LocalBlobs(path / BLOBS)
                 self._up = [self._places[path] for path, usable in disks if usable]
-                self._count = len(disks)
-            return self._up
+                self._count, self._stale = len(disks), False
+            return self._up, self._count
 
-
-def _listed(path: Path) -> list[tuple[str, int]]:
-    """Digests and lengths of the chunks in a place."""
-    return [(file.name, file.stat().st_size) for file in sorted(path.glob("??/*")) if len(file.name) == _NAME_LENGTH]
+    async def _everywhere(self, ask: Callable[[LocalBlobs], Awaitable[_T]]) -> tuple[list[_T], int]:
+        """Have something done on every disk: the answers of a majority or more, and how many disks there are."""
+        places, count = await self._known()
+        done = await asyncio.gather(*map(ask, places), return_exceptions=True)
+        failures = [each for each in done if isinstance(each, BaseException)]
+        for failure in failures:
+            if not isinstance(failure, errors.StoreError):
+                raise failure
+        if failures:
+            self._stale = True
+        answers = [each for each in done if not isinstance(each, BaseException)]
+        if 2 * len(answers) <= count:
+            raise failures[0] if failures else errors.NoQuorum("no majority of the disks can be used; try again")
+        return answers, count

@@ -1,38 +1,28 @@
-"""Bytes of objects, cut into chunks that are named by their BLAKE3: the interface, and the store on a local disk.
+"""Bytes of objects, cut into chunks that are named by their BLAKE3: what stores of chunks and places promise.
 
-Rules of the local store.  A chunk lives in ``<path>/ab/<64 hexadecimal digits>``, ``ab`` being the first two.  It is
-written under a temporary name in ``<path>/tmp``, synced, renamed, and its directory synced before anybody hears of it
-(``groupsync`` shares these syncs); so a name, once there, has its content, and what a killed process leaves behind is a
-temporary file that nobody sees.  A chunk is read as a whole and verified before any byte of it is returned.  Putting
-what is already there verifies and keeps it; putting what is there damaged replaces it.  Nothing but the path is state:
-any number of processes may use one directory, also after a fork.
+A *store* (:class:`BlobStore`) is what objects are put through: one directory, several disks, the nodes of a cluster. A
+*place* (:class:`BlobPlace`) keeps one copy of each chunk it is given; stores of several disks and nodes are made of
+places, and the collector, repair and scrub work on them.
+
+Every put and every reuse of a chunk states the generation in which its operation began (DESIGN, section 1), and the
+place keeps the greatest it was told: a chunk is deleted only when that lies below the collector's floor and nobody
+named the chunk in two cycles running. Generation 0 is not stated: it counts as the newest the place knows, which keeps
+the chunk for two cycles, and says nothing about a commit that comes later.
 """
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import os
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Final, Protocol
+from collections.abc import AsyncIterator, Sequence
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 from blake3 import blake3
 
-from gateway.files import HASH_INLINE_MAX, creating, in_thread, reading, recycle_buffers, update
-from gateway.groupsync import GroupSync, sync_directories
+from gateway.files import HASH_INLINE_MAX, in_thread
 from objmeta import Chunk, errors
 
 CHUNK_LENGTH_MAX: Final = 64 << 20
 """The longest chunk anybody may store, in bytes: one is held in memory to be verified."""
-LEFTOVER_AGE_S: Final = 900.0
-LEFTOVER_AGE_MAX_S: Final = 86_400.0
-SWEEP_MAX: Final = 1000
-
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class ChunkMissing(errors.IntegrityError):
@@ -49,13 +39,104 @@ class BlobStatus(msgspec.Struct, frozen=True):
     disk_total: int = 0
 
 
+class Held(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A chunk that a place holds."""
+
+    digest: bytes
+    length: int
+    touched: int
+    """The greatest generation that was stated with it; 0: none yet, the next sweep counts as one."""
+    replicas: int
+    """In how many copies those who name it want it, as of the last sweep that found it named; 0: the default."""
+    damaged: bool
+
+    @property
+    def chunk(self) -> Chunk:
+        """Its name."""
+        return Chunk(self.digest, self.length)
+
+
+class Mark(NamedTuple):
+    """A chunk that something names."""
+
+    digest: bytes
+    replicas: int
+    """The greatest number that those who name it want; 0: the default."""
+
+
+class Sweep(msgspec.Struct, frozen=True, array_like=True):
+    """One range of one cycle of the collector: what to keep, and by which floor to judge the rest.
+
+    ``marks`` are all marks of the cycle with ``start`` <= digest < ``end`` (an empty end: no bound), in order. The
+    floor is one that every acceptor had taken before the first of the marks was read.
+    """
+
+    cycle: int
+    floor: int
+    start: bytes
+    end: bytes
+    marks: tuple[Mark, ...]
+
+
+class Swept(msgspec.Struct, frozen=True, array_like=True):
+    """What a sweep did. ``unmarked``: kept for now, and gone in the next cycle unless it is named or touched."""
+
+    deleted: int = 0
+    deleted_bytes: int = 0
+    kept: int = 0
+    unmarked: int = 0
+
+    def __add__(self, other: Swept) -> Swept:
+        return Swept(
+            self.deleted + other.deleted,
+            self.deleted_bytes + other.deleted_bytes,
+            self.kept + other.kept,
+            self.unmarked + other.unmarked,
+        )
+
+
+class Verified(msgspec.Struct, frozen=True, array_like=True):
+    """What was read and hashed. ``next``: where to go on; empty when that was the last chunk."""
+
+    next: bytes
+    checked: int
+    checked_bytes: int
+    damaged: tuple[Chunk, ...]
+
+
+class Usage(msgspec.Struct, frozen=True, array_like=True):
+    """What a place holds. ``stored_bytes`` are on the disk, with what is dead in packs and not yet compacted."""
+
+    chunks: int = 0
+    chunk_bytes: int = 0
+    stored_bytes: int = 0
+    packs: int = 0
+    damaged: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.chunks + other.chunks,
+            self.chunk_bytes + other.chunk_bytes,
+            self.stored_bytes + other.stored_bytes,
+            self.packs + other.packs,
+            self.damaged + other.damaged,
+        )
+
+
 class BlobStore(Protocol):
     """Where chunks live. Chunks are immutable and named by their content, so every operation may be repeated."""
 
-    async def put(self, data: bytes) -> Chunk:
-        """Store a chunk; durable on return (in a cluster: on a majority of the nodes).
+    async def put(self, data: bytes, *, generation: int, replicas: int = 0) -> Chunk:
+        """Store a chunk, touched with ``generation``; durable on return (in a cluster: in as many copies as needed).
 
-        Raises StoreFull, StoreError, and in a cluster NoQuorum; the chunk may then be on fewer nodes.
+        Raises StaleGeneration, StoreFull, StoreError, and in a cluster NoQuorum; the chunk may then be on fewer nodes.
+        """
+        ...
+
+    async def touch(self, chunks: Sequence[Chunk], *, generation: int, replicas: int = 0) -> list[bool]:
+        """Whether each chunk is there, in as many durable copies as a put acknowledges, and durably touched now.
+
+        Nothing is read, so what is damaged without anybody having noticed counts as there. Raises as :meth:`put`.
         """
         ...
 
@@ -75,209 +156,58 @@ class BlobStore(Protocol):
         ...
 
 
-# -- The store on a local disk ----------------------------------------------------------------------------------------
+class BlobPlace(BlobStore, Protocol):
+    """One copy of chunks. Everything raises StoreError when the disk fails; what was acknowledged stays so."""
 
-
-class LocalBlobs:
-    """Chunks in a directory of this machine, which is made at the first put."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._ready = False
-        self._group: tuple[int, asyncio.AbstractEventLoop, GroupSync] | None = None
-        self._preparing: set[asyncio.Future[None]] = set()
-        recycle_buffers()
-
-    async def put(self, data: bytes) -> Chunk:
-        """Store a chunk; durable on return. Raises StoreFull, StoreError."""
-        chunk = Chunk(await digest_of(data), len(data))
-
-        async def frames() -> AsyncIterator[bytes]:
-            yield data
-
-        await self._store(chunk, frames())
-        return chunk
-
-    async def receive(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview]) -> None:
+    async def receive(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview], *, generation: int) -> None:
         """Store a chunk that arrives in pieces; durable on return. All of ``frames`` is taken, also on errors.
 
-        Raises IntegrityError if the pieces are not that chunk, StoreFull, StoreError; nothing is visible then.
+        Raises IntegrityError if the pieces are not that chunk, StaleGeneration, StoreFull, StoreError; nothing is
+        visible then.
         """
-        hasher = blake3()
-        length = 0
+        ...
 
-        async def hashed() -> AsyncGenerator[bytes | memoryview, None]:
-            nonlocal length
-            async for frame in frames:
-                length += len(frame)
-                if length > chunk.length:
-                    continue
-                await update(hasher, frame)
-                yield frame
-            if length != chunk.length or hasher.digest() != chunk.digest:
-                raise errors.IntegrityError(f"what arrived is not chunk {chunk.digest.hex()}, and was not stored")
+    async def has(self, chunks: Sequence[Chunk]) -> list[bool]:
+        """Whether each chunk is there and not known to be damaged. Touches nothing."""
+        ...
 
-        pieces = hashed()
-        try:
-            await self._store(chunk, pieces)
-        except errors.StoreError:
-            async for _ in frames:
-                pass
-            raise
-        finally:
-            await pieces.aclose()
+    async def held(self, after: bytes = b"", limit: int = 1000) -> list[Held]:
+        """What is there, in order of digest, from the first after ``after``; none when that was all."""
+        ...
 
-    async def get(self, chunk: Chunk, start: int = 0, stop: int | None = None) -> bytes:
-        """Bytes ``start`` to ``stop`` of a chunk, all of which was verified.
+    async def raise_floor(self, generation: int) -> None:
+        """Refuse from now on, durably, what states a lower generation (never one that states none)."""
+        ...
 
-        Raises IntegrityError (damaged), ChunkMissing, StoreError.
+    async def sweep(self, sweep: Sweep) -> Swept:
+        """Delete what is due in a range; each chunk is judged and deleted in one step, which no touch can split.
+
+        A chunk stays if it was touched at or above the floor, or is marked, or was not yet found unmarked by an
+        earlier cycle, which it is from now on.
         """
-        path = self._path(chunk)
-        with _translated(path):
-            try:
-                data = await in_thread(_read_verified, path, chunk)
-            except FileNotFoundError as missing:
-                raise ChunkMissing(f"chunk {chunk.digest.hex()} is missing in {self.path}") from missing
-        if data is None:
-            raise errors.IntegrityError(f"chunk {chunk.digest.hex()} in {self.path} is damaged")
-        return data if start == 0 and stop is None else data[start:stop]
+        ...
 
-    async def status(self) -> tuple[BlobStatus, ...]:
-        """The room on the disk."""
-        try:
-            room = await in_thread(os.statvfs, self.path if self._ready else _existing(self.path))
-        except OSError as error:
-            return (BlobStatus(str(self.path), "down", os.strerror(error.errno or 0)),)
-        return (BlobStatus(str(self.path), "up", "", room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize),)
+    async def drop(self, chunk: Chunk, floor: int) -> bool:
+        """Delete a copy that is not wanted here, if it was touched, and last touched below ``floor``; whether so."""
+        ...
 
-    async def close(self) -> None:
-        """Wait for what is under way, also of callers that are gone, and end the threads.
+    async def verify(self, after: bytes, limit_bytes: int) -> Verified:
+        """Read and hash chunks in order of digest from the first after ``after``, at least one, to about so many bytes.
 
-        The store opens again at the next use.
+        What is damaged, or has lost its bytes, is remembered as such until it is put again.
         """
-        loop = asyncio.get_running_loop()
-        preparing = [each for each in self._preparing if each.get_loop() is loop]
-        if preparing:
-            await asyncio.wait(preparing)
-        held, self._group = self._group, None
-        if held is not None and held[:2] == (os.getpid(), loop):
-            await held[2].close()
+        ...
 
-    def _path(self, chunk: Chunk) -> Path:
-        name = chunk.digest.hex()
-        return self.path / name[:2] / name
-
-    def _groupsync(self) -> GroupSync:
-        owner = (os.getpid(), asyncio.get_running_loop())
-        if self._group is None or self._group[:2] != owner:
-            self._group = (*owner, GroupSync())
-        return self._group[2]
-
-    async def _store(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview]) -> None:
-        path = self._path(chunk)
-        with _translated(self.path):
-            if not self._ready:
-                await self._prepare()
-            if await self._keep(chunk, path):
-                async for _ in frames:
-                    pass
-                return
-            temporary = self.path / "tmp" / f"{os.getpid()}-{os.urandom(8).hex()}"
-            async with creating(temporary) as file:
-                async for frame in frames:
-                    await file.write(frame)
-                await file.flush()
-                await self._groupsync().settle(file.fileno(), temporary, path)
-
-    async def _prepare(self) -> None:
-        """Make the directories; goes on when the caller is cancelled, and :meth:`close` waits for it."""
-        preparing = in_thread(_prepare, self.path)
-        self._preparing.add(preparing)
-        preparing.add_done_callback(self._preparing.discard)
-        await asyncio.shield(preparing)
-        self._ready = True
-
-    async def _keep(self, chunk: Chunk, path: Path) -> bool:
-        """Whether the chunk is there undamaged; it is then made durable, for whoever put it may not have synced yet."""
-        with suppress(OSError):
-            async with reading(path) as file:
-                data = await file.read(chunk.length + 1)
-                if len(data) == chunk.length and await digest_of(data) == chunk.digest:
-                    await self._groupsync().settle(file.fileno(), None, path)
-                    return True
-        return False
+    async def usage(self) -> Usage:
+        """How much there is."""
+        ...
 
 
-# -- Helpers ----------------------------------------------------------------------------------------------------------
-
-
-def _read_verified(path: Path, chunk: Chunk) -> bytes | None:
-    """A chunk's bytes, None if they are not the chunk's.
-
-    One visit to a thread and not four (open, read, hash, close): they take as long as hashing 4 MiB.
-    """
-    with open(path, "rb", buffering=0) as file:
-        data = file.read(chunk.length + 1)
-    return data if len(data) == chunk.length and _digest_now(data) == chunk.digest else None
-
-
-def _digest_now(data: bytes) -> bytes:
+def digest_now(data: bytes | memoryview) -> bytes:
+    """The name of a chunk with this content."""
     return blake3(data).digest()
 
 
 async def digest_of(data: bytes) -> bytes:
-    return _digest_now(data) if len(data) <= HASH_INLINE_MAX else await in_thread(_digest_now, data)
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """OSError becomes StoreFull or StoreError that names the place."""
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        if error.errno in _FULL:
-            raise errors.StoreFull(f"there is no room for more data in {path}: {reason}") from error
-        raise errors.StoreError(f"the data in {path} cannot be used: {reason}") from error
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
-
-
-def _prepare(path: Path) -> None:
-    """Make the directories, durably, and remove what dead processes left (a bounded number)."""
-    made = [parent for parent in (path, *path.parents) if not parent.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    there = set(os.listdir(path))
-    for name in ("tmp", *(f"{prefix:02x}" for prefix in range(256))):
-        if name not in there:
-            (path / name).mkdir(exist_ok=True)
-    for error in sync_directories((path, *(parent.parent for parent in made))).values():
-        raise error
-    _sweep(path / "tmp")
-
-
-def _sweep(directory: Path) -> None:
-    """Remove temporary files that are old and whose writer is gone, or so old that its number must be another's."""
-    now = time.time()
-    with os.scandir(directory) as entries:
-        for _, entry in zip(range(SWEEP_MAX), entries, strict=False):
-            with suppress(OSError):
-                age_s = now - entry.stat(follow_symlinks=False).st_mtime
-                if age_s > LEFTOVER_AGE_MAX_S or (age_s > LEFTOVER_AGE_S and not _alive(entry.name.split("-")[0])):
-                    os.unlink(entry.path)
-
-
-def _alive(process: str) -> bool:
-    if not process.isdecimal():
-        return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
+    """The same, off the event loop when it takes long."""
+    return digest_now(data) if len(data) <= HASH_INLINE_MAX else await in_thread(digest_now, data)

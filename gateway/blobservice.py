@@ -23,7 +23,8 @@ from typing import Any, Final
 import grpc
 import msgspec
 
-from gateway.blobs import CHUNK_LENGTH_MAX, ChunkMissing, LocalBlobs
+from gateway.bloblocal import LocalBlobs
+from gateway.blobs import CHUNK_LENGTH_MAX, ChunkMissing
 from objmeta import Chunk, errors
 
 SERVICE: Final = "objmeta.blobs.v1.Blobs"
@@ -90,7 +91,7 @@ class BlobService:
             try:
                 self._check()
                 first = await _next(frames)
-                await self._blobs.receive(decode_header(first), _data(first, frames))
+                await self._blobs.receive(decode_header(first), _data(first, frames), generation=0)
             except errors.ObjmetaError as error:
                 await _abort(context, error)
         return b""

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Generic, TypeVar
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 BATCH_FILES_MAX: Final = 256
 """More descriptors at once would come near the usual limit of 1024 a process."""
@@ -53,25 +56,26 @@ class GroupSync:
         waiting = _Waiting(descriptor, temporary, final, self._loop.create_future())
         self._queue.append(waiting)
         if len(self._running) < BATCHES_MAX:
-            task = self._loop.create_task(self._run())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._running.add(self._loop.create_task(self._run()))
         await waiting.done
 
     async def close(self) -> None:
         """Wait for what is under way."""
-        if self._running:
+        while self._running:
             await asyncio.wait(self._running)
         self._pool.shutdown(wait=False)
 
     async def _run(self) -> None:
-        while self._queue:
-            batch, self._queue = self._queue[:BATCH_FILES_MAX], self._queue[BATCH_FILES_MAX:]
-            try:
-                await self._settle_batch([waiting for waiting in batch if not waiting.done.done()])
-            finally:
-                for waiting in batch:
-                    waiting.done.cancel()
+        try:
+            while self._queue:
+                batch, self._queue = self._queue[:BATCH_FILES_MAX], self._queue[BATCH_FILES_MAX:]
+                try:
+                    await self._settle_batch([waiting for waiting in batch if not waiting.done.done()])
+                finally:
+                    for waiting in batch:
+                        waiting.done.cancel()
+        finally:  # in one step with finding the queue empty: whoever queues up next begins a run of its own
+            self._running.discard(_this_task())
 
     async def _settle_batch(self, batch: list[_Waiting]) -> None:
         duplicates: list[tuple[_Waiting, int]] = []
@@ -102,6 +106,68 @@ class GroupSync:
             failed.update(found)
         for waiting in named:
             _finish(waiting, failed.get(waiting.final.parent))
+
+
+class Batches(Generic[_T, _R]):
+    """Work on whatever waits together. Belongs to the running event loop.
+
+    ``work`` gets what has queued up, at most ``batch_max``, and returns for each its result or the error to raise; at
+    most ``at_once`` batches are under way.  They go on when who asked is cancelled.
+    """
+
+    def __init__(
+        self, work: Callable[[list[_T]], Awaitable[Sequence[_R | Exception]]], batch_max: int, at_once: int
+    ) -> None:
+        self._work = work
+        self._batch_max = batch_max
+        self._at_once = at_once
+        self._queue: list[tuple[_T, asyncio.Future[_R]]] = []
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def submit(self, item: _T) -> _R:
+        """Have something done. Raises what ``work`` raised or returned for it."""
+        done: asyncio.Future[_R] = asyncio.get_running_loop().create_future()
+        self._queue.append((item, done))
+        if len(self._running) < self._at_once:
+            self._running.add(asyncio.create_task(self._run()))
+        return await done
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    async def _run(self) -> None:
+        try:
+            await self._work_off()
+        finally:  # in one step with finding the queue empty: whoever queues up next begins a run of its own
+            self._running.discard(_this_task())
+
+    async def _work_off(self) -> None:
+        while self._queue:
+            batch, self._queue = self._queue[: self._batch_max], self._queue[self._batch_max :]
+            results: Sequence[_R | Exception]
+            try:
+                results = await self._work([item for item, _ in batch])
+            except Exception as error:
+                results = [error] * len(batch)
+            except BaseException:
+                for _, done in batch:
+                    done.cancel()
+                raise
+            for (_, done), result in zip(batch, results, strict=True):
+                if done.done():
+                    continue
+                if isinstance(result, Exception):
+                    done.set_exception(result)
+                else:
+                    done.set_result(result)
+
+
+def _this_task() -> asyncio.Task[None]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 def _finish(waiting: _Waiting, error: OSError | None) -> None:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from gateway.blobs import LocalBlobs
+from gateway.bloblocal import LocalBlobs
 from gateway.blobservice import BlobService
 from objmeta import errors
 from objmeta.config import parse_endpoints

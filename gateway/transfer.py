@@ -24,7 +24,8 @@ from weakref import WeakSet
 
 from blake3 import blake3
 
-from gateway.blobs import BlobStore, LocalBlobs
+from gateway.bloblocal import LocalBlobs
+from gateway.blobs import BlobStore
 from gateway.files import creating, in_thread, reading, recycle_buffers, update, writing
 from objmeta import AsyncClient, Chunk, Disks, Embedded, ObjectVersion, connect_async, errors
 
@@ -153,7 +154,7 @@ class Upload:
             self._checking = asyncio.create_task(self._check_target())
         if len(self._putting) >= WINDOW:
             await self._receive_chunk()
-        self._putting.append(asyncio.create_task(self._store.blobs.put(data)))
+        self._putting.append(asyncio.create_task(self._store.blobs.put(data, generation=0)))
         if self._hashing is not None:
             await self._hashing
         self._hashing = asyncio.create_task(update(self._hasher, data))

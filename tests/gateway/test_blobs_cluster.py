@@ -15,10 +15,12 @@ import pytest
 from blake3 import blake3
 
 from gateway.blobclient import ClusterBlobs
+from gateway.bloblocal import LocalBlobs
 from gateway.blobpeer import PENDING_MAX, Room
-from gateway.blobs import ChunkMissing, LocalBlobs
+from gateway.blobs import ChunkMissing
 from gateway.blobservice import SERVICE, BlobService, encode_header
 from objmeta import Chunk, errors
+from tests.gateway import blobfiles
 
 
 class Troubled(LocalBlobs):
@@ -27,13 +29,13 @@ class Troubled(LocalBlobs):
     full = False
     delay_s = 0.0
 
-    async def receive(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview]) -> None:
+    async def receive(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview], *, generation: int) -> None:
         await asyncio.sleep(self.delay_s)
         if self.full:
             async for _ in frames:
                 pass
             raise errors.StoreFull(f"there is no room in {self.path}")
-        await super().receive(chunk, frames)
+        await super().receive(chunk, frames, generation=generation)
 
     async def get(self, chunk: Chunk, start: int = 0, stop: int | None = None) -> bytes:
         await asyncio.sleep(self.delay_s)
@@ -61,11 +63,13 @@ class BlobNode:
             self._server = None
 
     def holds(self, chunk: Chunk) -> bool:
-        return self.place(chunk).exists()
+        return blobfiles.is_held(self.blobs.path, chunk)
 
-    def place(self, chunk: Chunk) -> Path:
-        name = chunk.digest.hex()
-        return self.blobs.path / name[:2] / name
+    def spoil(self, chunk: Chunk) -> None:
+        blobfiles.spoil(self.blobs.path, chunk)
+
+    def lose(self, chunk: Chunk) -> None:
+        blobfiles.lose(self.blobs.path, chunk)
 
 
 @pytest.fixture
@@ -111,7 +115,7 @@ async def served_again(blobs: ClusterBlobs, node: BlobNode) -> None:
     deadline = time.monotonic() + 20
     chunks: list[Chunk] = []
     while not any(node.holds(chunk) for chunk in chunks):
-        chunks.append(await blobs.put(os.urandom(10)))
+        chunks.append(await blobs.put(os.urandom(10), generation=0))
         assert time.monotonic() < deadline, "the node was not found again"
         await asyncio.sleep(0.05)
 
@@ -122,17 +126,17 @@ async def served_again(blobs: ClusterBlobs, node: BlobNode) -> None:
 @pytest.mark.parametrize("length", [0, 1, 1 << 20, (4 << 20) + 3])
 async def test_every_node_gets_a_copy(blobs: ClusterBlobs, nodes: list[BlobNode], length: int) -> None:
     data = os.urandom(length)
-    chunk = await blobs.put(data)
+    chunk = await blobs.put(data, generation=0)
     assert sum(node.holds(chunk) for node in nodes) >= 2
     await until(lambda: all(node.holds(chunk) for node in nodes))
     assert await blobs.get(chunk) == data
     assert await blobs.get(chunk, 5, 9) == data[5:9]
-    assert await blobs.put(data) == chunk
+    assert await blobs.put(data, generation=0) == chunk
 
 
 async def test_many_at_once(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
     contents = [os.urandom(50_000 + number) for number in range(100)]
-    chunks = await asyncio.gather(*(blobs.put(data) for data in contents))
+    chunks = await asyncio.gather(*(blobs.put(data, generation=0) for data in contents))
     assert await asyncio.gather(*(blobs.get(chunk) for chunk in chunks)) == contents
     await until(lambda: all(node.holds(chunk) for node in nodes for chunk in chunks))
 
@@ -140,7 +144,7 @@ async def test_many_at_once(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
 async def test_close_lets_copies_finish(nodes: list[BlobNode]) -> None:
     nodes[2].blobs.delay_s = 0.3
     store = ClusterBlobs([node.address for node in nodes])
-    chunk = await store.put(b"late")
+    chunk = await store.put(b"late", generation=0)
     assert not nodes[2].holds(chunk)
     await store.close()
     assert nodes[2].holds(chunk)
@@ -155,12 +159,12 @@ async def test_members_are_asked_for_once(nodes: list[BlobNode]) -> None:
         return [nodes[0].address, nodes[1].address, ""]
 
     store = ClusterBlobs(members=members)
-    await asyncio.gather(*(store.put(b"%d" % number) for number in range(10)))
+    await asyncio.gather(*(store.put(b"%d" % number, generation=0) for number in range(10)))
     assert asked == 1
     await nodes[1].stop()
     impatient = ClusterBlobs(members=members, timeout_s=0.5)
     with pytest.raises(errors.NoQuorum, match="3 nodes"):
-        await impatient.put(b"a node that may not be used counts all the same")
+        await impatient.put(b"a node that may not be used counts all the same", generation=0)
     await store.close()
     await impatient.close()
 
@@ -180,7 +184,7 @@ async def test_a_dead_node_costs_nothing_and_gets_new_chunks_when_it_is_back(
     await nodes[0].stop()
     begun = time.monotonic()
     for number in range(20):
-        await blobs.put(b"without %d" % number)
+        await blobs.put(b"without %d" % number, generation=0)
     assert time.monotonic() - begun < 2
     await nodes[0].start()
 
@@ -192,7 +196,7 @@ async def test_a_silent_node_slows_nobody(nodes: list[BlobNode], silent: str) ->
     store = ClusterBlobs([nodes[0].address, silent, nodes[1].address], timeout_s=2)
     begun = time.monotonic()
     for _ in range(2 * PENDING_MAX):
-        await store.put(os.urandom(1000))
+        await store.put(os.urandom(1000), generation=0)
     assert time.monotonic() - begun < 8
     closing = time.monotonic()
     await store.close()
@@ -202,7 +206,7 @@ async def test_a_silent_node_slows_nobody(nodes: list[BlobNode], silent: str) ->
 async def test_a_slow_node_is_left_out_and_comes_back(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
     nodes[2].blobs.delay_s = 0.5
     begun = time.monotonic()
-    chunks = [await blobs.put(os.urandom(1 << 20)) for _ in range(60)]
+    chunks = [await blobs.put(os.urandom(1 << 20), generation=0) for _ in range(60)]
     assert time.monotonic() - begun < 6
     assert not all(nodes[2].holds(chunk) for chunk in chunks)
     nodes[2].blobs.delay_s = 0
@@ -214,7 +218,7 @@ async def test_no_majority_is_said_in_time(nodes: list[BlobNode], silent: str) -
     store = ClusterBlobs([nodes[0].address, silent, nodes[1].address], timeout_s=0.7)
     begun = time.monotonic()
     with pytest.raises(errors.NoQuorum, match=r"3 nodes.*cannot be reached"):
-        await store.put(b"alone")
+        await store.put(b"alone", generation=0)
     assert 0.6 < time.monotonic() - begun < 2
     await store.close()
 
@@ -222,7 +226,7 @@ async def test_no_majority_is_said_in_time(nodes: list[BlobNode], silent: str) -
 async def test_a_put_waits_for_a_node_to_come_back(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
     await nodes[0].stop()
     await nodes[1].stop()
-    putting = asyncio.create_task(blobs.put(b"patient"))
+    putting = asyncio.create_task(blobs.put(b"patient", generation=0))
     await until(lambda: nodes[2].holds(Chunk(blake3(b"patient").digest(), 7)))
     assert not putting.done()
     await nodes[1].start()
@@ -231,13 +235,13 @@ async def test_a_put_waits_for_a_node_to_come_back(blobs: ClusterBlobs, nodes: l
 
 async def test_one_full_disk_is_no_matter_and_two_are(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
     nodes[0].blobs.full = True
-    chunk = await blobs.put(os.urandom(3 << 20))
+    chunk = await blobs.put(os.urandom(3 << 20), generation=0)
     assert nodes[1].holds(chunk)
     assert nodes[2].holds(chunk)
     nodes[1].blobs.full = True
     begun = time.monotonic()
     with pytest.raises(errors.StoreFull, match="no room"):
-        await blobs.put(b"too much")
+        await blobs.put(b"too much", generation=0)
     assert time.monotonic() - begun < 2
 
 
@@ -247,7 +251,7 @@ async def test_a_node_that_keeps_no_chunks_is_named(nodes: list[BlobNode]) -> No
     await server.start()
     store = ClusterBlobs([f"127.0.0.1:{port}"])
     with pytest.raises(errors.StoreError, match="not a node"):
-        await store.put(b"data")
+        await store.put(b"data", generation=0)
     await store.close()
     await server.stop(None)
 
@@ -255,7 +259,7 @@ async def test_a_node_that_keeps_no_chunks_is_named(nodes: list[BlobNode]) -> No
 @pytest.mark.parametrize("steps", [1, 5, 20, 60])
 async def test_cancelled_puts_leave_nothing_under_way(blobs: ClusterBlobs, nodes: list[BlobNode], steps: int) -> None:
     before = len(asyncio.all_tasks())
-    task = asyncio.create_task(blobs.put(os.urandom(2 << 20)))
+    task = asyncio.create_task(blobs.put(os.urandom(2 << 20), generation=0))
     for _ in range(steps):
         await asyncio.sleep(0)
     task.cancel()
@@ -270,26 +274,27 @@ async def test_cancelled_puts_leave_nothing_under_way(blobs: ClusterBlobs, nodes
 
 
 async def stored(blobs: ClusterBlobs, nodes: list[BlobNode], data: bytes) -> Chunk:
-    chunk = await blobs.put(data)
+    chunk = await blobs.put(data, generation=0)
     await until(lambda: all(node.holds(chunk) for node in nodes))
     return chunk
 
 
 async def test_a_read_goes_on_to_a_good_copy(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
     chunk = await stored(blobs, nodes, b"precious")
-    nodes[0].place(chunk).write_bytes(b"precioux")
-    nodes[1].place(chunk).unlink()
+    nodes[0].spoil(chunk)
+    nodes[1].lose(chunk)
     for _ in range(6):
         assert await blobs.get(chunk) == b"precious"
     await nodes[0].stop()
     for _ in range(6):
         assert await blobs.get(chunk) == b"precious"
-    nodes[2].place(chunk).write_bytes(b"precioux")
+    nodes[2].spoil(chunk)
     await nodes[0].start()
     with pytest.raises(errors.IntegrityError, match=chunk.digest.hex()):
         await blobs.get(chunk)
     for node in nodes:
-        node.place(chunk).unlink(missing_ok=True)
+        if node.holds(chunk):
+            node.lose(chunk)
     with pytest.raises(ChunkMissing, match=chunk.digest.hex()):
         await blobs.get(chunk)
 
@@ -313,7 +318,7 @@ async def test_a_read_does_not_wait_for_a_slow_or_silent_node(nodes: list[BlobNo
     nodes[1].blobs.delay_s = 30
     store = ClusterBlobs([nodes[0].address, nodes[1].address, silent], timeout_s=5)
     chunk = Chunk(blake3(b"hedged").digest(), 6)
-    await nodes[0].blobs.put(b"hedged")
+    await nodes[0].blobs.put(b"hedged", generation=0)
     for _ in range(6):
         begun = time.monotonic()
         assert await store.get(chunk) == b"hedged"
@@ -330,7 +335,7 @@ async def test_bytes_that_arrive_damaged_are_not_returned(nodes: list[BlobNode])
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    chunk = await nodes[0].blobs.put(b"right bytes")
+    chunk = await nodes[0].blobs.put(b"right bytes", generation=0)
     alone = ClusterBlobs([f"127.0.0.1:{port}"])
     with pytest.raises(errors.IntegrityError, match="damaged"):
         await alone.get(chunk)
@@ -361,7 +366,7 @@ async def test_bad_uploads_are_refused(nodes: list[BlobNode], frames: list[bytes
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await channel.stream_unary(f"/{SERVICE}/Put")(iter(frames))
     assert caught.value.code() is code
-    assert not any((nodes[0].blobs.path).glob("*/*"))
+    assert not await nodes[0].blobs.held()
 
 
 async def test_room_is_given_in_order_and_back() -> None:
@@ -391,8 +396,8 @@ async def test_room_is_given_in_order_and_back() -> None:
 
 
 async def test_a_fork_is_told(blobs: ClusterBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    await blobs.put(b"parent")
+    await blobs.put(b"parent", generation=0)
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: 1)
         with pytest.raises(errors.ForkedClient):
-            await blobs.put(b"child")
+            await blobs.put(b"child", generation=0)

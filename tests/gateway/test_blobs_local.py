@@ -16,9 +16,12 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from gateway import blobs as blobs_module
-from gateway.blobs import ChunkMissing, LocalBlobs
+from gateway import bloblocal
+from gateway.bloblocal import LocalBlobs
+from gateway.blobs import ChunkMissing
+from gateway.packs import PACKED_BYTES_MAX
 from objmeta import Chunk, errors
+from tests.gateway.blobfiles import whereabouts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,13 +33,8 @@ async def blobs(tmp_path: Path) -> AsyncIterator[LocalBlobs]:
     await store.close()
 
 
-def place(blobs: LocalBlobs, chunk: Chunk) -> Path:
-    name = chunk.digest.hex()
-    return blobs.path / name[:2] / name
-
-
 def temporaries(blobs: LocalBlobs) -> list[Path]:
-    return list((blobs.path / "tmp").iterdir())
+    return list(blobs.path.glob("tmp/*"))
 
 
 async def frames(*parts: bytes) -> AsyncIterator[bytes]:
@@ -47,9 +45,10 @@ async def frames(*parts: bytes) -> AsyncIterator[bytes]:
 @pytest.mark.parametrize("length", [0, 1, 4096, (64 << 10) + 1, 4 << 20])
 async def test_what_was_put_is_got(blobs: LocalBlobs, length: int) -> None:
     data = os.urandom(length)
-    chunk = await blobs.put(data)
+    chunk = await blobs.put(data, generation=0)
     assert chunk == Chunk(blake3(data).digest(), length)
-    assert place(blobs, chunk).read_bytes() == data
+    path, offset = whereabouts(blobs.path, chunk)
+    assert path.read_bytes()[offset:] == data
     assert await blobs.get(chunk) == data
     assert await blobs.get(chunk, 10, 20) == data[10:20]
     assert not temporaries(blobs)
@@ -57,12 +56,12 @@ async def test_what_was_put_is_got(blobs: LocalBlobs, length: int) -> None:
 
 async def test_many_puts_at_once(blobs: LocalBlobs) -> None:
     contents = [os.urandom(100 + number) for number in range(600)]
-    chunks = await asyncio.gather(*(blobs.put(data) for data in contents))
+    chunks = await asyncio.gather(*(blobs.put(data, generation=0) for data in contents))
     assert [await blobs.get(chunk) for chunk in chunks] == contents
 
 
 async def test_puts_that_wait_share_syncs(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    await blobs.put(b"first")
+    await blobs.put(b"first", generation=0)
     directories: list[str] = []
     sync = os.fsync
 
@@ -73,38 +72,59 @@ async def test_puts_that_wait_share_syncs(blobs: LocalBlobs, monkeypatch: pytest
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", counting)
-    same_directory = [
-        data for data in (b"%d" % number for number in range(20_000)) if blake3(data).hexdigest()[:2] == "ab"
-    ]
-    assert len(same_directory) > 50
-    await asyncio.gather(*(blobs.put(data) for data in same_directory))
-    assert len(directories) < 20
+    long = (bytes(PACKED_BYTES_MAX) + b"%d" % number for number in range(4_000))
+    same_directory = [data for data in long if blake3(data).hexdigest()[:2] == "ab"]
+    assert len(same_directory) > 10
+    await asyncio.gather(*(blobs.put(data, generation=0) for data in same_directory))
+    assert len(directories) < 6
 
 
-async def test_a_chunk_that_is_there_is_kept(blobs: LocalBlobs) -> None:
-    chunk = await blobs.put(b"same")
-    before = place(blobs, chunk).stat()
-    assert await blobs.put(b"same") == chunk
-    assert place(blobs, chunk).stat().st_ino == before.st_ino
-    await blobs.receive(chunk, frames(b"sa", b"me"))
-    assert place(blobs, chunk).stat().st_ino == before.st_ino
+async def test_short_ones_share_a_file_and_its_syncs(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    await blobs.put(b"first", generation=0)
+    syncs: list[int] = []
+    sync = os.fdatasync
+
+    def counting(descriptor: int) -> None:
+        syncs.append(descriptor)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", counting)
+    chunks = await asyncio.gather(*(blobs.put(b"%d" % number, generation=0) for number in range(500)))
+    assert len(syncs) < 10
+    assert len({whereabouts(blobs.path, chunk)[0] for chunk in chunks}) == 1
+    assert (await blobs.usage()).packs == 1
+
+
+@pytest.mark.parametrize("length", [4, 200_000])
+async def test_a_chunk_that_is_there_is_kept(blobs: LocalBlobs, length: int) -> None:
+    data = os.urandom(length)
+    chunk = await blobs.put(data, generation=0)
+    path, offset = whereabouts(blobs.path, chunk)
+    before = path.stat().st_ino
+    assert await blobs.put(data, generation=0) == chunk
+    await blobs.receive(chunk, frames(data[:2], data[2:]), generation=0)
+    assert whereabouts(blobs.path, chunk) == (path, offset)
+    assert path.stat().st_ino == before
 
 
 @pytest.mark.parametrize("damage", [b"", b"damagec", b"damage, longer"])
-async def test_damage_is_found_never_returned_and_mended_by_a_put(blobs: LocalBlobs, damage: bytes) -> None:
-    chunk = await blobs.put(b"damaged")
-    place(blobs, chunk).write_bytes(damage)
+@pytest.mark.parametrize("data", [b"damaged", b"damaged" * 20_000])
+async def test_damage_is_found_never_returned_and_mended_by_a_put(
+    blobs: LocalBlobs, data: bytes, damage: bytes
+) -> None:
+    chunk = await blobs.put(data, generation=0)
+    whereabouts(blobs.path, chunk)[0].write_bytes(damage)
     with pytest.raises(errors.IntegrityError, match=chunk.digest.hex()):
         await blobs.get(chunk, 0, 1)
-    await blobs.put(b"damaged")
-    assert await blobs.get(chunk) == b"damaged"
+    await blobs.put(data, generation=0)
+    assert await blobs.get(chunk) == data
 
 
 async def test_a_missing_chunk_is_named(blobs: LocalBlobs) -> None:
     chunk = Chunk(blake3(b"never").digest(), 5)
     with pytest.raises(ChunkMissing, match=chunk.digest.hex()):
         await blobs.get(chunk)
-    await blobs.put(b"other")
+    await blobs.put(b"other", generation=0)
     with pytest.raises(ChunkMissing):
         await blobs.get(chunk)
 
@@ -113,19 +133,19 @@ async def test_a_missing_chunk_is_named(blobs: LocalBlobs) -> None:
 async def test_what_arrives_wrong_is_not_stored(blobs: LocalBlobs, parts: tuple[bytes, ...]) -> None:
     chunk = Chunk(blake3(b"pieces").digest(), 6)
     with pytest.raises(errors.IntegrityError):
-        await blobs.receive(chunk, frames(*parts))
+        await blobs.receive(chunk, frames(*parts), generation=0)
     with pytest.raises(ChunkMissing):
         await blobs.get(chunk)
     assert not temporaries(blobs)
-    await blobs.receive(chunk, frames(b"pie", b"", b"ces"))
+    await blobs.receive(chunk, frames(b"pie", b"", b"ces"), generation=0)
     assert await blobs.get(chunk) == b"pieces"
 
 
 @pytest.mark.parametrize("steps", range(1, 40, 3))
 async def test_a_put_may_be_cancelled_at_any_time(blobs: LocalBlobs, steps: int) -> None:
-    await blobs.put(b"first")
+    await blobs.put(b"first", generation=0)
     data = os.urandom(300_000)
-    task = asyncio.create_task(blobs.put(data))
+    task = asyncio.create_task(blobs.put(data, generation=0))
     for _ in range(steps):
         await asyncio.sleep(0)
     task.cancel()
@@ -133,13 +153,13 @@ async def test_a_put_may_be_cancelled_at_any_time(blobs: LocalBlobs, steps: int)
     await blobs.close()
     assert not temporaries(blobs)
     chunk = Chunk(blake3(data).digest(), len(data))
-    if place(blobs, chunk).exists():
+    if (await blobs.has((chunk,)))[0]:
         assert await blobs.get(chunk) == data
-    assert await blobs.put(data) == chunk
+    assert await blobs.put(data, generation=0) == chunk
 
 
 async def test_cancelled_reads_leave_nothing_open(blobs: LocalBlobs) -> None:
-    chunk = await blobs.put(os.urandom(1 << 20))
+    chunk = await blobs.put(os.urandom(1 << 20), generation=0)
     before = len(os.listdir("/proc/self/fd"))
     for steps in range(30):
         task = asyncio.create_task(blobs.get(chunk))
@@ -169,46 +189,53 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 async def test_a_full_disk(tiny_disk: Path) -> None:
     blobs = LocalBlobs(tiny_disk / "blobs")
-    kept = await blobs.put(b"k" * (1 << 20))
+    kept = await blobs.put(b"k" * (1 << 20), generation=0)
     with pytest.raises(errors.StoreFull, match=str(tiny_disk)):
-        await blobs.put(os.urandom(8 << 20))
+        await blobs.put(os.urandom(8 << 20), generation=0)
     assert not temporaries(blobs)
     assert await blobs.get(kept) == b"k" * (1 << 20)
-    await blobs.put(os.urandom(1 << 20))
+    await blobs.put(os.urandom(1 << 20), generation=0)
     await blobs.close()
 
 
 async def test_a_limit_of_file_size(blobs: LocalBlobs) -> None:
-    await blobs.put(b"first")
+    await blobs.put(b"first", generation=0)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
         with pytest.raises(errors.StoreFull):
-            await blobs.put(os.urandom(2 << 20))
+            await blobs.put(os.urandom(2 << 20), generation=0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert not temporaries(blobs)
 
 
-async def test_a_sync_that_fails_fails_the_put(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    await blobs.put(b"first")
+@pytest.mark.parametrize("length", [6, 200_000])
+async def test_a_sync_that_fails_fails_the_put(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    kept = await blobs.put(b"first", generation=0)
+    data = os.urandom(length)
 
     def failing(descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing)
+        patch.setattr(os, "fdatasync", failing)
         with pytest.raises(errors.StoreError, match="Input/output"):
-            await blobs.put(b"second")
+            await blobs.put(data, generation=0)
+        assert "Input/output" in (await blobs.status())[0].detail
+        assert await blobs.get(kept) == b"first"
     assert not temporaries(blobs)
     with pytest.raises(ChunkMissing):
-        await blobs.get(Chunk(blake3(b"second").digest(), 6))
+        await blobs.get(Chunk(blake3(data).digest(), length))
+    assert await blobs.get(await blobs.put(data, generation=0)) == data
+    assert (await blobs.status())[0].detail == ""
 
 
 async def test_a_path_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "blobs").write_text("not a directory")
     with pytest.raises(errors.StoreError, match="blobs"):
-        await LocalBlobs(tmp_path / "blobs").put(b"data")
+        await LocalBlobs(tmp_path / "blobs").put(b"data", generation=0)
 
 
 # -- Several processes ------------------------------------------------------------------------------------------------
@@ -216,13 +243,13 @@ async def test_a_path_that_is_a_file(tmp_path: Path) -> None:
 WRITER = """
 import asyncio, os, sys
 from pathlib import Path
-from gateway.blobs import LocalBlobs
+from gateway.bloblocal import LocalBlobs
 
 async def main():
     blobs = LocalBlobs(Path(sys.argv[1]))
     print("ready", flush=True)
     while True:
-        for chunk in await asyncio.gather(*(blobs.put(os.urandom(200_000)) for _ in range(8))):
+        for chunk in await asyncio.gather(*(blobs.put(os.urandom(200_000), generation=0) for _ in range(8))):
             print(chunk.digest.hex(), flush=True)
 
 asyncio.run(main())
@@ -247,7 +274,7 @@ def test_a_killed_writer_leaves_nothing_broken(tmp_path: Path) -> None:
 
 def test_leftovers_are_swept_when_their_process_is_gone(tmp_path: Path) -> None:
     blobs = LocalBlobs(tmp_path / "blobs")
-    asyncio.run(blobs.put(b"first"))
+    asyncio.run(blobs.put(b"first", generation=0))
     with subprocess.Popen(["true"]) as gone:
         gone.wait()
     busy, ancient = f"{os.getpid()}-busy", f"{os.getpid()}-ancient"
@@ -255,18 +282,18 @@ def test_leftovers_are_swept_when_their_process_is_gone(tmp_path: Path) -> None:
         path = blobs.path / "tmp" / name
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age_s,) * 2)
-    asyncio.run(LocalBlobs(blobs.path).put(b"second"))
+    asyncio.run(LocalBlobs(blobs.path).put(b"second", generation=0))
     assert {path.name for path in temporaries(blobs)} == {f"{gone.pid}-new", busy}
 
 
 def test_a_fork_may_use_it(tmp_path: Path) -> None:
     blobs = LocalBlobs(tmp_path / "blobs")
-    mine = asyncio.run(blobs.put(b"parent"))
+    mine = asyncio.run(blobs.put(b"parent", generation=0))
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            asyncio.run(blobs.put(b"child"))
+            asyncio.run(blobs.put(b"child", generation=0))
             status = 0 if asyncio.run(blobs.get(mine)) == b"parent" else 2
         finally:
             os._exit(status)
@@ -282,17 +309,17 @@ async def test_status_shows_the_room(blobs: LocalBlobs) -> None:
 
 async def test_closing_waits_for_what_a_cancelled_caller_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    prepare = blobs_module._prepare
+    prepare = bloblocal._prepare
 
     def slow(directory: Path) -> None:
         begun.set()
         assert go_on.wait(10)
         prepare(directory)
 
-    monkeypatch.setattr(blobs_module, "_prepare", slow)
+    monkeypatch.setattr(bloblocal, "_prepare", slow)
     path = tmp_path / "blobs"
     blobs = LocalBlobs(path)
-    putting = asyncio.create_task(blobs.put(b"data"))
+    putting = asyncio.create_task(blobs.put(b"data", generation=0))
     await asyncio.to_thread(begun.wait)
     putting.cancel()
     closing = asyncio.create_task(blobs.close())
@@ -300,4 +327,4 @@ async def test_closing_waits_for_what_a_cancelled_caller_began(tmp_path: Path, m
     assert not path.exists()
     go_on.set()
     await closing
-    assert len(list(path.iterdir())) == 257
+    assert len(list(path.iterdir())) == 258

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from gateway.blobs import LocalBlobs
+from gateway.bloblocal import LocalBlobs
 from gateway.transfer import CHUNK_BYTES, INLINE_BYTES_MAX, WINDOW, Store, open_store
 from objmeta import Chunk, ObjectVersion, errors
 
@@ -259,7 +259,7 @@ async def test_damage_is_never_returned(store: Store, tmp_path: Path) -> None:
 
 
 async def test_an_etag_that_is_not_the_contents(store: Store, tmp_path: Path) -> None:
-    chunk = await store.blobs.put(b"x" * 10_000)
+    chunk = await store.blobs.put(b"x" * 10_000, generation=0)
     version = await store.client.put_object(BUCKET, KEY, chunks=[chunk], size=10_000, etag="00" * 32)
     with pytest.raises(errors.IntegrityError, match="BLAKE3"):
         await store.get_file(BUCKET, KEY, tmp_path / "target")
@@ -345,7 +345,7 @@ async def test_pipes(store: Store, tmp_path: Path) -> None:
 
 
 async def test_a_manifest_of_20000_chunks(store: Store) -> None:
-    chunk = await store.blobs.put(b"z" * 100)
+    chunk = await store.blobs.put(b"z" * 100, generation=0)
     count = 20_000
     etag = blake3(b"z" * 100 * count).hexdigest()
     await store.client.put_object(BUCKET, KEY, chunks=[chunk] * count, size=100 * count, etag=etag)

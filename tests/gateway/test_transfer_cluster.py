@@ -16,6 +16,7 @@ import pytest
 from gateway.transfer import CHUNK_BYTES, Store, open_store
 from objmeta import Chunk, errors
 from objmeta.node import LocalCluster
+from tests.gateway import blobfiles
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "gateway.server")
@@ -37,13 +38,12 @@ async def store(cluster: LocalCluster) -> AsyncIterator[Store]:
     await opened.close()
 
 
-def blob_path(cluster: LocalCluster, node_id: int, chunk: Chunk) -> Path:
-    name = chunk.digest.hex()
-    return cluster.directory / f"node-{node_id}" / "data" / "blobs" / name[:2] / name
+def blobs_of(cluster: LocalCluster, node_id: int) -> Path:
+    return cluster.directory / f"node-{node_id}" / "data" / "blobs"
 
 
 def count_copies(cluster: LocalCluster, chunk: Chunk) -> int:
-    return sum(blob_path(cluster, node_id, chunk).exists() for node_id in cluster.node_ids)
+    return sum(blobfiles.is_held(blobs_of(cluster, node_id), chunk) for node_id in cluster.node_ids)
 
 
 async def test_objects_come_back_and_every_node_has_them(cluster: LocalCluster, store: Store, tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ async def test_objects_come_back_and_every_node_has_them(cluster: LocalCluster, 
         assert (tmp_path / "Ziel").read_bytes() == data
         assert await store.read(version, 50, 60) == data[50:60]
         assert all(count_copies(cluster, chunk) >= 2 for chunk in version.chunks)
-    blob_path(cluster, 1, version.chunks[0]).write_bytes(b"damaged")
-    blob_path(cluster, 2, version.chunks[0]).unlink()
+    blobfiles.spoil(blobs_of(cluster, 1), version.chunks[0])
+    blobfiles.lose(blobs_of(cluster, 2), version.chunks[0])
     await store.get_file(BUCKET, version.key, tmp_path / "Ziel")
     assert (tmp_path / "Ziel").read_bytes() == data
 

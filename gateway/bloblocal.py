@@ -1,0 +1,418 @@
+"""A place on a local disk: chunks in a directory, for any number of processes at once.
+
+* ``index.db``: which chunks are there and where (``blobindex``). What it has no row for is not held, but still found by
+  a get if it has a file.
+* ``ab/<64 hexadecimal digits>``: a long chunk; ``ab`` are the first two. It is written under a temporary name in
+  ``tmp``, synced, renamed, and its directory synced, before it gets its row; these syncs are shared (``groupsync``).
+* ``packs/<id>.pack``: many short ones (``packs``). Those that wait together share the sync of the pack, and all that
+  wait share the commit of the index.
+
+What is acknowledged has its bytes and its row on the disk.  A chunk is read as a whole and verified before any byte of
+it is returned; putting what is there verifies and keeps it, and replaces it if it is damaged.  What changes a chunk's
+row is in ``blobrules``, with the argument why deletion and reuse never miss each other; sweeping in ``blobsweep``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, TypeVar, cast
+
+from blake3 import blake3
+
+from gateway import blobrules as rules
+from gateway import blobsweep
+from gateway.blobindex import Change, Index, Row, explained
+from gateway.blobrules import Bytes, Outcome
+from gateway.blobs import (
+    BlobStatus,
+    ChunkMissing,
+    Held,
+    Sweep,
+    Swept,
+    Usage,
+    Verified,
+    digest_of,
+)
+from gateway.files import creating, in_thread, recycle_buffers, update
+from gateway.groupsync import Batches, GroupSync, sync_directories
+from gateway.packs import PACKED_BYTES_MAX, Packs
+from objmeta import Chunk, errors
+
+LEFTOVER_AGE_S: Final = 900.0
+LEFTOVER_AGE_MAX_S: Final = 86_400.0
+LEFTOVERS_MAX: Final = 1000
+STEPS_MAX: Final = 256
+"""In one commit: more would gain nothing and make the first wait for the last."""
+APPENDS_AT_ONCE: Final = 2
+"""While one batch of small chunks commits its rows, the next is written to its pack."""
+TRIES: Final = 8
+"""Of something that a sweep or a compaction came between: it would have to do so every time."""
+
+_T = TypeVar("_T")
+_Small = tuple[Row, bytes, int, bool]
+"""A chunk to be packed, its content, its generation, and whether to replace what is there."""
+
+
+class LocalBlobs:
+    """Satisfies :class:`gateway.blobs.BlobPlace`. The directory is made at the first put.
+
+    ``timeout_s`` bounds how long an operation waits for other processes.
+    """
+
+    def __init__(self, path: Path, *, timeout_s: float = 10.0) -> None:
+        self.path = path
+        self._bytes = Bytes(path, Packs(path / "packs"))
+        self._index = Index(path, lambda: blobsweep.found(self._bytes), timeout_s)
+        self._ready = False
+        self._lanes: _Lanes | None = None
+        self._preparing: set[asyncio.Future[None]] = set()
+        self._trouble = ""
+        recycle_buffers()
+
+    # -- In -----------------------------------------------------------------------------------------------------------
+
+    async def put(self, data: bytes, *, generation: int, replicas: int = 0) -> Chunk:
+        """Store a chunk; durable on return. Raises StaleGeneration, StoreFull, StoreError."""
+        chunk = Chunk(await digest_of(data), len(data))
+
+        async def frames() -> AsyncIterator[bytes]:
+            yield data
+
+        for _ in range(TRIES):
+            if len(data) <= PACKED_BYTES_MAX:
+                there = await self._pack(chunk, data, generation)
+            else:
+                there = await self._store(chunk, frames(), generation)
+            if there:
+                return chunk
+        raise self._swept_away(chunk)
+
+    async def receive(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview], *, generation: int) -> None:
+        """Store a chunk that arrives in pieces; durable on return. All of ``frames`` is taken, also on errors.
+
+        Raises IntegrityError if the pieces are not that chunk, StaleGeneration, StoreFull, StoreError; nothing is
+        visible then.
+        """
+        hasher = blake3()
+        length = 0
+
+        async def hashed() -> AsyncGenerator[bytes | memoryview, None]:
+            nonlocal length
+            async for frame in frames:
+                length += len(frame)
+                if length > chunk.length:
+                    continue
+                await update(hasher, frame)
+                yield frame
+            if length != chunk.length or hasher.digest() != chunk.digest:
+                raise errors.IntegrityError(f"what arrived is not chunk {chunk.digest.hex()}, and was not stored")
+
+        pieces = hashed()
+        try:
+            if chunk.length <= PACKED_BYTES_MAX:
+                await self.put(b"".join([piece async for piece in pieces]), generation=generation)
+            elif not await self._store(chunk, pieces, generation):
+                raise self._swept_away(chunk)
+        except errors.ObjmetaError:
+            async for _ in frames:
+                pass
+            raise
+        finally:
+            await pieces.aclose()
+
+    async def touch(self, chunks: Sequence[Chunk], *, generation: int, replicas: int = 0) -> list[bool]:
+        """See :class:`gateway.blobs.BlobStore`."""
+        if not await in_thread(self.path.exists):
+            return [False] * len(chunks)
+        return await self._commit(rules.touch(self._bytes, chunks, generation))
+
+    # -- Out ----------------------------------------------------------------------------------------------------------
+
+    async def get(self, chunk: Chunk, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes ``start`` to ``stop`` of a chunk, all of which was verified.
+
+        Raises IntegrityError (damaged), ChunkMissing, StoreError.
+        """
+        with explained(self.path):
+            try:
+                data = await in_thread(self._read, chunk)
+            except FileNotFoundError as missing:
+                raise ChunkMissing(f"chunk {chunk.digest.hex()} is missing in {self.path}") from missing
+        if data is None:
+            with suppress(errors.StoreError):
+                await self._commit(rules.note_damage(self._bytes, chunk))
+            raise errors.IntegrityError(f"chunk {chunk.digest.hex()} in {self.path} is damaged")
+        return data if start == 0 and stop is None else data[start:stop]
+
+    async def has(self, chunks: Sequence[Chunk]) -> list[bool]:
+        """See :class:`gateway.blobs.BlobPlace`."""
+
+        def look() -> list[bool]:
+            rows = self._index.read(lambda view: [view.find(chunk.digest) for chunk in chunks])
+            return [rules.is_good(self._bytes, row, chunk) for row, chunk in zip(rows, chunks, strict=True)]
+
+        with explained(self.path):
+            return await in_thread(look)
+
+    async def held(self, after: bytes = b"", limit: int = 1000) -> list[Held]:
+        """See :class:`gateway.blobs.BlobPlace`."""
+        with explained(self.path):
+            return await in_thread(blobsweep.held, self._index, self._bytes, after, limit)
+
+    # -- Upkeep -------------------------------------------------------------------------------------------------------
+
+    async def raise_floor(self, generation: int) -> None:
+        """See :class:`gateway.blobs.BlobPlace`."""
+        await self._commit(lambda change: change.raise_floor(generation))
+
+    async def sweep(self, sweep: Sweep) -> Swept:
+        """See :class:`gateway.blobs.BlobPlace`. The last range of a cycle also compacts packs."""
+        marks = {mark.digest: mark.replicas for mark in sweep.marks}
+        for digests in await self._threaded(blobsweep.files_without_rows, self._index, self._bytes, sweep):
+            await self._commit(rules.adopt(self._bytes, digests))
+        start, done = sweep.start, Swept()
+        while True:
+            start, page = await self._commit(rules.judge(self._bytes, sweep, start, marks))
+            done += page
+            if not start:
+                break
+        if not sweep.end:
+            await self._threaded(blobsweep.compact, self._index, self._bytes)
+            await in_thread(_clear, self.path / "tmp")
+        return done
+
+    async def drop(self, chunk: Chunk, floor: int) -> bool:
+        """See :class:`gateway.blobs.BlobPlace`."""
+        return await self._commit(rules.drop(self._bytes, chunk, floor))
+
+    async def verify(self, after: bytes, limit_bytes: int) -> Verified:
+        """See :class:`gateway.blobs.BlobPlace`."""
+        verified = await self._threaded(blobsweep.verify, self._index, self._bytes, after, limit_bytes)
+        damaged = [chunk for chunk in verified.damaged if await self._commit(rules.note_damage(self._bytes, chunk))]
+        return Verified(verified.next, verified.checked, verified.checked_bytes, tuple(damaged))
+
+    async def usage(self) -> Usage:
+        """See :class:`gateway.blobs.BlobPlace`."""
+        return await self._threaded(blobsweep.usage, self._index, self._bytes)
+
+    async def status(self) -> tuple[BlobStatus, ...]:
+        """The room on the disk, and what went wrong last if nothing could be written since."""
+        try:
+            room = await in_thread(os.statvfs, _existing(self.path))
+        except OSError as error:
+            return (BlobStatus(str(self.path), "down", os.strerror(error.errno or 0)),)
+        detail = self._trouble or ("it is read-only" if room.f_flag & os.ST_RDONLY else "")
+        free, total = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
+        return (BlobStatus(str(self.path), "up", detail, free, total),)
+
+    async def close(self) -> None:
+        """Wait for what is under way, also of callers that are gone, and end the threads.
+
+        The place opens again at the next use.
+        """
+        loop = asyncio.get_running_loop()
+        preparing = [each for each in self._preparing if each.get_loop() is loop]
+        if preparing:
+            await asyncio.wait(preparing)
+        lanes, self._lanes = self._lanes, None
+        if lanes is not None and lanes.is_ours():
+            await lanes.close()
+        self._bytes.packs.close()
+        await in_thread(self._index.close)
+
+    # -- How ----------------------------------------------------------------------------------------------------------
+
+    def _swept_away(self, chunk: Chunk) -> errors.StoreError:
+        return errors.StoreError(f"chunk {chunk.digest.hex()} was deleted in {self.path} while it arrived: try again")
+
+    async def _here(self) -> _Lanes:
+        """The lanes of this loop, with everything in place for writing."""
+        if not self._ready:
+            await self._prepare()
+        if self._lanes is None or not self._lanes.is_ours():
+            self._lanes = _Lanes(self._index, self._bytes)
+        return self._lanes
+
+    async def _prepare(self) -> None:
+        """Make the directories; goes on when the caller is cancelled, and :meth:`close` waits for it."""
+        preparing = in_thread(_prepare, self.path)
+        self._preparing.add(preparing)
+        preparing.add_done_callback(self._preparing.discard)
+        await asyncio.shield(preparing)
+        self._ready = True
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Errors in words, and remembered for the status until something can be written again."""
+        try:
+            with explained(self.path):
+                yield
+        except errors.StoreError as error:
+            self._trouble = str(error)
+            raise
+        self._trouble = ""
+
+    async def _threaded(self, function: Callable[..., _T], *arguments: object) -> _T:
+        with explained(self.path):
+            return await in_thread(function, *arguments)
+
+    async def _commit(self, step: Callable[[Change], _T]) -> _T:
+        """Have a step done and committed, with others. Raises what it raised, StoreFull, StoreError."""
+        with self._noted():
+            answer = await (await self._here()).commits.submit(step)
+        return cast("_T", answer)  # of the very step that was submitted
+
+    async def _pack(self, chunk: Chunk, data: bytes, generation: int) -> bool:
+        """Store a short chunk; False if a sweep came between."""
+        new = Row(chunk.digest, chunk.length)
+        outcome = await self._append((new, data, generation, False))
+        if outcome is Outcome.THERE:
+            if (await self._look(chunk))[1]:
+                return (await self.touch((chunk,), generation=generation))[0]
+            outcome = await self._append((new, data, generation, True))
+        return outcome is Outcome.STORED
+
+    async def _append(self, small: _Small) -> Outcome:
+        with self._noted():
+            return await (await self._here()).appends.submit(small)
+
+    async def _store(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview], generation: int) -> bool:
+        """Store a long chunk; False if a sweep came between."""
+        with self._noted():
+            lanes = await self._here()
+        row, good = await self._look(chunk)
+        if good and row is not None and (await self.touch((chunk,), generation=generation))[0]:
+            async for _ in frames:
+                pass
+            return True
+        if row is not None and not good:
+            await self._commit(rules.distrust(row, generation))
+        path = self._bytes.own(chunk.digest)
+        temporary = self.path / "tmp" / f"{os.getpid()}-{os.urandom(8).hex()}"
+        with self._noted():
+            async with creating(temporary) as file:
+                async for frame in frames:
+                    await file.write(frame)
+                await file.flush()
+                await lanes.files.settle(file.fileno(), temporary, path)
+        new = Row(chunk.digest, chunk.length)
+        return await self._commit(rules.store(self._bytes, new, generation, True)) is Outcome.STORED
+
+    async def _look(self, chunk: Chunk) -> tuple[Row | None, bool]:
+        """The row of a chunk, and whether its bytes are good."""
+
+        def look() -> tuple[Row | None, bool]:
+            row = self._index.read(lambda view: view.find(chunk.digest))
+            if row is None or row.length != chunk.length:
+                return row, False
+            return row, not rules.is_bad(self._bytes, row)
+
+        return await self._threaded(look)
+
+    def _read(self, chunk: Chunk) -> bytes | None:
+        """A chunk's bytes, None if they are not the chunk's. Raises OSError."""
+        own = Row(chunk.digest, chunk.length)
+        if chunk.length > PACKED_BYTES_MAX:
+            with suppress(FileNotFoundError):
+                return self._bytes.read(own)
+        before: Row | None = None
+        for _ in range(TRIES):
+            row = self._index.read(lambda view: view.find(chunk.digest))
+            if row is None or row.length != chunk.length or row == before:
+                break
+            with suppress(FileNotFoundError):  # it may have moved from one pack to another
+                return self._bytes.read(row)
+            before = row
+        return self._bytes.read(own)
+
+
+class _Lanes:
+    """Where operations of one event loop meet to share syncs and commits."""
+
+    def __init__(self, index: Index, place: Bytes) -> None:
+        self._index = index
+        self._bytes = place
+        self._owner = (os.getpid(), asyncio.get_running_loop())
+        self._pool = ThreadPoolExecutor(1 + APPENDS_AT_ONCE, thread_name_prefix="objmeta-blobs")
+        self.files = GroupSync()
+        self.commits: Batches[Callable[[Change], object], object] = Batches(self._commit, STEPS_MAX, 1)
+        self.appends: Batches[_Small, Outcome] = Batches(self._append, STEPS_MAX, APPENDS_AT_ONCE)
+
+    def is_ours(self) -> bool:
+        """Whether they belong to the running loop and process."""
+        return self._owner == (os.getpid(), asyncio.get_running_loop())
+
+    async def close(self) -> None:
+        """Wait for what is under way, and end the threads."""
+        await self.files.close()
+        await self.appends.close()
+        await self.commits.close()
+        self._pool.shutdown(wait=False)
+
+    async def _commit(self, steps: list[Callable[[Change], object]]) -> list[object | Exception]:
+        return await self._owner[1].run_in_executor(self._pool, self._index.commit, steps)
+
+    async def _append(self, batch: list[_Small]) -> Sequence[Outcome | Exception]:
+        packs = self._bytes.packs
+        contents = [(row.digest, data) for row, data, _, _ in batch]
+        pack, offsets = await self._owner[1].run_in_executor(self._pool, packs.append, contents)
+        try:
+            steps = [
+                rules.store(self._bytes, row._replace(pack=pack, offset=offset), generation, replace)
+                for (row, _, generation, replace), offset in zip(batch, offsets, strict=True)
+            ]
+            found = await asyncio.gather(*map(self.commits.submit, steps), return_exceptions=True)
+        finally:
+            packs.settled(pack)
+        return [cast("Outcome | Exception", each) for each in found]
+
+
+# -- Helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _prepare(path: Path) -> None:
+    """Make the directories, durably, and remove what dead processes left (a bounded number)."""
+    made = [parent for parent in (path, *path.parents) if not parent.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    there = set(os.listdir(path))
+    for name in ("tmp", "packs", *(f"{prefix:02x}" for prefix in range(256))):
+        if name not in there:
+            (path / name).mkdir(exist_ok=True)
+    for error in sync_directories((path, *(parent.parent for parent in made))).values():
+        raise error
+    _clear(path / "tmp")
+
+
+def _clear(directory: Path) -> None:
+    """Remove temporary files that are old and whose writer is gone, or so old that its number must be another's."""
+    now = time.time()
+    with os.scandir(directory) as entries:
+        for _, entry in zip(range(LEFTOVERS_MAX), entries, strict=False):
+            with suppress(OSError):
+                age_s = now - entry.stat(follow_symlinks=False).st_mtime
+                if age_s > LEFTOVER_AGE_MAX_S or (age_s > LEFTOVER_AGE_S and not _alive(entry.name.split("-")[0])):
+                    os.unlink(entry.path)
+
+
+def _alive(process: str) -> bool:
+    if not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

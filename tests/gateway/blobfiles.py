@@ -10,9 +10,13 @@ from gateway.blobindex import INDEX
 from objmeta import Chunk
 
 
+def _index(place: Path) -> closing[sqlite3.Connection]:
+    return closing(sqlite3.connect(f"{(place / INDEX).absolute().as_uri()}?mode=rw", uri=True))
+
+
 def whereabouts(place: Path, chunk: Chunk) -> tuple[Path, int]:
     """The file that holds a chunk's bytes, and where in it they begin. KeyError: the index knows nothing of it."""
-    with closing(sqlite3.connect(place / INDEX)) as connection:
+    with _index(place) as connection:
         row = connection.execute("SELECT pack, offset FROM chunks WHERE digest = ?", (chunk.digest,)).fetchone()
     if row is None:
         raise KeyError(chunk.digest.hex())
@@ -46,5 +50,5 @@ def lose(place: Path, chunk: Chunk) -> None:
 
 def chunks(place: Path) -> list[str]:
     """The names of the chunks that the index knows."""
-    with closing(sqlite3.connect(place / INDEX)) as connection:
+    with _index(place) as connection:
         return sorted(digest.hex() for (digest,) in connection.execute("SELECT digest FROM chunks"))

@@ -283,9 +283,14 @@ class _Catalog:
         self._insert("buckets", [_bucket_row(bucket) for bucket in buckets])
 
     def load_nodes(self, nodes: Iterable[Any]) -> None:
-        """Fill ``nodes`` from :class:`objmeta.client.NodeStatus`."""
+        """Fill ``nodes`` from :class:`objmeta.client.NodeStatus`; NULL is what a node that is not up would tell."""
         names = _TABLES["nodes"].names
-        self._insert("nodes", [tuple(getattr(node, name) for name in names) for node in nodes])
+        told = frozenset(("version", "registers", "changes", "disk_free", "uptime_s"))
+        rows = [
+            tuple(None if name in told and node.state != "up" else getattr(node, name) for name in names)
+            for node in nodes
+        ]
+        self._insert("nodes", rows)
 
     def add_versions(self, versions: Sequence[ObjectVersion], with_chunks: bool) -> None:
         """Take a page for ``versions``, and for ``chunks`` if they are asked for."""

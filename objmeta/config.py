@@ -93,10 +93,11 @@ def parse_target(target: str | os.PathLike[str] | None, base: Path | None = None
     """Tell endpoints from a path; None (not given) stays None.
 
     ``"host:port"`` and ``"host:port,host:port"`` (IPv6 in brackets) are endpoints; any other string and every PathLike
-    is a path, made absolute (from ``base``, by default the working directory), with ``~`` expanded. A path that looks
-    like endpoints is written ``./host:1``.
+    is a path, made absolute (from ``base``, by default the working directory), with ``~`` expanded. A string with a
+    colon and no slash that is no endpoint is refused: a misspelt endpoint must not become a new, empty store. A path
+    of that form is written ``./host:1``.
 
-    Raises InvalidArgument for an empty string, a URL, a port out of range, or a mixture of both.
+    Raises InvalidArgument for an empty string, a URL, a port that is none or out of range, or a mixture of both.
     """
     if target is None:
         return None
@@ -111,6 +112,10 @@ def parse_target(target: str | os.PathLike[str] | None, base: Path | None = None
     parts = [part.strip() for part in target.split(",")]
     matching = [_ENDPOINT.fullmatch(part) is not None for part in parts if part]
     if not any(matching):
+        if ":" in target and "/" not in target:
+            raise InvalidArgument(
+                f"{target!r} is not host:port, such as 127.0.0.1:7401 or [::1]:7401 (a path may begin with './')"
+            )
         return _absolute(target, base)
     if not all(matching):
         raise InvalidArgument(
@@ -189,7 +194,8 @@ def _disks(value: Any, base: Path | None) -> tuple[Path, ...]:
     disks = tuple(_absolute(os.fspath(part), base) for part in parts)
     if not DISKS_MIN <= len(disks) <= DISKS_MAX or len(set(disks)) < len(disks):
         raise InvalidArgument(
-            f"{value!r} must be {DISKS_MIN} to {DISKS_MAX} different directories: fewer survive the loss of none"
+            f"{value!r} names {len(set(disks))}; a store needs {DISKS_MIN} to {DISKS_MAX} different directories to "
+            f"survive the loss of one, such as {os.pathsep.join(('/a', '/b', '/c'))}"
         )
     return disks
 

@@ -57,9 +57,7 @@ def test_endpoints_are_recognised(text: str, expected: tuple[str, ...]) -> None:
     assert parse_target(text) == expected
 
 
-@pytest.mark.parametrize(
-    "text", ["data", "./data", "/x/y", "data/a:1", "./a:1", "a:b", "localhost", "x y", "ä:1", ":1"]
-)
+@pytest.mark.parametrize("text", ["data", "./data", "/x/y", "data/a:1", "./a:1", "./a:b", "localhost", "x y", "a,b"])
 def test_everything_else_is_a_path(text: str) -> None:
     assert parse_target(text) == Path(text).absolute()
 
@@ -84,6 +82,11 @@ def test_none_means_not_given() -> None:
         ("  ", "empty"),
         ("a:1,b", "mixes"),
         ("a:1,/x/y", "mixes"),
+        ("a:b", "not host:port"),
+        ("localhost:74o1", "not host:port"),
+        ("a:", "not host:port"),
+        ("ä:1", "not host:port"),
+        (":1", "not host:port"),
         ("a:0", "1 to 65535"),
         ("a:65536", "1 to 65535"),
         ("[1:2]:3", "IPv6"),

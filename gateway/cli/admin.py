@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -125,7 +126,8 @@ def config() -> None:
     for name, value, source in resolved_settings().rows():
         listed = [str(each) for each in value] if isinstance(value, tuple) else str(value)
         plain = value if isinstance(value, int | float) else listed
-        text = (",".join(plain) or "-") if isinstance(plain, list) else str(plain)
+        between = os.pathsep if name == "disks" else ","  # as the environment variable has it
+        text = (between.join(plain) or "-") if isinstance(plain, list) else str(plain)
         cells.append(({"name": name, "value": plain, "source": source}, [name, output.shown(text), source]))
     for (record, _), line in zip(cells, output.rows([row for _, row in cells]), strict=True):
         output.answer(record, line)

@@ -149,11 +149,30 @@ def _lowered(text: str) -> str:
     return line[:1].lower() + line[1:] if line[1:2].islower() else line
 
 
+def _replace_closed_streams() -> None:
+    """Give a standard stream that was closed (``>&-``) a descriptor, before a file of the store becomes number 0 or 1.
+
+    Reading and writing it fails with EBADF, as the null device is open the other way round; messages are dropped.
+    """
+    for number, way in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, way)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script."""
     if "_GATEWAY_COMPLETE" in os.environ:
         gateway(prog_name="gateway", complete_var="_GATEWAY_COMPLETE")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own complaints are not for people
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # a name the terminal's encoding cannot show is no reason to fail
         reconfigure: Any = getattr(stream, "reconfigure", None)

@@ -160,7 +160,8 @@ async def _put_all(
 
 async def _put_one(store: Store, source: str, destination: Remote, wishes: _Wishes) -> None:
     if source == STANDARD_STREAM:
-        version = await _put_stream(store, 0, destination, wishes)
+        with errors.naming("standard input"):
+            version = await _put_stream(store, 0, destination, wishes)
         _report(version, destination, Path(source), None)
         return
     path = Path(source)

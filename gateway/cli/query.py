@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gateway.cli import output
+from gateway.cli import errors, output
 from gateway.cli.options import common, current
 from gateway.cli.session import with_store
 
@@ -61,8 +61,9 @@ async def _ask(store: Store, query: str) -> Result:
 def _write(result: Result, target: Path, ending: str) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        _WRITERS[ending](result, temporary)
-        temporary.replace(target)
+        with errors.naming(target):
+            _WRITERS[ending](result, temporary)
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -110,6 +111,8 @@ def _plain(value: Any) -> Any:
             return {str(name): _plain(item) for name, item in value.items()}
         case list():
             return [_plain(item) for item in value]
+        case (months, days, nanoseconds):  # an interval, as Arrow has it; written as ISO 8601 has it
+            return f"P{months}M{days}DT{nanoseconds / 1e9:g}S"
         case None | bool() | int() | float() | str():
             return value
         case _ if hasattr(value, "isoformat"):
@@ -120,4 +123,6 @@ def _plain(value: Any) -> Any:
 
 def _cell(value: Any) -> Any:
     plain = _plain(value)
+    if isinstance(plain, bool):
+        return "true" if plain else "false"  # as in the table, and as other programs write them
     return json.dumps(plain, ensure_ascii=False) if isinstance(plain, dict | list) else plain

@@ -95,6 +95,7 @@ class DiskRegisters:
         self._paths: dict[int, Path] = {}
         self._looked_at: dict[int, float] = {}
         self._work: set[asyncio.Task[None]] = set()
+        self._opening: set[asyncio.Task[None]] = set()
         self._mended = 0
         self._loop = asyncio.get_running_loop()
         self._rng = random.Random(os.urandom(16))
@@ -147,6 +148,7 @@ class DiskRegisters:
 
     async def status(self, timeout_s: float) -> StoreStatus:
         """Each disk, as a node."""
+        await asyncio.wait_for(self._opened(), timeout_s)
         status = await self._engine.status(timeout_s)
         nodes = [await self._described(node) for node in status.nodes]
         return StoreStatus(status.store_id, status.epoch, tuple(nodes), status.quorum)
@@ -249,7 +251,14 @@ class DiskRegisters:
         now = self._loop.time()
         if now - self._looked_at.get(acceptor, -_LOOK_AGAIN_S) >= _LOOK_AGAIN_S:
             self._looked_at[acceptor] = now
-            self._do(self._open_again(acceptor))
+            task = self._do(self._open_again(acceptor))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    async def _opened(self) -> None:
+        """Wait for disks that are being opened: those of a newer membership than the settings know."""
+        if self._opening:
+            await asyncio.wait(tuple(self._opening))
 
     async def _open_again(self, acceptor: int) -> None:
         missing = self._acceptors[acceptor]
@@ -267,10 +276,11 @@ class DiskRegisters:
                 return
             await asyncio.to_thread(store.close)
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+    def _do(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
+        return task
 
     # -- Up to date ---------------------------------------------------------------------------------------------------
 

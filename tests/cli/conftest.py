@@ -19,6 +19,8 @@ import gateway as gateway_package
 from gateway.cli.app import run
 
 ROOT = Path(gateway_package.__file__).parents[1]
+PATIENCE_S = 30.0
+"""What ends within a second or two, unless it hangs; much more, as the machine may be busy with other things."""
 
 
 @dataclass(frozen=True)

@@ -268,6 +268,10 @@ def test_sql(gateway: Run, tree: list[str]) -> None:
     (record,) = gateway("sql", "--json", "SELECT metadata, last_modified FROM versions LIMIT 1").records
     assert record["metadata"] == {}
     assert record["last_modified"].endswith("+00:00")
+    values = "SELECT true AS b, INTERVAL '1 month 2 days 1.5 seconds' AS i, [true] AS l, NULL AS n"
+    (record,) = gateway("sql", "--json", values).records
+    assert record == {"b": True, "i": "P1M2DT1.5S", "l": [True], "n": None}
+    assert gateway("sql", "--csv", values).lines == ["b,i,l,n", "true,P1M2DT1.5S,[true],"]
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "json"])

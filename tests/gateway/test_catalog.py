@@ -12,6 +12,7 @@ import pytest
 
 import objmeta
 from gateway.catalog import TABLES, Result, sql, sql_async
+from objmeta.client import NodeStatus
 from objmeta.errors import InvalidArgument, NoQuorum
 
 DIGESTS = (b"\x01" * 32, b"\x02" * 32)
@@ -190,6 +191,14 @@ def test_a_wrong_column_is_found_before_anything_is_read() -> None:
 def test_no_quorum_comes_through() -> None:
     with pytest.raises(NoQuorum):
         sql(_Unreachable(), "FROM nodes")  # type: ignore[arg-type]
+
+
+def test_a_node_that_is_down_has_no_figures() -> None:
+    up = NodeStatus(1, "h:1", "up", version="1", changes=2, uptime_s=3.0)
+    client = SimpleNamespace(status=lambda: SimpleNamespace(nodes=(up, NodeStatus(2, "h:2", "down", "it did not"))))
+    query = "SELECT node_id, detail, version, registers, changes, uptime_s FROM nodes ORDER BY 1"
+    found = sql(client, query)  # type: ignore[arg-type]
+    assert found.rows() == [(1, "", "1", 0, 2, 3.0), (2, "it did not", None, None, None, None)]
 
 
 def test_external_access_when_asked_for(filled: objmeta.Client, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ async def test_nobody_listens() -> None:
     begin = time.monotonic()
     with pytest.raises(NoQuorum) as raised:
         await client.change(change(), TIMEOUT_S)
-    assert time.monotonic() - begin < 3.0
+    assert time.monotonic() - begin < TIMEOUT_S
     assert all(endpoint in str(raised.value) for endpoint in endpoints)
     await client.close()
 
@@ -153,7 +153,7 @@ async def test_a_connection_that_breaks(registers: RemoteRegisters, pair: list[S
     await home.crash()
     assert (await waiting).code == ""
     assert other.node.changes == 1
-    assert time.monotonic() - begin < 2.0
+    assert time.monotonic() - begin < TIMEOUT_S
 
 
 async def test_a_node_that_comes_back_is_used_again(registers: RemoteRegisters, pair: list[Served]) -> None:
@@ -178,7 +178,7 @@ async def test_a_silent_endpoint_is_passed_over(pair: list[Served]) -> None:
         client = RemoteRegisters([silent, pair[0].endpoint])
         begin = time.monotonic()
         await asyncio.gather(*(client.change(change(b"k/%d" % i), TIMEOUT_S) for i in range(20)))
-        assert time.monotonic() - begin < 1.5
+        assert time.monotonic() - begin < TIMEOUT_S
         await client.close()
 
 
@@ -254,7 +254,7 @@ async def test_a_change_without_an_answer(registers: RemoteRegisters, pair: list
         await registers.change(change(), 0.3)
     with pytest.raises(NoQuorum):
         await registers.read([b"a"], 0.3)
-    assert time.monotonic() - begin < 2.0
+    assert time.monotonic() - begin < TIMEOUT_S
 
 
 async def test_close_fails_what_is_under_way(registers: RemoteRegisters, pair: list[Served]) -> None:

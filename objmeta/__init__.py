@@ -17,10 +17,23 @@ Everything public is named in ``__all__`` here; ``docs/architecture.md`` says wh
 
 from __future__ import annotations
 
-from objmeta.client import AsyncClient, Client, Cluster, Disks, Election, Embedded, Lease, Lock, connect, connect_async
+from objmeta.client import (
+    AsyncClient,
+    Client,
+    Cluster,
+    Cycle,
+    Disks,
+    Election,
+    Embedded,
+    Lease,
+    Lock,
+    connect,
+    connect_async,
+)
 from objmeta.model.values import BucketSettings, Chunk, Manifest
 from objmeta.objects.elections import AsyncElection
 from objmeta.objects.locks import AsyncLease, AsyncLock, LockHolder
+from objmeta.objects.marks import Marked, Named
 from objmeta.objects.types import Bucket, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
 
 __all__ = [
@@ -33,6 +46,7 @@ __all__ = [
     "Chunk",
     "Client",
     "Cluster",
+    "Cycle",
     "Disks",
     "Election",
     "Embedded",
@@ -41,6 +55,8 @@ __all__ = [
     "Lock",
     "LockHolder",
     "Manifest",
+    "Marked",
+    "Named",
     "ObjectPage",
     "ObjectSummary",
     "ObjectVersion",

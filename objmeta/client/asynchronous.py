@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ import uuid_utils
 from objmeta.config import Settings
 from objmeta.core.configuration import Membership
 from objmeta.core.erasure import GENERATION_REGISTER, generation_in
-from objmeta.errors import InvalidArgument
+from objmeta.errors import InvalidArgument, Unavailable
 from objmeta.interfaces import Collected, Cycle, MembersStatus, Registers, StoreStatus
 from objmeta.model.changes import ConfigureBucket
 from objmeta.model.names import check_bucket, check_key
@@ -27,6 +27,7 @@ from objmeta.objects.elections import AsyncElection
 from objmeta.objects.keyvalue import KeyValues
 from objmeta.objects.listing import Listings
 from objmeta.objects.locks import TTL_S, AsyncLock, Locks
+from objmeta.objects.marks import Marked, marks
 from objmeta.objects.objects import Objects
 from objmeta.objects.types import Bucket, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
 
@@ -63,6 +64,7 @@ class _Services:
     """What one process and loop uses; made anew after a fork."""
 
     pid: int
+    context: Context
     registers: Registers
     buckets: Buckets
     objects: Objects
@@ -363,6 +365,29 @@ class AsyncClient:
         allowed_s = self.timeout_s if timeout_s is None else timeout_s
         return await (await self._open()).registers.begin_cycle(allowed_s)
 
+    async def local_marks(self, epoch: int) -> dict[int, AsyncGenerator[Marked, None]]:
+        """For each acceptor of a store in directories, by its id: every chunk that it names, page by page.
+
+        All of it is of the configuration of ``epoch`` (see :meth:`begin_cycle`), else Unavailable is raised.  A page
+        raises Unavailable if the acceptor's disk is away, ConfigurationMismatch if a disk is being replaced, NoQuorum,
+        and IntegrityError where something is damaged: then nothing can be said of what the acceptor names as a whole.
+        The nodes of a cluster are asked one by one instead (:meth:`objmeta.node.Node.marks`): raises InvalidArgument.
+        """
+        from objmeta.client.disks import DiskRegisters
+        from objmeta.client.embedded import EmbeddedRegisters
+
+        services = await self._open()
+        if not isinstance(services.registers, EmbeddedRegisters | DiskRegisters):
+            raise InvalidArgument("the acceptors of a cluster are on its nodes: each says itself what it names")
+        configuration, acceptors = services.registers.acceptors()
+        if configuration.epoch != epoch or configuration.is_joint:
+            raise Unavailable(f"the disks have changed: the epoch is {configuration.epoch} now")
+        alone = len(acceptors) == 1
+        return {
+            acceptor_id: marks(services.context, acceptor, configuration.tag, alone)
+            for acceptor_id, acceptor in sorted(acceptors.items())
+        }
+
     async def collect(self, run: int = 0, timeout_s: float = 5.0) -> Collected:
         """Erase what was deleted and can be erased now; how far that has come within ``timeout_s``.
 
@@ -464,6 +489,7 @@ class AsyncClient:
         buckets = Buckets(context)
         return _Services(
             os.getpid(),
+            context,
             registers,
             buckets,
             Objects(context, buckets),

@@ -166,6 +166,11 @@ class DiskRegisters:
         """All disks must answer."""
         return await self._engine.begin_cycle(timeout_s)
 
+    def acceptors(self) -> tuple[Configuration, dict[int, Acceptor]]:
+        """The configuration in force, and its acceptors; one whose disk is away refuses everything."""
+        members = self._engine.quorums.members
+        return self._engine.configuration, {member: self._acceptors[member] for member in members}
+
     async def close(self) -> None:
         """Stop the lanes' threads and close the files."""
         for task in list(self._work):
@@ -314,7 +319,7 @@ class DiskRegisters:
                 _log.warning("%s was not compared with the other disks: %s", self._paths[acceptor], problem)
 
     def _fences(self) -> Callable[[bytes, bool], Coroutine[Any, Any, Fence | None]]:
-        from objmeta.node.fences import BucketFences
+        from objmeta.objects.fences import BucketFences
 
         context = Context(
             self._engine,

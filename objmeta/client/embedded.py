@@ -22,7 +22,7 @@ from objmeta.core.messages import Fence, Record, RecordRef, State
 from objmeta.interfaces import ChangeReply, ChangeRequest, Collected, Cycle, NodeStatus, ScanPage, StoreStatus
 from objmeta.register.engine import Engine
 from objmeta.register.life import new_ballots
-from objmeta.register.local import LocalTransport
+from objmeta.register.local import Acceptor, LocalTransport
 from objmeta.store.lane import Lane
 from objmeta.store.sqlite import SqliteStore
 
@@ -98,6 +98,10 @@ class EmbeddedRegisters:
 
     async def begin_cycle(self, timeout_s: float) -> Cycle:
         return await self._engine.begin_cycle(timeout_s)
+
+    def acceptors(self) -> tuple[Configuration, dict[int, Acceptor]]:
+        """The configuration in force, and the one acceptor."""
+        return self._engine.configuration, {self._store.acceptor_id: self._lane}
 
     async def close(self) -> None:
         """Stop the lane's threads and close the files."""

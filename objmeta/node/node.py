@@ -14,7 +14,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from importlib import metadata
 from typing import Any, Final
 
@@ -29,12 +29,13 @@ from objmeta.interfaces import AcceptorStore, MembersStatus, NodeStatus, StoreSt
 from objmeta.node.background import Background
 from objmeta.node.bootstrap import Bootstrap, removed
 from objmeta.node.data import DataDirectory
-from objmeta.node.fences import BucketFences
 from objmeta.node.forwarding import HomeBound
 from objmeta.node.members import Members
 from objmeta.node.positions import Confirmation, Positions
 from objmeta.node.settings import NodeSettings, split_address
 from objmeta.objects.context import Context
+from objmeta.objects.fences import BucketFences
+from objmeta.objects.marks import Marked, marks
 from objmeta.register.engine import Engine
 from objmeta.register.life import new_ballots
 from objmeta.register.repairing import Repairer
@@ -75,6 +76,7 @@ class Node:
         self._lane: Lane | None = None
         self._transport: PeerTransport | None = None
         self._engine: Engine | None = None
+        self._context: Context | None = None
         self._home_bound: HomeBound | None = None
         self._members: Members | None = None
         self._background: Background | None = None
@@ -209,7 +211,7 @@ class Node:
                 own_acceptor=store.acceptor_id,
                 on_adopt=self._on_adopt,
             )
-            context = Context(
+            context = self._context = Context(
                 self._engine,
                 lambda: time.time_ns() // 1000,
                 lambda: uuid_utils.uuid7().bytes,
@@ -439,6 +441,21 @@ class Node:
         if self._positions is not None and (lost := self._positions.problem(node_id)):
             return NodeStatus(node_id, address, "refused", lost)
         return msgspec.structs.replace(answer, status=msgspec.structs.replace(answer.status, address=address))
+
+    # -- For the collector of chunks ----------------------------------------------------------------------------------
+
+    def marks(self, epoch: int) -> AsyncGenerator[Marked, None]:
+        """Every chunk that this node's acceptor names, page by page; see :mod:`objmeta.objects.marks`.
+
+        All pages are of the configuration of ``epoch``, which must not be joint.  Raises Unavailable if another one is
+        in force or the node is not ready, and from the generator ConfigurationMismatch, NoQuorum and IntegrityError.
+        """
+        configuration = self.registers().configuration
+        if configuration.epoch != epoch or configuration.is_joint:
+            raise Unavailable(f"the members have changed: the epoch is {configuration.epoch} now")
+        assert self._context is not None, "a node that takes operations has its surroundings"
+        alone = len(configuration.quorums.members) == 1
+        return marks(self._context, self.acceptor(), configuration.tag, alone)
 
     # -- For peers (rpc.peer.Peers) -----------------------------------------------------------------------------------
 

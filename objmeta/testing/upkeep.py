@@ -17,8 +17,8 @@ from objmeta.core.configuration import OUTSIDE, Configuration
 from objmeta.core.messages import TOMBSTONE, Row
 from objmeta.errors import ObjmetaError
 from objmeta.model.names import OBJECTS
-from objmeta.node.fences import BucketFences
 from objmeta.objects.context import Context
+from objmeta.objects.fences import BucketFences
 from objmeta.register.copying import CopySettings, FenceOf
 from objmeta.register.erasing import ErasureSettings
 from objmeta.register.membership import Coordinator

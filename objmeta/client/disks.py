@@ -38,6 +38,7 @@ from objmeta.store.sqlite import SqliteStore
 from objmeta.store.steps import refusal
 
 _LOOK_AGAIN_S: Final = 5.0
+_OPENING_S: Final = 1.0
 _NEWEST: Final = sys.maxsize
 _BACKGROUND_TIMEOUT_S: Final = 10.0
 
@@ -148,7 +149,8 @@ class DiskRegisters:
 
     async def status(self, timeout_s: float) -> StoreStatus:
         """Each disk, as a node."""
-        await asyncio.wait_for(self._opened(), timeout_s)
+        if self._opening:  # disks that a newer membership than that of the settings has
+            await asyncio.wait(tuple(self._opening), timeout=min(timeout_s, _OPENING_S))
         status = await self._engine.status(timeout_s)
         nodes = [await self._described(node) for node in status.nodes]
         return StoreStatus(status.store_id, status.epoch, tuple(nodes), status.quorum)
@@ -259,11 +261,6 @@ class DiskRegisters:
             task = self._do(self._open_again(acceptor))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
-
-    async def _opened(self) -> None:
-        """Wait for disks that are being opened: those of a newer membership than the settings know."""
-        if self._opening:
-            await asyncio.wait(tuple(self._opening))
 
     async def _open_again(self, acceptor: int) -> None:
         missing = self._acceptors[acceptor]

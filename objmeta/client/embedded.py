@@ -19,6 +19,7 @@ from pathlib import Path
 from objmeta.core.configuration import Configuration, single_set
 from objmeta.core.listing import ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, State
+from objmeta.errors import ConfigurationMismatch
 from objmeta.interfaces import ChangeReply, ChangeRequest, Collected, Cycle, NodeStatus, ScanPage, StoreStatus
 from objmeta.register.engine import Engine
 from objmeta.register.life import new_ballots
@@ -49,10 +50,16 @@ class EmbeddedRegisters:
 
     @classmethod
     async def open(cls, home: Path) -> EmbeddedRegisters:
-        """Open the store in ``home``, making it if there is none. Raises StoreError, StoreFull, IntegrityError."""
+        """Open the store in ``home``, making it if there is none.
+
+        Raises StoreError, also if this is only a part of one, such as a node's directory; StoreFull, IntegrityError.
+        """
         store = await asyncio.to_thread(
             SqliteStore.open_or_create, home / ACCEPTOR_DIRECTORY, _ACCEPTOR_ID, _new_configuration
         )
+        if store.configuration.quorums.members != (store.acceptor_id,):
+            await asyncio.to_thread(store.close)
+            raise ConfigurationMismatch(f"{home} is one of the disks of a store: name all of them (the setting disks)")
         return cls(home, store)
 
     async def read(self, names: Sequence[bytes], timeout_s: float, fence: Fence | None = None) -> list[State | None]:

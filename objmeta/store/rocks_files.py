@@ -95,8 +95,8 @@ def exists(directory: Path) -> bool:
     with explained(directory):
         if (directory / _SQLITE_NAME).exists():
             raise StoreError(
-                f"{directory} holds the SQLite store of a node made by an early version of objmeta, which this version "
-                "cannot use: start the node with an empty directory"
+                f"{directory} holds a SQLite store (of a directory that is used without nodes, or of a node made by an "
+                "early version), which a node cannot use: start the node with an empty directory"
             )
         return database_path(directory).exists()
 

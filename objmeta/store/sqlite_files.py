@@ -31,6 +31,7 @@ from objmeta.store.checksums import store_sum
 from objmeta.store.directories import check_local, explain_os, full, locked, make_directories, sync_directory, sync_file
 
 DATABASE_NAME: Final = "acceptor.db"
+_ROCKSDB_NAME: Final = "rocksdb"
 BUSY_TIMEOUT_S: Final = 30.0
 """How long a step waits for other processes: a commit takes milliseconds, so only a stopped process takes this long."""
 SCHEMA_VERSION: Final = 2
@@ -97,6 +98,11 @@ def make(
         with locked(directory):
             if database_path(directory).exists():
                 return False
+            if (directory / _ROCKSDB_NAME).exists():  # beside another store the node would not start again
+                raise StoreError(
+                    f"{directory.parent} is the directory of a node: name the node by host:port instead, or another "
+                    "directory"
+                )
             for leftover in directory.glob(f"{_NEW_PREFIX}*"):
                 leftover.unlink()
             new = directory / f"{_NEW_PREFIX}{secrets.token_hex(8)}"

@@ -192,6 +192,12 @@ def test_disks_of_different_stores_are_refused(filled: objmeta.Client, paths: li
         places.open_or_create([*paths[:2], others[2]])
 
 
+def test_one_disk_alone_is_no_store(filled: objmeta.Client, paths: list[Path]) -> None:
+    with objmeta.connect(paths[0]) as client, pytest.raises(ConfigurationMismatch, match="name all of them"):
+        client.buckets()
+    check(filled)
+
+
 def test_settings_name_the_disks(tmp_path: Path) -> None:
     environ = {"OBJMETA_DISKS": "/a:/b:/c"}
     with pytest.raises(InvalidArgument, match=r"names 1; .* 3 to 9 different directories .* such as /a:/b:/c"):

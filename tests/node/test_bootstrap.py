@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import objmeta
 from objmeta.core.configuration import single_set
 from objmeta.errors import ConfigurationMismatch, InvalidArgument, NoQuorum, StoreError
 from objmeta.node import Node, NodeSettings, parse_peers
@@ -227,6 +228,16 @@ async def test_the_data_belongs_to_one_node_of_one_cluster(machines: Machines) -
         await machines.start(2)
     with pytest.raises(ConfigurationMismatch, match="told of members 3, 4"):
         await machines.start(3, {4: machines.addresses[1]})
+
+
+async def test_a_node_is_not_harmed_by_who_takes_its_directory_for_a_store(machines: Machines) -> None:
+    await machines.start_all()
+    async with objmeta.connect_async(machines.home(1)) as client:
+        with pytest.raises(StoreError, match="name the node by host:port"):
+            await client.buckets()
+    await machines.stop(1)
+    await machines.start(1)
+    await machines.ready()
 
 
 async def test_a_directory_serves_one_node_at_a_time(tmp_path: Path) -> None:

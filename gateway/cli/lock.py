@@ -27,6 +27,7 @@ _GRACE_S_MAX: Final = 5.0
 _SIGNALLED: Final = 128
 _FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _LOOK_S: Final = 0.25
+_POLL_S: Final = 0.02
 
 
 @click.command()
@@ -123,9 +124,12 @@ async def _supervise(process: Process, lease: AsyncLease, has_group: bool) -> in
     if ended.done():
         return ended.result()
     _send(process, signal.SIGTERM, has_group)
-    if (left_s := lease.valid_for_s) > 0:
-        await asyncio.wait((ended,), timeout=min(left_s, grace_s))
-    _send(process, signal.SIGKILL, has_group)  # also if the command is gone: others of its group may be left
+    # All of the group has that time: the command may be gone long before what it started.
+    loop = asyncio.get_running_loop()
+    kill_at_s = loop.time() + grace_s
+    while (left_s := min(lease.valid_for_s, kill_at_s - loop.time())) > 0 and _is_running(process, has_group):
+        await asyncio.sleep(min(left_s, _POLL_S))
+    _send(process, signal.SIGKILL, has_group)
     await ended
     from objmeta.errors import LockLost
 
@@ -138,6 +142,17 @@ def _send(process: Process, number: int, has_group: bool) -> None:
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
+
+
+def _is_running(process: Process, has_group: bool) -> bool:
+    """Whether the command, or anybody of its group, has not ended yet."""
+    if not has_group:
+        return process.returncode is None
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class _Forwarding:

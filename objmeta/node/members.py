@@ -1,8 +1,10 @@
 """A node's part in changes of members: it coordinates one when asked to, and takes over one without coordinator.
 
 Rules.  Every node looks at the configuration register twice a second: so it learns of changes that it missed.  A change
-on which nobody works when it looks again is taken over by the lowest of the new members that is up; two who do so at
-once do no harm.  The lowest member that is up also lets in members that were down when they should have joined.
+on which nobody works is taken over, by the lowest of those that stay if it can: the next one looks half as often, and
+so on.  Two who do so at once do no harm, but each has all the work, and they are in each other's way: on a busy
+machine, where those that are up seem to be down, that could keep a change from its end.  The lowest member that is up
+also lets in members that were down when they should have joined.
 """
 
 from __future__ import annotations
@@ -126,8 +128,10 @@ class Members:
                 if kept is not None:
                     self._engine.adopt(kept)
             if self._engine.configuration.is_joint:
+                if not self._has_turn(looks):
+                    continue
                 orphaned = 0 if await self._somebody_coordinates() else orphaned + 1
-                if orphaned >= _ORPHANED_LOOKS and await self._is_lowest():
+                if orphaned >= _ORPHANED_LOOKS:
                     _log.info("a change of members has no coordinator: going on with it")
                     self._work(self._new_coordinator())
             else:
@@ -139,6 +143,11 @@ class Members:
         if self._working is not None:
             return True
         return any(status.change is not None for status in (await self._statuses()).values())
+
+    def _has_turn(self, looks: int) -> bool:
+        """Whether this node sees to it now that somebody works on a change; one that leaves never does."""
+        staying = sorted(self._engine.configuration.member_sets[-1])
+        return self._node_id in staying and looks % (1 + staying.index(self._node_id)) == 0
 
     async def _is_lowest(self) -> bool:
         """Whether this node is the first of those that stay which is up."""

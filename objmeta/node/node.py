@@ -49,6 +49,8 @@ from objmeta.store.rocks import RocksStore
 _log = logging.getLogger(__name__)
 
 _STATUS_TIMEOUT_S: Final = 0.5
+_BACKGROUND_STATUS_TIMEOUT_S: Final = 2.0
+"""Nobody waits for it, and who is taken for down on a busy machine is given more work."""
 _UNARY_GRACE_S: Final = 0.5
 _OPERATION_TIMEOUT_S: Final = 10.0
 _RETIRE_S_MAX: Final = 5.0
@@ -416,7 +418,7 @@ class Node:
         return StoreStatus(configuration.store_id, configuration.epoch, tuple(nodes), quorum)
 
     async def _statuses(self) -> dict[int, wire.PeerStatus]:
-        found = await self._look_around(_STATUS_TIMEOUT_S)
+        found = await self._look_around(_BACKGROUND_STATUS_TIMEOUT_S)
         return {node_id: status for node_id, status in found.items() if isinstance(status, wire.PeerStatus)}
 
     async def _look_around(self, timeout_s: float) -> dict[int, wire.PeerStatus | NodeStatus]:

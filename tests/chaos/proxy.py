@@ -1,8 +1,8 @@
 """A network whose links can be cut, one way or both: a TCP proxy before every node.
 
 Every node is known to all others by the address of its proxy only, however they come to know it.  Who a connection
-comes from, the proxy looks up in ``/proc``: the process that has the other end.  So every directed pair of parties is a
-link of its own, and no party needs to be told about it.
+comes from, the proxy asks the kernel: the process that has the other end.  So every directed pair of parties is a link
+of its own, and no party needs to be told about it.
 
 A link carries bytes from its source to its target, whichever of the two made the connection.  It is either open, or
 *silent* (bytes wait, as when packets are lost: they arrive when the link is mended, unless somebody gave up before), or
@@ -14,14 +14,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
+import struct
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Final
 
 _READ_BYTES: Final = 1 << 18
-_ESTABLISHED: Final = "01"
 
+# <linux/netlink.h>, <linux/sock_diag.h>, <linux/inet_diag.h>
+_NETLINK_SOCK_DIAG: Final = 4
+_SOCK_DIAG_BY_FAMILY: Final = 20
+_NLM_F_REQUEST: Final = 1
+_ALL_STATES: Final = 0xFFFFFFFF
+_NO_COOKIE: Final = (0xFFFFFFFF, 0xFFFFFFFF)
+_HEADER_BYTES: Final = 16
+_INODE_AT: Final = _HEADER_BYTES + 4 + 48 + 16
+"""After family, state, timer and retries; the ends; and four numbers."""
+
+_Address = tuple[str, int]
 Parties = Callable[[], Mapping[int, str]]
 """Names of the parties by process id, now."""
 
@@ -99,7 +110,7 @@ class Network:
     async def _connection(
         self, party: str, upstream: tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        source = _owner(writer.get_extra_info("peername")[1], self._parties()) or "somebody else"
+        source = _owner(writer.get_extra_info("peername"), writer.get_extra_info("sockname"), self._parties())
         there, back = self._links[source, party], self._links[party, source]
         if there.broken or back.broken:
             return
@@ -138,18 +149,30 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link
     raise _Over
 
 
-def _owner(port: int, parties: Mapping[int, str]) -> str | None:
-    """Which party has the connection that comes from this local port; None if none of them has."""
-    wanted = f":{port:04X}"
-    sockets = set()
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1].endswith(wanted) and fields[3] == _ESTABLISHED:
-            sockets.add(f"socket:[{fields[9]}]")
+def _owner(local: _Address, remote: _Address, parties: Mapping[int, str]) -> str:
+    """Which party has the connection that goes from ``local`` to ``remote``."""
+    wanted = f"socket:[{_inode(local, remote)}]"
     for pid, party in parties.items():
         with contextlib.suppress(OSError):
             for descriptor in os.listdir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):
-                    if os.readlink(f"/proc/{pid}/fd/{descriptor}") in sockets:
+                    if os.readlink(f"/proc/{pid}/fd/{descriptor}") == wanted:
                         return party
-    return None
+    return "somebody else"
+
+
+def _inode(local: _Address, remote: _Address) -> int:
+    """Of the socket that has this connection; 0 if there is none (any more).
+
+    By ``sock_diag(7)``: reading ``/proc/net/tcp`` took this process 25 ms for each connection.
+    """
+    ends = struct.pack("!HH", local[1], remote[1])
+    ends += socket.inet_aton(local[0]).ljust(16, b"\0") + socket.inet_aton(remote[0]).ljust(16, b"\0")
+    question = struct.pack("=BBxxI", socket.AF_INET, socket.IPPROTO_TCP, _ALL_STATES)
+    question += ends + struct.pack("=III", 0, *_NO_COOKIE)
+    header = struct.pack("=IHHII", _HEADER_BYTES + len(question), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG) as kernel:
+        kernel.send(header + question)
+        answer = kernel.recv(_READ_BYTES)
+    (kind,) = struct.unpack_from("=H", answer, 4)
+    return int(struct.unpack_from("=I", answer, _INODE_AT)[0]) if kind == _SOCK_DIAG_BY_FAMILY else 0

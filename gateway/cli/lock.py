@@ -127,7 +127,9 @@ async def _supervise(process: Process, lease: AsyncLease, has_group: bool) -> in
     # All of the group has that time: the command may be gone long before what it started.
     loop = asyncio.get_running_loop()
     kill_at_s = loop.time() + grace_s
-    while (left_s := min(lease.valid_for_s, kill_at_s - loop.time())) > 0 and _is_running(process, has_group):
+    while _is_running(process, has_group):
+        if (left_s := min(lease.valid_for_s, kill_at_s - loop.time())) <= 0:
+            break
         await asyncio.sleep(min(left_s, _POLL_S))
     _send(process, signal.SIGKILL, has_group)
     await ended

@@ -4,6 +4,6 @@ Nodes (``gateway serve``) and client processes run on this machine; all their co
 each link in each direction.
 
 Files: ``cluster`` (the processes), ``proxy`` (the network), ``disks`` (what can be filled up), ``faults`` (what is done
-to them), ``clients`` (what is asked of them), ``history`` (what was asked and answered, as lines of JSON), ``checker``
-(whether that is linearizable), ``run`` (one run from beginning to end).
+to them), ``members`` (how they are changed), ``clients`` (what is asked of them), ``history`` (what was asked and
+answered, as lines of JSON), ``checker`` (whether that is linearizable), ``run`` (one run from beginning to end).
 """

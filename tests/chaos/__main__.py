@@ -81,6 +81,7 @@ def _report(outcome: Outcome, history: Path) -> None:
     verdict = outcome.verdict
     ended = ", ".join(f"{count:,} {name}" for name, count in sorted(outcome.outcomes.items()))
     print("faults: " + ", ".join(f"{count} {name}" for name, count in sorted(outcome.faults.items())))
+    print(f"the members were changed {outcome.changes} times")
     print(f"{verdict.operations:,} operations ({ended}) on {verdict.registers:,} registers; history in {history}")
     if verdict.undecided:
         print(f"not decided by the search, only by sequence numbers: {', '.join(verdict.undecided)}")

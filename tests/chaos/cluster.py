@@ -1,7 +1,8 @@
 """The processes: nodes behind their proxies, and clients.
 
 Rules.  Every process is ended by its own id, and dies with this one where ``setpriv`` is there to say so.  A node that
-ends by itself is noted and started again, as by a service manager.
+ends by itself is noted and started again, as by a service manager.  It must not, but for two reasons: it is no member
+any more, or was wiped, and says so; or it could not begin because its disk is full.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -27,8 +28,8 @@ from objmeta.rpc.peer import ask
 from tests.chaos.disks import Disk, LimitedFiles, MemoryDisk
 from tests.chaos.proxy import Network
 
-_READY_TIMEOUT_S: Final = 30.0
-_HELLO_TIMEOUT_S: Final = 1.0
+_READY_TIMEOUT_S: Final = 60.0
+_HELLO_TIMEOUT_S: Final = 5.0
 _POLL_S: Final = 0.05
 _STOP_GRACE_S: Final = 5.0
 
@@ -49,8 +50,14 @@ class Node:
     """How it finds the others."""
     process: subprocess.Popen[bytes] | None = None
     lent: bool = False
-    ended: list[str] = field(default_factory=list)
-    """Last words, for each time that it ended by itself."""
+    is_full: bool = False
+    """Whether its disk has no room at the moment."""
+    has_met_full: bool = False
+    """Whether its disk had none at any time of its process."""
+    may_end: tuple[str, ...] = ()
+    """What it says when it is right to end by itself, for good."""
+    log_begin: int = 0
+    """Where in its log the words of its process begin."""
 
     @property
     def name(self) -> str:
@@ -62,11 +69,41 @@ class Node:
         """Of its process, if it runs."""
         return self.process.pid if self.process is not None and self.process.poll() is None else None
 
-    def last_words(self) -> str:
-        """The end of its log."""
+    @property
+    def log(self) -> Path:
+        """Where its words go."""
+        return self.home / "log"
+
+    def words(self) -> str:
+        """What its process has said."""
         with contextlib.suppress(FileNotFoundError):
-            return "\n".join((self.home / "log").read_text(errors="replace").splitlines()[-3:])
+            return self.log.read_bytes()[self.log_begin :].decode(errors="replace")
         return ""
+
+    def fill(self) -> None:
+        """Leave no room on its disk."""
+        assert self.pid is not None, "what may be written is a matter of the process, on some disks"
+        self.is_full = self.has_met_full = True
+        self.disk.fill(self.pid)
+
+    def free(self) -> None:
+        """Make room again."""
+        self.disk.free(self.pid)
+        self.is_full = False
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the members: what ``gateway cluster`` is to be told, and which nodes come and go."""
+
+    command: Sequence[str]
+    added: Node | None = None
+    removed: Node | None = None
+
+    def fits(self, members: Collection[int]) -> bool:
+        """Whether it has been made."""
+        comes = self.added is None or self.added.id in members
+        return comes and (self.removed is None or self.removed.id not in members)
 
 
 class Cluster:
@@ -78,6 +115,12 @@ class Cluster:
         self.nodes: dict[int, Node] = {}
         self.clients: dict[int, subprocess.Popen[bytes]] = {}
         """By the number of their first client."""
+        self.problems: list[str] = []
+        """What processes did that they must not."""
+        self.change: Change | None = None
+        """The change of the members that is under way."""
+        self.changes = 0
+        """How many were made."""
         self._memory_disks = memory_disks
         self._made = 0
         self._note = note
@@ -91,7 +134,7 @@ class Cluster:
     # -- Nodes --------------------------------------------------------------------------------------------------------
 
     async def open(self, nodes: int) -> None:
-        """Make and start nodes 1 to ``nodes``, and wait until they serve. Raises StoreError if one of them ends."""
+        """Make and start nodes 1 to ``nodes``; return when they serve. Raises StoreError, NoQuorum if they do not."""
         for _ in range(nodes):
             await self._make()
         peers = ",".join(f"{node.id}={node.address}" for node in self.nodes.values())
@@ -110,9 +153,27 @@ class Cluster:
         return node
 
     async def leave(self, node: Node) -> None:
-        """End a node that is no member any more; clients started from now on do not hear of it."""
+        """End a node that is no member any more, when nobody else does anything to it.
+
+        Clients that are started from now on do not hear of it, and nodes neither.
+        """
+        while True:
+            if not node.lent:
+                break
+            await asyncio.sleep(_POLL_S)
+        node.lent = True
+        try:
+            await self.kill(node)
+        finally:
+            del self.nodes[node.id]
+            for other in self.nodes.values():
+                others = [known.address for known in self.nodes.values() if known is not other]
+                other.options = ["--join", ",".join(others)] if others else []
+
+    async def wipe(self, node: Node) -> None:
+        """End a node and empty its directory."""
         await self.kill(node)
-        del self.nodes[node.id]
+        shutil.rmtree(node.home / "disk" / "data")
 
     async def _make(self) -> Node:
         self._made += 1
@@ -130,7 +191,8 @@ class Cluster:
         data = str(node.home / "disk" / "data")
         command = [*_dying_with_us(), sys.executable, "-m", "gateway", "serve", "--data", data]
         command += ["--listen", node.listen, "--node-id", str(node.id), *node.options]
-        with (node.home / "log").open("ab") as log:
+        with node.log.open("ab") as log:
+            node.log_begin, node.has_met_full = log.tell(), node.is_full
             node.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     async def kill(self, node: Node) -> None:
@@ -148,10 +210,18 @@ class Cluster:
 
     async def serves(self, node: Node) -> bool:
         """Whether a node takes operations; asked past its proxy."""
+        hello = await self._hello(node)
+        return hello is not None and hello.serving
+
+    async def listens(self, node: Node) -> bool:
+        """Whether a node has begun; asked past its proxy."""
+        return await self._hello(node) is not None
+
+    async def _hello(self, node: Node) -> wire.Hello | None:
         try:
-            return (await ask(node.listen, wire.HELLO, b"", wire.decode_hello, _HELLO_TIMEOUT_S)).serving
+            return await ask(node.listen, wire.HELLO, b"", wire.decode_hello, _HELLO_TIMEOUT_S)
         except Unavailable:
-            return False
+            return None
 
     @contextlib.asynccontextmanager
     async def lend(self, rng: random.Random) -> AsyncIterator[Node]:
@@ -188,14 +258,24 @@ class Cluster:
                 await process.wait()
 
     async def _ready(self) -> None:
-        deadline = time.monotonic() + _READY_TIMEOUT_S
+        async def serves(node: Node) -> bool:
+            if node.pid is None:
+                raise StoreError(f"{node.name} has ended: {node.words()}")
+            return await self.serves(node)
+
         for node in self.nodes.values():
-            while not await self.serves(node):
-                if node.pid is None:
-                    raise StoreError(f"{node.name} has ended: {node.last_words()}")
-                if time.monotonic() > deadline:
-                    raise NoQuorum(f"{node.name} did not get ready within {_READY_TIMEOUT_S:g} s")
-                await asyncio.sleep(_POLL_S)
+            await self.until(node, serves)
+
+    async def until(self, node: Node, condition: Callable[[Node], Awaitable[bool]]) -> None:
+        """Wait for a node. Raises NoQuorum if it takes too long."""
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                while True:
+                    if await condition(node):
+                        return
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise NoQuorum(f"{node.name} did not get ready within {_READY_TIMEOUT_S:g} s: {node.words()}") from None
 
     async def _end(self, node: Node, number: signal.Signals) -> None:
         process, node.process = node.process, None
@@ -208,12 +288,22 @@ class Cluster:
             for node in list(self.nodes.values()):
                 process = node.process
                 if process is not None and process.poll() is not None:
-                    words = f"code {process.returncode}, {node.last_words()}"
-                    node.ended.append(words)
                     node.process = None
-                    self._note(f"{node.name} ended by itself: {words}")
-                    self.start(node)
+                    self._ended(node, process.returncode)
             await asyncio.sleep(_POLL_S)
+
+    def _ended(self, node: Node, code: int) -> None:
+        """A node has ended by itself."""
+        words = node.words()
+        if any(reason in words for reason in node.may_end):
+            self._note(f"{node.name} has ended, as it should")
+            return
+        told = f"{node.name} ended by itself: code {code}, {' | '.join(words.splitlines()[-3:])}"
+        self._note(told)
+        could_not_begin = node.has_met_full and "is full" in words and "listens on" not in words
+        if not could_not_begin:
+            self.problems.append(told)
+        self.start(node)
 
     # -- Clients ------------------------------------------------------------------------------------------------------
 

@@ -1,10 +1,8 @@
 """What is done to the processes and their network. A fault breaks something, holds it for a while, and mends it.
 
-A change of the members is one like others: :meth:`Cluster.join`, ``await cluster.gateway("cluster", …)`` with the new
-node's address, and :meth:`Cluster.leave` for a node that is a member no more.
-
-A new one is a class with ``run``, entered in one of the two groups below.  It is cancelled when the time of the faults
-is over, and must have mended everything when it returns or raises.
+A new one is a class with ``run``, entered in one of the groups below.  It is cancelled when the time of the faults is
+over, and must have mended everything when it returns or raises.  A change of the members cannot be mended then, as
+others may hold it up: it is finished when all else is mended (``members``).
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from tests.chaos import members
 from tests.chaos.cluster import Cluster, Node, Note
 
 CLIENTS_EACH: Final = 4
@@ -142,20 +141,36 @@ class Cut:
 
 
 class Fill:
-    """The disk of a node is full for a while."""
+    """The disk of a node is full for a while; perhaps it is killed meanwhile, and cannot begin before there is room."""
 
     async def run(self, stage: Stage) -> None:
         """See :class:`Fault`."""
-        async with stage.cluster.lend(stage.rng) as node:
-            pid = node.pid
-            assert pid is not None, "nobody else ends a node that is lent"
-            stage.note(f"fill the disk of {node.name}")
+        cluster, dies = stage.cluster, stage.rng.random() < 0.3
+        async with cluster.lend(stage.rng) as node:
+            stage.note(f"fill the disk of {node.name}{', and kill it' if dies else ''}")
             try:
-                node.disk.fill(pid)
+                node.fill()
+                if dies:
+                    try:
+                        await cluster.kill(node)
+                    finally:
+                        cluster.start(node)
                 await stage.hold()
             finally:
-                node.disk.free(node.pid)
+                node.free()
                 stage.note(f"free the disk of {node.name}")
+
+
+class Membership:
+    """The members are changed: one more, one less, or another one in place of one that was perhaps wiped."""
+
+    async def run(self, stage: Stage) -> None:
+        """See :class:`Fault`."""
+        cluster = stage.cluster
+        change = cluster.change or await members.begin(cluster, stage.rng, stage.note)
+        await members.complete(cluster, change, stage.note)
+        await stage.hold()  # who left may not know it yet
+        await members.forget(cluster, change)
 
 
 class Replace:
@@ -179,7 +194,10 @@ NODE_FAULTS: Final[Mapping[str, type[Fault]]] = {
     "disk": Fill,
 }
 OTHER_FAULTS: Final[Mapping[str, type[Fault]]] = {"cut": Cut, "client": Replace}
-FAULTS: Final[Mapping[str, type[Fault]]] = {**NODE_FAULTS, **OTHER_FAULTS}
+LONG_FAULTS: Final[Mapping[str, type[Fault]]] = {"membership": Membership}
+GROUPS: Final = (NODE_FAULTS, OTHER_FAULTS, LONG_FAULTS)
+"""One fault of each at a time."""
+FAULTS: Final[Mapping[str, type[Fault]]] = {name: fault for group in GROUPS for name, fault in group.items()}
 """Of each of the two groups one fault at a time: more, and clients rarely see a majority."""
 
 

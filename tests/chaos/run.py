@@ -1,7 +1,8 @@
 """One run: a cluster, clients, faults; then everything is mended, and what was promised is checked.
 
-After mending, every node must take writes and reads of its own within ``PROGRESS_S``, and every key must be readable;
-these reads end the history, so that a lost write is one that the history cannot explain.
+After mending, a change of the members that is under way must come to its end, every node must take writes and reads of
+its own within ``PROGRESS_S``, and every key must be readable; these reads end the history, so that a lost write is one
+that the history cannot explain.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from pathlib import Path
 from typing import Final
 
 import objmeta
-from objmeta.errors import ObjmetaError
-from tests.chaos import clients, faults, history
+from objmeta.errors import NoQuorum, ObjmetaError
+from tests.chaos import clients, faults, history, members
 from tests.chaos.checker import Verdict, check
 from tests.chaos.cluster import Cluster
 from tests.chaos.history import OK, Operation, Recorder
 
+SETTLE_S: Final = 120.0
+"""From mending until all processes have begun and the members stand: some starts of Python and two changes of the
+members one after the other take seconds, and a minute on a machine with ten busy processes to a core."""
 PROGRESS_S: Final = 20.0
-"""From mending to the first success through each node: seconds are enough, on a busy machine too."""
+"""From then to the first success through each node: seconds are enough, on a busy machine too."""
+_PROGRESS_TRY_S: Final = 5.0
 PROCESSES: Final = 2
 _PATIENCE_S: Final = 10.0
 _READERS: Final = 16
@@ -43,6 +48,8 @@ class Outcome:
     """Broken promises other than those of single registers."""
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    changes: int = 0
+    """Changes of the members that were completed."""
     recovery_s: float = 0.0
     """From mending to the last node's success."""
 
@@ -75,16 +82,14 @@ class Run:
             await self._trouble(seconds, kinds)
             cluster.network.mend_all()
             self._note("everything is mended")
-            recovered = await self._progress()
+            recovered = await self._settle() and await self._progress()
             codes = await cluster.stop_clients(_PATIENCE_S)
             for code in codes:
                 if code not in (0, -signal.SIGTERM):  # the signal itself: it had only just begun
                     self.outcome.problems.append(f"a process of clients ended with code {code}")
             if recovered:
                 await self._read_all()
-                code, said = await cluster.gateway("status")
-                if code:
-                    self.outcome.problems.append(f"gateway status says, with everything well: {said}")
+                await self._look_well()
         finally:
             await cluster.close()
         operations = resolve(history.read(cluster.histories()))
@@ -95,7 +100,7 @@ class Run:
     async def _trouble(self, seconds: float, kinds: list[str]) -> None:
         rng = random.Random(self._seed)
         pace = min(1.0, seconds / _FULL_PACE_S)
-        groups = [[name for name in kinds if name in group] for group in (faults.NODE_FAULTS, faults.OTHER_FAULTS)]
+        groups = [[name for name in kinds if name in group] for group in faults.GROUPS]
         try:
             async with asyncio.timeout(seconds), asyncio.TaskGroup() as makers:
                 for names in filter(None, groups):
@@ -105,6 +110,22 @@ class Run:
         except TimeoutError:
             pass
 
+    async def _settle(self) -> bool:
+        """Whether every process has begun, and a change of the members that was under way comes to its end."""
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                await members.settle(self._cluster, self._note)
+                await asyncio.gather(
+                    *(self._cluster.until(node, self._cluster.listens) for node in self._cluster.nodes.values())
+                )
+        except (TimeoutError, NoQuorum) as problem:
+            change = self._cluster.change
+            late = "the nodes do not listen" if change is None else f"cluster {' '.join(change.command)} is not done"
+            self.outcome.problems.append(f"{late} {SETTLE_S:g} s after mending. {problem}")
+            return False
+        self.outcome.changes = self._cluster.changes
+        return True
+
     async def _progress(self) -> bool:
         """Whether every node takes a write and a read in time."""
         mended = time.monotonic()
@@ -112,7 +133,7 @@ class Run:
         async def through(name: str, address: str) -> None:
             key, errors = f"after/{address}", Counter[str]()
             while True:
-                async with objmeta.connect_async(address, timeout_s=1.0) as store:
+                async with objmeta.connect_async(address, timeout_s=_PROGRESS_TRY_S) as store:
                     try:
                         written = await store.put(key, b"progress")
                         read = await store.get(key)
@@ -140,6 +161,17 @@ class Run:
         self._note(f"all nodes make progress after {self.outcome.recovery_s:.2f} s" if not late else "no progress")
         return not late
 
+    async def _look_well(self) -> None:
+        """Have ``gateway status`` say that everything is well, as soon as no answer of a node is late."""
+        deadline = time.monotonic() + PROGRESS_S
+        while True:
+            code, said = await self._cluster.gateway("status")
+            if not code:
+                return
+            if time.monotonic() > deadline:
+                self.outcome.problems.append(f"gateway status says, with everything well: {said}")
+                return
+
     async def _read_all(self) -> None:
         """Read every key there is, to the end of the history."""
         names = iter(sorted({operation.key for operation in history.read(self._cluster.histories())}))
@@ -166,8 +198,7 @@ class Run:
         for operation in operations:
             if "unexpected" in operation.result:
                 outcome.problems.append(f"a client met an error that should not be: {operation}")
-        for node in self._cluster.nodes.values():
-            outcome.problems += [f"{node.name} ended by itself: {words}" for words in node.ended]
+        outcome.problems += self._cluster.problems
 
     def _note(self, what: str) -> None:
         line = f"{time.monotonic():12.3f} {time.monotonic() - self._begun:7.2f} s  {what}"

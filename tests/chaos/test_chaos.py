@@ -17,7 +17,8 @@ from tests.chaos.faults import FAULTS
 from tests.chaos.history import CHANGE, FAIL, GET, OK, PUT, Operation
 
 SECONDS = 8
-TIMEOUT_S = 100
+TIMEOUT_S = 240
+"""It takes 20 s on two free cores; this is for busy ones."""
 
 
 def lose_a_write(operations: list[Operation]) -> None:
@@ -64,10 +65,8 @@ def append(
 DOCTORS = (lose_a_write, show_an_old_value, replace_twice, show_what_failed)
 
 
-@pytest.mark.skipif(
-    "OBJMETA_CHAOS" not in os.environ, reason="fails at times, not understood yet: OBJMETA_CHAOS=1 runs it"
-)
 @pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT_S + 30)
 def test_promises_are_kept_under_all_faults_and_a_doctored_history_shows(tmp_path: Path) -> None:
     told = tmp_path / "history.jsonl"
     command = [sys.executable, "-m", "tests.chaos", "--seconds", str(SECONDS), "--seed", "3"]
@@ -76,6 +75,8 @@ def test_promises_are_kept_under_all_faults_and_a_doctored_history_shows(tmp_pat
     assert done.returncode == 0, done.stdout + done.stderr
     (faults,) = [line for line in done.stdout.splitlines() if line.startswith("faults: ")]
     assert all(f" {name}" in faults for name in FAULTS), faults
+    (changed,) = [line for line in done.stdout.splitlines() if line.startswith("the members were changed ")]
+    assert int(changed.split()[4]) > 0
     operations = history.read([told])
     verdict = check(operations)
     assert verdict.violations == []

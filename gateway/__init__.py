@@ -7,7 +7,10 @@
         (fs*, entries, readers, writers, blocking, instances)
     catalog                         SQL over buckets, objects and versions
     transfer                        bytes and metadata joined: put, get, streams
-    blobs (blob*, groupsync, files) where chunks live: locally, on several disks, on nodes
+    blobs                           where chunks live: locally, on several disks, on nodes
+        (blob*, packs, groupsync, files, forking)
+    chunking, placement             where content is cut, and on which nodes its chunks belong
+    retention                       the rules of buckets, by which versions go
     server                          a node that keeps chunks as well
     oserrors                        objmeta's errors as OSErrors
 

@@ -1,8 +1,8 @@
 """The one door to objmeta: ``connect("…")`` gives a client, embedded or of a cluster behind the same methods.
 
 Files: ``asynchronous`` and ``synchronous`` (the clients), ``locks`` (locks and elections of the
-synchronous client), ``embedded`` (the store in a directory), ``disks`` (the store
-over several disks).
+synchronous client), ``locations`` (where a store can be), ``embedded`` (the store in a directory), ``disks`` (the
+store over several disks).
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from objmeta.client.asynchronous import AsyncClient, Cluster, Disks, Embedded, Location
+from objmeta.client.asynchronous import AsyncClient
+from objmeta.client.locations import Cluster, Disks, Embedded, Location
 from objmeta.client.locks import Election, Lease, Lock
 from objmeta.client.synchronous import Client
 from objmeta.config import resolve

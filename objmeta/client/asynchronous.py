@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import uuid_utils
 
+from objmeta.client.locations import Cluster, Disks, Embedded, Location, location
 from objmeta.config import Settings
 from objmeta.core.configuration import Membership
 from objmeta.core.erasure import GENERATION_REGISTER, generation_in
@@ -33,30 +34,6 @@ from objmeta.objects.types import Bucket, KeyValue, ObjectPage, ObjectSummary, O
 
 if TYPE_CHECKING:
     from objmeta.rpc.client import RemoteRegisters
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """A store in a directory of this machine."""
-
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """A store on nodes, reached through any of these endpoints."""
-
-    endpoints: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Disks:
-    """A store over several directories of this machine."""
-
-    paths: tuple[Path, ...]
-
-
-Location = Embedded | Cluster | Disks
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +63,7 @@ class AsyncClient:
         self._services: _Services | None = None
         self._inherited: list[_Services] = []
         self._opening = asyncio.Lock()
-        self.location: Location = _location(settings)
+        self.location: Location = location(settings)
 
     @property
     def timeout_s(self) -> float:
@@ -245,10 +222,23 @@ class AsyncClient:
         """
         return await self.copy_object(bucket, key, bucket, key, version_id=version_id, generation=generation)
 
-    async def remove_version(self, bucket: str, key: str, version_id: str) -> None:
-        """Remove one version for good; if it was current, the one before it becomes current. Raises NoSuchVersion."""
+    async def remove_version(
+        self,
+        bucket: str,
+        key: str,
+        version_id: str,
+        *,
+        only_if: Callable[[Sequence[ObjectVersion]], bool] | None = None,
+    ) -> None:
+        """Remove one version for good; if it was current, the one before it becomes current.
+
+        ``only_if`` is asked, with all versions newest first, whether it may go; perhaps several times: the answer that
+        counts is about the versions that there are at the very removal.  It must have no side effects.
+
+        Raises NoSuchVersion, PreconditionFailed (``only_if`` said no).
+        """
         _check(bucket, key)
-        await (await self._open()).objects.remove_version(bucket, key, version_id)
+        await (await self._open()).objects.remove_version(bucket, key, version_id, only_if)
 
     # -- Listings -----------------------------------------------------------------------------------------------------
 
@@ -520,12 +510,6 @@ _ITER_PAGE = 5000
 
 def _directory(path: str | os.PathLike[str]) -> Path:
     return Path(path).expanduser().absolute()
-
-
-def _location(settings: Settings) -> Location:
-    if settings.endpoints:
-        return Cluster(settings.endpoints)
-    return Disks(settings.disks) if settings.disks else Embedded(settings.home)
 
 
 def _check(bucket: str, key: str) -> None:

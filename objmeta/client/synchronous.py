@@ -13,7 +13,8 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
-from objmeta.client.asynchronous import AsyncClient, Cluster, Location
+from objmeta.client.asynchronous import AsyncClient
+from objmeta.client.locations import Cluster, Location
 from objmeta.client.locks import Election, Lock
 from objmeta.config import Settings
 from objmeta.core.configuration import Membership
@@ -238,9 +239,19 @@ class Client:
         """
         return self._run(self._current().restore_version(bucket, key, version_id, generation=generation))
 
-    def remove_version(self, bucket: str, key: str, version_id: str) -> None:
-        """Remove one version for good; if it was current, the one before it becomes current. Raises NoSuchVersion."""
-        self._run(self._current().remove_version(bucket, key, version_id))
+    def remove_version(
+        self,
+        bucket: str,
+        key: str,
+        version_id: str,
+        *,
+        only_if: Callable[[Sequence[ObjectVersion]], bool] | None = None,
+    ) -> None:
+        """Remove one version for good, if it may go; see :meth:`AsyncClient.remove_version`.
+
+        Raises NoSuchVersion, PreconditionFailed.
+        """
+        self._run(self._current().remove_version(bucket, key, version_id, only_if=only_if))
 
     def list_objects(
         self,

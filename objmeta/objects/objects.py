@@ -8,7 +8,7 @@ head in one trip; a bucket's id is only ever cached as a guess that the same tri
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from blake3 import blake3
 
@@ -34,6 +34,9 @@ from objmeta.objects.context import Context
 from objmeta.objects.history import Entry, History, load
 from objmeta.objects.ids import parse_version_id
 from objmeta.objects.types import ObjectSummary, ObjectVersion
+
+Condition = Callable[[Sequence[ObjectVersion]], bool]
+"""Of all versions of an object, newest first."""
 
 STALE_TERM = "stale_term"
 _ATTEMPTS_MAX = 20
@@ -122,14 +125,17 @@ class Objects:
             generation=generation,
         )
 
-    async def remove_version(self, bucket: str, key: str, version_id: str) -> None:
-        """Remove one version for good. Raises NoSuchBucket, NoSuchVersion."""
+    async def remove_version(self, bucket: str, key: str, version_id: str, only_if: Condition | None = None) -> None:
+        """Remove one version for good. Raises NoSuchBucket, NoSuchVersion, PreconditionFailed."""
         target = parse_version_id(version_id)
         operation = self._context.new_id()
         for _ in range(_ATTEMPTS_MAX):
             _, history = await self._history(bucket, key)
             if history is None or history.find(target) is None:
                 raise NoSuchVersion(f"object {key!r} in bucket {bucket!r} has no version {version_id}")
+            if only_if is not None and not only_if(history.public(bucket, key)):
+                raise PreconditionFailed(f"version {version_id} of object {key!r} in bucket {bucket!r} is to stay")
+            # What the condition saw is what is changed: the change names the newest record of that history.
             change = RemoveVersion(operation, target, history.tip, _current_without(history, target))
             reply = await self._change(bucket, key, change)
             if reply.code != MOVED:

@@ -16,13 +16,39 @@ def test_what_was_removed_for_good_is_erased(gateway: Run, bucket: str, shell: S
     gateway("mb", "other")
     gateway("rb", "other")
     assert gateway("gc").out == "erased 2 registers\n"
-    assert gateway("--json", "gc").records == [
-        {"registers_erased": 0, "registers_left": 0, "waiting_for": [], "problem": ""}
-    ]
+    (record,) = gateway("--json", "gc").records
+    assert record == {
+        "versions_removed": 0,
+        "versions_removed_bytes": 0,
+        "versions_left": 0,
+        "registers_erased": 0,
+        "registers_left": 0,
+        "waiting_for": [],
+        "problem": "",
+    }
     assert gateway("cat", f"{bucket}/kept").raw == b"content"
     gateway("put", "f", f"{bucket}/gone")
     (version,) = gateway("--json", "versions", f"{bucket}/gone").records
     assert version["is_latest"]
+
+
+def test_the_rules_of_a_bucket_are_applied(gateway: Run, bucket: str, shell: Shell) -> None:
+    for content in (b"first", b"second", b"third"):
+        (shell.directory / "f").write_bytes(content)
+        gateway("put", "f", f"{bucket}/k")
+    gateway("bucket", "set", bucket, "--keep-versions", "1")
+    oldest = gateway("--json", "versions", f"{bucket}/k").records[-1]
+    assert gateway("gc", "--dry-run").lines == [
+        f"box/k  {oldest['version_id']}",
+        "1 version, 5, would be removed",
+    ]
+    (planned,) = gateway("--json", "gc", "--dry-run").records
+    assert planned["version_id"] == oldest["version_id"]
+    assert len(gateway("--json", "versions", f"{bucket}/k").records) == 3
+    assert gateway("gc").lines == ["removed 1 version, 5, by the rules of their buckets", "erased 0 registers"]
+    assert len(gateway("--json", "versions", f"{bucket}/k").records) == 2
+    assert gateway("gc", "--dry-run").lines == ["0 versions, 0, would be removed"]
+    assert gateway("cat", f"{bucket}/k").raw == b"third"
 
 
 def test_a_node_that_is_away_is_waited_for(gateway: Run, tmp_path: Path) -> None:

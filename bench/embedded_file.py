@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from blake3 import blake3  # noqa: E402
 
-from gateway.transfer import CHUNK_BYTES, open_store  # noqa: E402
+from gateway.transfer import READ_BYTES, open_store  # noqa: E402
 
 PUT_RATIO_MAX = 2.0
 GET_RATIO_MAX = 3.0
@@ -45,7 +45,7 @@ def copy_and_sync(source: Path, target: Path) -> None:
 def read_and_hash(source: Path) -> None:
     """What a get is measured against."""
     hasher = blake3()
-    buffer = bytearray(CHUNK_BYTES)
+    buffer = bytearray(READ_BYTES)
     with open(source, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             hasher.update(memoryview(buffer)[:count])

@@ -6,7 +6,7 @@
     filesystem, upath               objmeta:// paths for fsspec and universal_pathlib
         (fs*, entries, readers, writers, blocking, instances)
     catalog                         SQL over buckets, objects and versions
-    transfer                        bytes and metadata joined: put, get, streams
+    transfer (uploading, commits)   bytes and metadata joined: put, get, streams, copies
     blobs                           where chunks live: locally, on several disks, on nodes
         (blob*, packs, groupsync, files, forking)
     chunking, placement             where content is cut, and on which nodes its chunks belong
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from gateway.catalog import Result, sql, sql_async
     from gateway.filesystem import ObjmetaFileSystem
     from gateway.oserrors import os_error
-    from gateway.transfer import Store, Upload, open_store
+    from gateway.transfer import Store, open_store
+    from gateway.uploading import Upload
 
 __all__ = ["ObjmetaFileSystem", "Result", "Store", "Upload", "open_store", "os_error", "sql", "sql_async"]
 
@@ -35,7 +36,7 @@ _HOME: Final = {
     "ObjmetaFileSystem": "gateway.filesystem",
     "Result": "gateway.catalog",
     "Store": "gateway.transfer",
-    "Upload": "gateway.transfer",
+    "Upload": "gateway.uploading",
     "open_store": "gateway.transfer",
     "os_error": "gateway.oserrors",
     "sql": "gateway.catalog",

@@ -1,120 +1,193 @@
 """Chunks on the nodes of a cluster.
 
-Rules.  Every node is to keep every chunk; a put returns when a majority has it durable, and the other copies go on in
-the background, at most ``PENDING_BYTES_MAX`` to one node.  A node that is down costs a put nothing; for one that lags
-puts wait ``LAG_WAIT_S`` once, and then leave it out until it has caught up (repair is another part's duty).
-A get asks one node, the next one at once if the first has no good copy, and after ``HEDGE_S`` without a byte one more.
-Nothing is returned that was not verified here.
+Rules.  Who keeps a chunk is worked out from its digest (``placement``): its homes are the first of its order.  A put
+sends it to its homes and returns when as many copies as ``placement.enough`` says are durable, each on a node of its
+own; the others go on in the background, at most ``PENDING_BYTES_MAX`` to one node.  For a home that is down, full or
+lagging the next in order stands in; repair moves the copy home.  Where nobody is left, a node that is down costs a put
+nothing, and for one that lags puts wait ``LAG_WAIT_S`` once and then leave it out until it has caught up.
+
+A get asks the home that is likely to be quickest, the next one at once if the first has no good copy, and after
+``HEDGE_S`` without a byte one more.  Nothing is returned that was not verified here.  A home whose copy turned out to
+be damaged or missing is given a good one in the background.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, Protocol
 
 from gateway.blobpeer import BACKOFF_S_MIN, LAG_WAIT_S, Payload, Peer, Progress, Unreachable
 from gateway.blobs import BlobStatus, ChunkMissing, digest_of
+from gateway.placement import Place, copies, enough, order
 from objmeta import Chunk, errors
 
 HEDGE_S: Final = 0.25
+STAND_IN_S: Final = 1.0
+"""So long a node may take to store a chunk before another one is asked as well."""
+HEALS_MAX: Final = 4
+"""Copies that are mended at a time: each holds a chunk.  What is not mended now is by repair, or by the next get."""
 CLOSE_S_MAX: Final = 5.0
 """How long close() waits for copies in the background at most; it stops earlier when none finishes for a second."""
 
-Members = Callable[[], Awaitable[Sequence[str]]]
-"""Asks for the addresses ``host:port`` of all nodes of the cluster, also those that are down; "" for one that is not to
-be used but counts."""
+Members = Callable[[], Awaitable[Sequence[Place]]]
+"""Asks for all nodes of the cluster, also those that are down; one without an address is not to be used but counts."""
 
 
-class _Copy:
-    """One chunk on its way to one node."""
+class BlobPeer(Protocol):
+    """What is asked of one node: as :class:`gateway.blobpeer.Peer` does it, or somebody in its place."""
 
-    def __init__(self, peer: Peer, chunk: Chunk, data: bytes, timeout_s: float) -> None:
-        self.peer = peer
-        self.started = asyncio.Event()
-        self.failure = "no answer in time"
-        self.settled = False
-        self.task = asyncio.create_task(self._run(chunk, Payload(data), timeout_s))
+    address: str
+    lagging: bool
 
-    async def _run(self, chunk: Chunk, payload: Payload, timeout_s: float) -> None:
-        try:
-            while True:
-                await self.peer.turn()
-                try:
-                    return await self.peer.put(chunk, payload, self.started, timeout_s)
-                except Unreachable as failure:
-                    self.failure = str(failure)
-                    if self.settled:
-                        return None
-                    self.started.clear()
-        finally:
-            payload.drop()
+    @property
+    def down(self) -> bool:
+        """Whether the last call failed."""
+        ...
+
+    @property
+    def resting(self) -> bool:
+        """Whether it failed so lately that it is not to be tried just now."""
+        ...
+
+    @property
+    def wait_s(self) -> float:
+        """How long a chunk from here is likely to take; 0: not known."""
+        ...
+
+    async def turn(self) -> None:
+        """Wait until this node may be tried."""
+        ...
+
+    def leave_out(self) -> None:
+        """Note that a chunk was not sent because too much was on its way."""
+        ...
+
+    async def put(self, payload: Payload, generation: int, started: Callable[[], None], timeout_s: float) -> None:
+        """Send a chunk and wait until it is durable there."""
+        ...
+
+    async def get(self, chunk: Chunk, progress: Progress, timeout_s: float) -> bytes:
+        """Fetch a chunk and verify it."""
+        ...
+
+    async def touch(self, chunks: Sequence[Chunk], generation: int, timeout_s: float) -> list[bool]:
+        """Whether each chunk is there, durably touched now."""
+        ...
+
+    async def status(self, timeout_s: float) -> BlobStatus:
+        """How it is."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connection."""
+        ...
 
 
 class ClusterBlobs:
-    """Chunks on the nodes at ``endpoints``, all of them, or on those that ``members`` names at the first use.
+    """Chunks on the nodes that ``members`` names, a :class:`gateway.blobs.BlobStore`.
 
-    ``members`` is asked again when ``epoch``, a number that changes with the members, is another one.  Belongs to the
-    event loop of its first use and to its process.  ``timeout_s`` bounds one operation.
+    ``members`` is asked at the first use, and again when ``epoch``, a number that changes with the members, is another
+    one.  Belongs to the event loop of its first use and to its process.  ``timeout_s`` bounds one operation.
     """
 
     def __init__(
         self,
-        endpoints: Sequence[str] = (),
+        members: Members,
         *,
         timeout_s: float = 10.0,
-        members: Members | None = None,
         epoch: Callable[[], int] = int,
+        connect: Callable[[str], BlobPeer] = Peer,
     ) -> None:
-        self._endpoints = tuple(endpoints)
         self._members = members
         self._epoch = epoch
-        self._epoch_of_peers = 0
-        self._former: list[Peer] = []
+        self._epoch_of_places = 0
+        self._connect_to = connect
         self._timeout_s = timeout_s
         self._pid = os.getpid()
-        self._peers: tuple[Peer, ...] = ()
-        self._nodes = 0
+        self._places: tuple[Place, ...] = ()
+        self._peers: dict[str, BlobPeer] = {}
         self._connecting = asyncio.Lock()
-        self._trailing: set[asyncio.Task[None]] = set()
-        self._turn = itertools.count()
+        self._trailing: set[asyncio.Task[Any]] = set()
+        self._healing: set[tuple[bytes, str]] = set()
 
     # -- Operations ---------------------------------------------------------------------------------------------------
 
     async def put(self, data: bytes, *, generation: int, replicas: int = 0) -> Chunk:
-        """Store a chunk; on return a majority of the nodes has it durable.
+        """Store a chunk; on return it is durable in min(replicas, majority of the nodes) copies.
 
-        Raises NoQuorum, StoreFull or StoreError when a majority refused it; some nodes may have it all the same.
+        Raises NoQuorum, StoreFull or StoreError when too many refused it, StaleGeneration; some nodes may have it all
+        the same.
         """
         chunk = Chunk(await digest_of(data), len(data))
-        peers = await self._connected()
-        copies = [_Copy(peer, chunk, data, self._timeout_s) for peer in peers]
+        await self._known()
+        putting = _Putting(self, Payload(chunk, data), generation, replicas)
+        task = asyncio.create_task(putting.run())
+        self._trailing.add(task)
+        task.add_done_callback(self._finished)
         try:
-            await self._majority(copies)
-            await self._let_go(copies)
+            await asyncio.shield(putting.released)
         except BaseException:
-            await _cancel([copy.task for copy in copies])
+            await _cancel((task,))
             raise
         return chunk
 
     async def touch(self, chunks: Sequence[Chunk], *, generation: int, replicas: int = 0) -> list[bool]:
-        """Nothing is known to be there: every put sends."""
-        return [False] * len(chunks)
+        """Whether each chunk is there in as many copies as a put waits for, all durably touched with ``generation``.
+
+        Nodes that are down or silent for ``HEDGE_S`` count as if they had none. Raises StaleGeneration.
+        """
+        places = await self._known()
+        needed = enough(replicas, len(places))
+        asked: dict[str, list[int]] = {}
+        for index, chunk in enumerate(chunks):
+            candidates = [place for place in order(chunk.digest, places) if self._hopeful(place)]
+            for place in candidates[: copies(replicas, len(places))]:
+                asked.setdefault(place.address, []).append(index)
+        found = [0] * len(chunks)
+        tasks = {
+            asyncio.create_task(
+                self._peers[address].touch([chunks[index] for index in indexes], generation, self._timeout_s)
+            ): indexes
+            for address, indexes in asked.items()
+        }
+        waiting = set(tasks)
+        try:
+            while waiting and any(count < needed for count in found):
+                done, waiting = await asyncio.wait(waiting, timeout=HEDGE_S, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    break
+                for task in done:
+                    failure = task.exception()
+                    if failure is None:
+                        for index, there in zip(tasks[task], task.result(), strict=True):
+                            found[index] += there
+                    elif isinstance(failure, errors.StaleGeneration) or not isinstance(
+                        failure, Unreachable | errors.StoreError
+                    ):
+                        raise failure
+        except BaseException:
+            await _cancel(tuple(waiting))
+            raise
+        for task in waiting:  # the other copies are worth a touch too
+            self._trailing.add(task)
+            task.add_done_callback(self._finished)
+        return [count >= needed for count in found]
 
     async def get(self, chunk: Chunk, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes ``start`` to ``stop`` of a chunk, all of which was verified.
 
         Raises IntegrityError (every node's copy is damaged or missing), ChunkMissing (no node has one), Unavailable.
         """
-        peers = await self._connected()
-        failures: dict[Peer, Exception] = {}
+        places = await self._known()
+        failures: dict[str, Exception] = {}
         try:
             async with asyncio.timeout(self._timeout_s):
                 while True:
-                    data = await self._ask(chunk, self._ranked(peers, failures), failures)
+                    data = await self._ask(chunk, self._ranked(chunk, places, failures), failures)
                     if data is not None:
+                        self._heal(chunk, data, places, failures)
                         return data if start == 0 and stop is None else data[start:stop]
                     if not any(isinstance(failure, Unreachable) for failure in failures.values()):
                         raise _nowhere(chunk, failures)
@@ -127,7 +200,8 @@ class ClusterBlobs:
 
     async def status(self) -> tuple[BlobStatus, ...]:
         """Every node's answer."""
-        peers = await self._connected()
+        places = await self._known()
+        peers = [self._peers[place.address] for place in places if place.address]
         return tuple(await asyncio.gather(*(peer.status(self._timeout_s) for peer in peers)))
 
     async def close(self) -> None:
@@ -140,94 +214,53 @@ class ClusterBlobs:
             done, _ = await asyncio.wait(self._trailing, timeout=min(1.0, left_s), return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 break
-        await _cancel(list(self._trailing))
-        peers, self._peers = (*self._peers, *self._former), ()
-        self._former.clear()
-        await asyncio.gather(*(peer.close() for peer in peers))
+        await _cancel(tuple(self._trailing))
+        peers, self._peers, self._places = self._peers, {}, ()
+        await asyncio.gather(*(peer.close() for peer in peers.values()))
 
-    # -- How ----------------------------------------------------------------------------------------------------------
+    # -- Who there is -------------------------------------------------------------------------------------------------
 
-    async def _connected(self) -> tuple[Peer, ...]:
+    async def _known(self) -> tuple[Place, ...]:
+        """All places, with a peer for each that has an address."""
         if os.getpid() != self._pid:
             raise errors.ForkedClient("this store of a cluster belongs to the parent process; open one in the child")
-        if not self._peers or self._epoch() != self._epoch_of_peers:
+        if not self._places or self._epoch() != self._epoch_of_places:
             async with self._connecting:
-                if not self._peers or self._epoch() != self._epoch_of_peers:
-                    await self._connect()
-        if not self._peers:
+                if not self._places or self._epoch() != self._epoch_of_places:
+                    places = tuple(await self._members())
+                    for place in places:  # what is under way with others goes on
+                        if place.address and place.address not in self._peers:
+                            self._peers[place.address] = self._connect_to(place.address)
+                    self._places, self._epoch_of_places = places, self._epoch()  # asking may have shown a higher one
+        if not any(place.address for place in self._places):
             raise errors.NoQuorum("no node of the cluster is known that could keep data")
-        return self._peers
+        return self._places
 
-    async def _connect(self) -> None:
-        """Have a peer for each node there is now; what is under way with others goes on."""
-        addresses = self._endpoints if self._members is None else await self._members()
-        self._epoch_of_peers = self._epoch()  # asking may have shown a higher one
-        known = {peer.address: peer for peer in (*self._peers, *self._former)}
-        peers = tuple(known.pop(address) if address in known else Peer(address) for address in addresses if address)
-        self._nodes, self._peers, self._former = len(addresses), peers, list(known.values())
+    def _hopeful(self, place: Place) -> bool:
+        return bool(place.address) and not self._peers[place.address].resting
 
-    async def _majority(self, copies: list[_Copy]) -> None:
-        """Wait until a majority has succeeded, or cannot any more."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout_s
-        needed = self._nodes // 2 + 1
-        while True:
-            done = [copy.task for copy in copies if copy.task.done()]
-            refusals = [error for task in done if (error := task.exception()) is not None]
-            if len(done) - len(refusals) >= needed:
-                return
-            if len(copies) - len(refusals) < needed and refusals:
-                full = [error for error in refusals if isinstance(error, errors.StoreFull)]
-                raise (full or refusals)[0]
-            waiting = [copy.task for copy in copies if not copy.task.done()]
-            finished: set[asyncio.Task[None]] = set()
-            if waiting:
-                left_s = max(0.0, deadline - loop.time())
-                finished, _ = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-            if not finished:
-                reasons = "; ".join(map(str, refusals + [copy.failure for copy in copies if not copy.task.done()]))
-                raise errors.NoQuorum(
-                    f"no majority of the {self._nodes} nodes stored the data within {self._timeout_s:g} s ({reasons})"
-                )
-
-    async def _let_go(self, copies: list[_Copy]) -> None:
-        """Leave the surplus copies to the background, or give them up."""
-        for copy in copies:
-            copy.settled = True
-        waiting = [copy for copy in copies if not copy.task.done() and not copy.started.is_set()]
-        hopeful = [copy for copy in waiting if not copy.peer.down and not copy.peer.lagging]
-        if hopeful:
-            starts = [asyncio.create_task(copy.started.wait()) for copy in hopeful]
-            try:
-                await asyncio.wait(starts, timeout=LAG_WAIT_S)
-            finally:
-                await _cancel(starts)
-        for copy in copies:
-            if copy.task.done():
-                copy.task.exception()
-            elif copy.started.is_set():
-                self._trailing.add(copy.task)
-                copy.task.add_done_callback(self._finished)
-            else:
-                copy.peer.leave_out()
-                copy.task.cancel()
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, task: asyncio.Task[Any]) -> None:
         self._trailing.discard(task)
         if not task.cancelled():
             task.exception()
 
-    def _ranked(self, peers: tuple[Peer, ...], failures: dict[Peer, Exception]) -> list[Peer]:
-        """Whom to ask, in this order: those that are up first, then the least busy, then in turn."""
-        first = next(self._turn) % len(peers)
-        turn = peers[first:] + peers[:first]
-        worth = [peer for peer in turn if isinstance(failures.get(peer), Unreachable | None)]
-        return sorted(worth, key=lambda peer: (peer.down, peer.reads))
+    # -- Reading ------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, chunk: Chunk, candidates: list[Peer], failures: dict[Peer, Exception]) -> bytes | None:
+    def _ranked(self, chunk: Chunk, places: Sequence[Place], failures: dict[str, Exception]) -> list[BlobPeer]:
+        """Whom to ask, in this order: those that are up first, homes before others, then by how long it may take."""
+        homes = copies(0, len(places))
+        ranked = [
+            ((peer.down, rank >= homes, peer.wait_s, rank), peer)
+            for rank, place in enumerate(order(chunk.digest, places))
+            if place.address and isinstance(failures.get(place.address), Unreachable | None)
+            for peer in (self._peers[place.address],)
+        ]
+        return [peer for _, peer in sorted(ranked, key=lambda each: each[0])]
+
+    async def _ask(self, chunk: Chunk, candidates: list[BlobPeer], failures: dict[str, Exception]) -> bytes | None:
         """Ask one node after the other until one has sent a good copy; None when all failed."""
         loop = asyncio.get_running_loop()
-        asked: dict[asyncio.Task[bytes], Peer] = {}
+        asked: dict[asyncio.Task[bytes], BlobPeer] = {}
         progress = Progress(loop.time())
         try:
             while candidates or asked:
@@ -235,7 +268,7 @@ class ClusterBlobs:
                     peer = candidates.pop(0)
                     progress.at = loop.time()
                     asked[asyncio.create_task(peer.get(chunk, progress, self._timeout_s))] = peer
-                patience_s = progress.at + HEDGE_S - loop.time() if candidates else None
+                patience_s = max(0.0, progress.at + HEDGE_S - loop.time()) if candidates else None
                 done, _ = await asyncio.wait(asked, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     peer = asked.pop(task)
@@ -244,10 +277,188 @@ class ClusterBlobs:
                         return task.result()
                     if not isinstance(failure, Unreachable | errors.ObjmetaError):
                         raise failure
-                    failures[peer] = failure
+                    failures[peer.address] = failure
             return None
         finally:
-            await _cancel(list(asked))
+            await _cancel(tuple(asked))
+
+    def _heal(self, chunk: Chunk, data: bytes, places: Sequence[Place], failures: dict[str, Exception]) -> None:
+        """Give a good copy to the homes that had none, and to others that had a bad one."""
+        if not any(isinstance(failure, errors.IntegrityError) for failure in failures.values()):
+            return
+        homes = copies(0, len(places))
+        for rank, place in enumerate(order(chunk.digest, places)):
+            failure = failures.get(place.address)
+            bad = isinstance(failure, errors.IntegrityError) and (rank < homes or not isinstance(failure, ChunkMissing))
+            name = (chunk.digest, place.address)
+            if bad and name not in self._healing and len(self._healing) < HEALS_MAX:
+                self._healing.add(name)
+                task = asyncio.create_task(self._give(self._peers[place.address], Payload(chunk, data), name))
+                self._trailing.add(task)
+                task.add_done_callback(self._finished)
+
+    async def _give(self, peer: BlobPeer, payload: Payload, name: tuple[bytes, str]) -> None:
+        """Stated without a generation: this is a copy of what is stored, and says nothing about who will name it."""
+        try:
+            await peer.put(payload, 0, _ignore, self._timeout_s)
+        finally:
+            payload.drop()
+            self._healing.discard(name)
+
+
+class _Copy:
+    """A chunk on its way to one node."""
+
+    def __init__(self, peer: BlobPeer) -> None:
+        self.peer = peer
+        self.started = False
+        self.slow = False
+        self.task: asyncio.Task[None]
+
+
+class _Putting:
+    """A chunk on its way to its places: who has it, who gets it, and who comes next."""
+
+    def __init__(self, blobs: ClusterBlobs, payload: Payload, generation: int, replicas: int) -> None:
+        self._blobs = blobs
+        self._payload = payload
+        self._generation = generation
+        places = blobs._places
+        self._nodes = len(places)
+        self._wanted = copies(replicas, self._nodes)
+        self._needed = enough(replicas, self._nodes)
+        self._next = [blobs._peers[place.address] for place in order(payload.chunk.digest, places) if place.address]
+        self._rank = {peer: rank for rank, peer in enumerate(self._next)}
+        self._under_way: list[_Copy] = []
+        self._done = 0
+        self._refusals: list[Exception] = []
+        self._reasons: dict[BlobPeer, str] = {}
+        self._changed = asyncio.Event()
+        self.released: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when enough copies are durable and no other one waits for its turn: the others go on by themselves."""
+
+    async def run(self) -> None:
+        """Until all copies are made that can be. Errors are told by :attr:`released`."""
+        try:
+            await self._run()
+        except asyncio.CancelledError:
+            self.released.cancel()
+            raise
+        except Exception as error:
+            if not self.released.done():
+                self.released.set_exception(error)
+        finally:
+            await _cancel([copy.task for copy in self._under_way])
+            self._payload.drop()
+            if not self.released.done():
+                self.released.set_result(None)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._blobs._timeout_s
+        slow_at = loop.time() + STAND_IN_S
+        settled_at: float | None = None
+        while True:
+            self._changed.clear()
+            self._collect()
+            if self._done >= self._needed and settled_at is None:
+                settled_at = loop.time()
+            self._begin_more()
+            if settled_at is None:
+                if self._done + len(self._under_way) < self._needed:
+                    full = [error for error in self._refusals if isinstance(error, errors.StoreFull)]
+                    raise (full or self._refusals or [self._no_quorum()])[0]
+                if deadline <= loop.time():
+                    raise self._no_quorum()
+                if slow_at <= loop.time():
+                    for copy in self._under_way:
+                        copy.slow = True
+                    self._begin_more()
+                    slow_at = deadline
+                left_s = min(deadline, slow_at) - loop.time()
+            else:
+                waiting = [copy for copy in self._under_way if not copy.started]
+                left_s = settled_at + LAG_WAIT_S - loop.time()
+                if waiting and (left_s <= 0 or all(copy.peer.down or copy.peer.lagging for copy in waiting)):
+                    await self._leave_out(waiting)
+                    continue
+                if not waiting:
+                    if not self.released.done():
+                        self.released.set_result(None)
+                    if not self._under_way:
+                        return
+                    left_s = self._blobs._timeout_s
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    def _collect(self) -> None:
+        """Note what has come of copies."""
+        for copy in [copy for copy in self._under_way if copy.task.done()]:
+            self._under_way.remove(copy)
+            failure = copy.task.exception()
+            if failure is None:
+                self._done += 1
+            elif isinstance(failure, Unreachable):
+                self._reasons[copy.peer] = str(failure)
+                self._next.append(copy.peer)
+                self._next.sort(key=self._rank.__getitem__)
+            elif isinstance(failure, errors.StaleGeneration) or not isinstance(failure, errors.ObjmetaError):
+                raise failure
+            else:
+                self._refusals.append(failure)
+
+    def _begin_more(self) -> None:
+        """Have as many copies under way as are wanted; at nodes in trouble only while they are needed."""
+        for peer in [peer for peer in self._next if not (peer.resting or peer.lagging)]:
+            if self._done + len(self._under_way) < self._wanted:
+                self._begin(peer)
+        promised = self._done + sum(not (copy.slow or copy.peer.down) for copy in self._under_way)
+        for peer in [peer for peer in self._next if not peer.down]:
+            if promised < self._needed:
+                self._begin(peer)
+                promised += 1
+        if promised < self._needed:  # whoever comes back first
+            for peer in list(self._next):
+                self._begin(peer)
+
+    def _begin(self, peer: BlobPeer) -> None:
+        self._next.remove(peer)
+        copy = _Copy(peer)
+
+        def started() -> None:
+            copy.started = True
+            self._changed.set()
+
+        async def send() -> None:
+            await peer.turn()
+            await peer.put(self._payload, self._generation, started, self._blobs._timeout_s)
+
+        copy.task = asyncio.create_task(send())
+        copy.task.add_done_callback(lambda _: self._changed.set())
+        self._under_way.append(copy)
+
+    async def _leave_out(self, waiting: Iterable[_Copy]) -> None:
+        """Enough have it, and these have not begun to get it: somebody else may stand in."""
+        for copy in waiting:
+            self._under_way.remove(copy)
+            if not copy.peer.down:
+                copy.peer.leave_out()
+            await _cancel((copy.task,))
+
+    def _no_quorum(self) -> errors.NoQuorum:
+        silent = {copy.peer: f"{copy.peer.address}: no answer in time" for copy in self._under_way}
+        reasons = [*map(str, self._refusals), *(silent | self._reasons).values()]
+        return errors.NoQuorum(
+            f"no {self._needed} of the {self._nodes} nodes stored the data within {self._blobs._timeout_s:g} s "
+            f"({'; '.join(reasons)})"
+        )
+
+
+def _ignore() -> None:
+    return None
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
@@ -256,7 +467,7 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _nowhere(chunk: Chunk, failures: dict[Peer, Exception]) -> errors.ObjmetaError:
+def _nowhere(chunk: Chunk, failures: dict[str, Exception]) -> errors.ObjmetaError:
     reasons = "; ".join(map(str, failures.values()))
     if all(isinstance(failure, ChunkMissing) for failure in failures.values()):
         return ChunkMissing(f"no node has chunk {chunk.digest.hex()} ({reasons})")

@@ -10,16 +10,29 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import grpc
 import msgspec
 from blake3 import blake3
 
-from gateway.blobs import BlobStatus, ChunkMissing
-from gateway.blobservice import FRAME_BYTES, KIND, MISSING, SERVICE, encode_header
+from gateway.blobs import BlobStatus, ChunkMissing, Held, Usage
+from gateway.blobservice import (
+    FRAME_BYTES,
+    KIND,
+    MANY_BYTES_MAX,
+    MANY_MAX,
+    MISSING,
+    NAMES_MAX,
+    SERVICE,
+    SMALL_BYTES_MAX,
+    AskFor,
+    PutMany,
+    Refusal,
+    encode_header,
+)
 from gateway.files import update
 from objmeta import Chunk, errors
 
@@ -31,6 +44,10 @@ LAG_WAIT_S: Final = 0.25
 """How long a put waits for room at a node whose copy it does not need; and what counts as keeping up."""
 BACKOFF_S_MIN: Final = 0.1
 BACKOFF_S_MAX: Final = 2.0
+MESSAGES_MAX: Final = 2
+"""Messages of small chunks on their way to one node: one is stored while the next is sent, and the others gather."""
+FORGET_S: Final = 10.0
+"""How long the pace of a node is believed: a slow one gets another try."""
 
 _OPTIONS: Final[Sequence[tuple[str, Any]]] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -50,7 +67,12 @@ _SAID: Final = {
     MISSING: ChunkMissing,
     errors.IntegrityError.kind: errors.IntegrityError,
     errors.StoreFull.kind: errors.StoreFull,
+    errors.StaleGeneration.kind: errors.StaleGeneration,
 }
+
+_UNARY: Final = ("PutMany", "Touch", "Has", "Held", "Usage", "Status")
+
+_T = TypeVar("_T")
 
 
 class Unreachable(Exception):
@@ -58,26 +80,23 @@ class Unreachable(Exception):
 
 
 class Payload:
-    """The bytes of a chunk on its way, which can be let go of.
+    """The bytes of a chunk on its way to several nodes, cut into frames once; they can be let go of.
 
     What fails or is cancelled inside gRPC stays in cycles until Python looks for those, and a traceback keeps all
-    variables of its frames: they may hold this, but not 4 MiB.
+    variables of its frames: they may hold this, but not megabytes.
     """
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def frames(self, header: bytes) -> Iterator[bytes]:
-        """What to send: ``header`` and the bytes."""
-        yield header + memoryview(self._data)[:FRAME_BYTES]
-        start = FRAME_BYTES
-        while start < len(self._data):
-            yield bytes(memoryview(self._data)[start : start + FRAME_BYTES])
-            start += FRAME_BYTES
+    def __init__(self, chunk: Chunk, data: bytes) -> None:
+        self.chunk = chunk
+        if len(data) <= FRAME_BYTES:
+            self.frames = [data]
+        else:
+            view = memoryview(data)
+            self.frames = [bytes(view[start : start + FRAME_BYTES]) for start in range(0, len(data), FRAME_BYTES)]
 
     def drop(self) -> None:
         """Let go."""
-        self._data = b""
+        self.frames = []
 
 
 class Room:
@@ -124,16 +143,20 @@ class Peer:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.reads = 0
         self.lagging = False
         self._channel = cast(
             "Any", grpc.aio.insecure_channel(address, options=_OPTIONS)
         )  # the stubs are behind the API
+        self._calls = {name: self._channel.unary_unary(f"/{SERVICE}/{name}") for name in _UNARY}
         self._put = self._channel.stream_unary(f"/{SERVICE}/Put")
         self._get = self._channel.unary_stream(f"/{SERVICE}/Get")
-        self._status = self._channel.unary_unary(f"/{SERVICE}/Status")
         self._room = Room(PENDING_MAX)
         self._sending = 0
+        self._small: deque[_Small] = deque()
+        self._messages: set[asyncio.Task[None]] = set()
+        self._reads = 0
+        self._pace_s = 0.0
+        self._paced_at = 0.0
         self._up = asyncio.Event()
         self._up.set()
         self._backoff_s = 0.0
@@ -147,6 +170,11 @@ class Peer:
         """Whether the last call failed."""
         return not self._up.is_set()
 
+    @property
+    def resting(self) -> bool:
+        """Whether it is not to be tried just now."""
+        return self.down and asyncio.get_running_loop().time() < self._retry_at
+
     async def turn(self) -> None:
         """Wait until this node may be tried: at once if it is up, else when its pause is over and nobody else tries."""
         now = asyncio.get_running_loop().time
@@ -158,6 +186,13 @@ class Peer:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._up.wait()
+
+    @property
+    def wait_s(self) -> float:
+        """How long a chunk from here is likely to take, by the last ones and by what is under way; 0: not known."""
+        if asyncio.get_running_loop().time() - self._paced_at > FORGET_S:
+            return 0.0
+        return self._pace_s * (1 + self._reads)
 
     def leave_out(self) -> None:
         """Note that a chunk was not sent because too much was on its way for too long."""
@@ -174,19 +209,23 @@ class Peer:
 
     # -- Calls --------------------------------------------------------------------------------------------------------
 
-    async def put(self, chunk: Chunk, payload: Payload, started: asyncio.Event, timeout_s: float) -> None:
-        """Send a chunk and wait until it is durable there; ``started`` is set when it begins.
+    async def put(self, payload: Payload, generation: int, started: Callable[[], None], timeout_s: float) -> None:
+        """Send a chunk and wait until it is durable there; ``started`` is called when it begins.
 
-        Raises Unreachable, StoreFull, StoreError.
+        Raises Unreachable, StaleGeneration, StoreFull, StoreError.
         """
-        units = -(-min(chunk.length, PENDING_BYTES_MAX) * PENDING_MAX // PENDING_BYTES_MAX) or 1
+        length = payload.chunk.length
+        units = -(-min(length, PENDING_BYTES_MAX) * PENDING_MAX // PENDING_BYTES_MAX) or 1
         async with self._room.share(units):
-            started.set()
+            started()
             self._sending += 1
             now = asyncio.get_running_loop().time
             begun = now()
             try:
-                await self._send(chunk, payload, timeout_s)
+                if length <= SMALL_BYTES_MAX:
+                    await self._send_small(payload, generation, timeout_s)
+                else:
+                    await self._send(payload, generation, timeout_s)
                 self._answered()
                 if now() - begun < LAG_WAIT_S:
                     self.lagging = False
@@ -195,11 +234,12 @@ class Peer:
                 if self._sending == 0:
                     self.lagging = False
 
-    async def _send(self, chunk: Chunk, payload: Payload, timeout_s: float) -> None:
+    async def _send(self, payload: Payload, generation: int, timeout_s: float) -> None:
         call = self._put(timeout=timeout_s)
         try:
             with suppress(asyncio.InvalidStateError):  # it has ended already, and its status says why
-                for frame in payload.frames(encode_header(chunk)):
+                await call.write(encode_header(payload.chunk, generation))
+                for frame in payload.frames:
                     await call.write(frame)
                 await call.done_writing()
             await call
@@ -207,6 +247,53 @@ class Peer:
             raise self._translated(error) from error
         finally:
             call.cancel()
+
+    async def _send_small(self, payload: Payload, generation: int, timeout_s: float) -> None:
+        small = _Small(payload, generation, timeout_s, asyncio.get_running_loop().create_future())
+        self._small.append(small)
+        if len(self._messages) < MESSAGES_MAX:
+            task = asyncio.create_task(self._send_messages())
+            self._messages.add(task)
+            task.add_done_callback(self._messages.discard)
+        await small.done
+
+    async def _send_messages(self) -> None:
+        while self._small:
+            batch: list[_Small] = []
+            length = 0
+            while self._small and len(batch) < MANY_MAX and length < MANY_BYTES_MAX:
+                if batch and self._small[0].generation != batch[0].generation:
+                    break
+                small = self._small.popleft()
+                if not small.done.done() and small.payload.frames:
+                    batch.append(small)
+                    length += small.payload.chunk.length
+            if batch:
+                await self._send_message(batch)
+
+    async def _send_message(self, batch: list[_Small]) -> None:
+        contents = tuple((small.payload.chunk.digest, small.payload.frames[0]) for small in batch)
+        outcomes: list[Exception | None]
+        try:
+            refusals = await self._ask(
+                "PutMany", PutMany(batch[0].generation, contents), list[Refusal | None], batch[0].timeout_s
+            )
+            if len(refusals) != len(batch):
+                raise errors.StoreError(f"{self.address} answered about {len(refusals)} chunks, not {len(batch)}")
+            outcomes = [None if each is None else self._refused(each.kind, each.message) for each in refusals]
+        except (Unreachable, errors.ObjmetaError) as error:
+            outcomes = [error] * len(batch)
+        except BaseException:
+            for small in batch:
+                small.done.cancel()
+            raise
+        for small, outcome in zip(batch, outcomes, strict=True):
+            if small.done.done():
+                continue
+            if outcome is None:
+                small.done.set_result(None)
+            else:
+                small.done.set_exception(outcome)
 
     async def get(self, chunk: Chunk, progress: Progress, timeout_s: float) -> bytes:
         """Fetch a chunk and verify it.
@@ -217,7 +304,8 @@ class Peer:
         call = self._get(encode_header(chunk), timeout=timeout_s)
         hasher = blake3()
         frames: list[bytes] = []
-        self.reads += 1
+        self._reads += 1
+        begun = loop.time()
         try:
             async for frame in call:
                 progress.at = loop.time()
@@ -229,17 +317,61 @@ class Peer:
                 raise self._translated(error) from error
             raise
         finally:
-            self.reads -= 1
+            self._reads -= 1
             call.cancel()
+            self._paced(loop.time() - begun)
         self._answered()
         if hasher.digest() != chunk.digest:
             raise errors.IntegrityError(f"chunk {chunk.digest.hex()} arrived damaged from {self.address}")
         return frames[0] if len(frames) == 1 else b"".join(frames)
 
+    def _paced(self, took_s: float) -> None:
+        """Note how long a chunk took, shared by those that were under way at once."""
+        share_s = took_s / (1 + self._reads)
+        self._pace_s = share_s if self.wait_s == 0 else 0.8 * self._pace_s + 0.2 * share_s
+        self._paced_at = asyncio.get_running_loop().time()
+
+    async def touch(self, chunks: Sequence[Chunk], generation: int, timeout_s: float) -> list[bool]:
+        """Whether each chunk is there, durably touched now. Raises Unreachable, StaleGeneration, StoreError."""
+        return await self._ask_for("Touch", chunks, generation, timeout_s)
+
+    async def has(self, chunks: Sequence[Chunk], timeout_s: float) -> list[bool]:
+        """Whether each chunk is there, as far as is known undamaged. Raises Unreachable, StoreError."""
+        return await self._ask_for("Has", chunks, 0, timeout_s)
+
+    async def held(self, after: bytes, limit: int, timeout_s: float) -> list[Held]:
+        """What is there, in order of digest, behind ``after``. Raises Unreachable, StoreError."""
+        return await self._ask("Held", (after, limit), list[Held], timeout_s)
+
+    async def usage(self, timeout_s: float) -> Usage:
+        """How much is there. Raises Unreachable, StoreError."""
+        return await self._ask("Usage", (), Usage, timeout_s)
+
+    async def _ask_for(self, name: str, chunks: Sequence[Chunk], generation: int, timeout_s: float) -> list[bool]:
+        found: list[bool] = []
+        for start in range(0, len(chunks), NAMES_MAX):
+            page = tuple(chunks[start : start + NAMES_MAX])
+            answers = await self._ask(name, AskFor(generation, page), list[bool], timeout_s)
+            if len(answers) != len(page):
+                raise errors.StoreError(f"{self.address} answered about {len(answers)} chunks, not {len(page)}")
+            found.extend(answers)
+        return found
+
+    async def _ask(self, name: str, request: object, kind: type[_T], timeout_s: float) -> _T:
+        try:
+            answer = await self._calls[name](msgspec.msgpack.encode(request), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error) from error
+        self._answered()
+        try:
+            return msgspec.msgpack.decode(answer, type=kind)
+        except msgspec.MsgspecError as wrong:
+            raise errors.StoreError(f"{self.address} gave an answer that cannot be read: {wrong}") from wrong
+
     async def status(self, timeout_s: float) -> BlobStatus:
         """Ask for the room on the node's disk."""
         try:
-            answer = await self._status(b"", timeout=timeout_s)
+            answer = await self._calls["Status"](b"", timeout=timeout_s)
             status = msgspec.msgpack.decode(answer, type=BlobStatus)
         except (grpc.aio.AioRpcError, msgspec.MsgspecError) as error:
             return BlobStatus(self.address, "down", _reason(error))
@@ -248,6 +380,10 @@ class Peer:
     async def close(self) -> None:
         """Close the connection."""
         await self._channel.close()
+        await asyncio.gather(*self._messages, return_exceptions=True)
+
+    def _refused(self, kind: str, reason: str) -> errors.ObjmetaError:
+        return _SAID.get(kind, errors.StoreError)(f"{self.address}: {reason}")
 
     def _translated(self, error: grpc.aio.AioRpcError) -> Exception:
         metadata: Any = error.trailing_metadata() or ()
@@ -255,11 +391,20 @@ class Peer:
         message = f"{self.address}: {_reason(error)}"
         if kind is not None:
             self._answered()
-            return _SAID.get(kind, errors.StoreError)(message)
+            return self._refused(kind, _reason(error))
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             return errors.StoreError(f"{self.address} is not a node that keeps data")
         self._failed()
         return Unreachable(message)
+
+
+class _Small(NamedTuple):
+    """A short chunk that waits to travel with others."""
+
+    payload: Payload
+    generation: int
+    timeout_s: float
+    done: asyncio.Future[None]
 
 
 def _reason(error: Exception) -> str:

@@ -30,13 +30,14 @@ class ChunkMissing(errors.IntegrityError):
 
 
 class BlobStatus(msgspec.Struct, frozen=True):
-    """One place where chunks live. ``state`` is "up" or "down"; the numbers, in bytes, are 0 if unknown."""
+    """One place where chunks live. ``state`` is "up" or "down"; the numbers (of bytes) are 0 if unknown."""
 
     address: str
     state: str
     detail: str = ""
     disk_free: int = 0
     disk_total: int = 0
+    node_id: int = 0
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True, gc=False):

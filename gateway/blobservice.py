@@ -1,12 +1,17 @@
 """Chunks over gRPC: what a node serves, and how it looks on the wire.
 
-One call moves one chunk, as raw bytes in frames of at most 1 MiB, so that flow control bounds memory at both ends.
+A long chunk has a call of its own and travels as raw bytes in frames of at most 1 MiB, so that flow control bounds
+memory at both ends.  Short ones that wait together travel in one message.  A header is a digest (32 bytes), a length
+and a generation (8 bytes each, big-endian).
 
-* ``Put`` (stream to unary): the first frame begins with a header, digest (32 bytes) and length (8 bytes, big-endian),
-  and data follows. Answered when the chunk is durable. The node takes all frames before it answers, also with an error.
+* ``Put`` (stream to unary): the first frame is a header, data follows.  Answered when the chunk is durable.  The node
+  takes all frames before it answers, also with an error.
+* ``PutMany`` (unary): ``[generation, [[digest, content], ...]]`` in MessagePack, a megabyte or so; answered, when all
+  are durable or refused, by a list of what went wrong with each: ``[kind, message]``, or nil.
 * ``Get`` (unary to stream): the request is a header, the answer the whole chunk, which the node verified before it sent
   any of it; the client verifies again.
-* ``Status`` (unary): a BlobStatus in MessagePack.
+* ``Touch`` and ``Has`` (unary): ``[generation, [[digest, length], ...]]``, answered by a list of booleans; ``Held``:
+  ``[after, limit]``, by a list of Held; ``Usage`` and ``Status``: nothing, by a Usage, a BlobStatus. In MessagePack.
 
 An error travels as the call's status; where trying again is no use the trailing metadata ``objmeta-kind`` names it.
 The node bounds how many calls it works on; the others wait unread, and a client that stops sending loses its place.
@@ -16,24 +21,30 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
 import msgspec
 
-from gateway.bloblocal import LocalBlobs
-from gateway.blobs import CHUNK_LENGTH_MAX, ChunkMissing
+from gateway.blobs import CHUNK_LENGTH_MAX, BlobPlace, ChunkMissing
 from objmeta import Chunk, errors
 
 SERVICE: Final = "objmeta.blobs.v1.Blobs"
 KIND: Final = "objmeta-kind"
 MISSING: Final = "chunk_missing"
-HEADER: Final = struct.Struct(">32sQ")
-FRAME_BYTES: Final = (1 << 20) - HEADER.size
+HEADER: Final = struct.Struct(">32sQQ")
+FRAME_BYTES: Final = 1 << 20
+SMALL_BYTES_MAX: Final = 64 << 10
+"""A chunk of up to this many bytes travels with others."""
+MANY_MAX: Final = 64
+MANY_BYTES_MAX: Final = 1 << 20
+"""So much travels in one message, unless one chunk alone is longer."""
+NAMES_MAX: Final = 1000
+"""Chunks that are asked for in one message."""
 PUTS_MAX: Final = 64
-"""Enough that small chunks share a sync; each holds one frame."""
+"""Enough that chunks share a sync; each holds a frame or a message."""
 GETS_MAX: Final = 16
 """Each holds a chunk."""
 FRAME_TIMEOUT_S: Final = 30.0
@@ -43,24 +54,49 @@ _CODES: Final = (
     (errors.IntegrityError, grpc.StatusCode.DATA_LOSS),
     (errors.StoreFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.InvalidArgument, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.StaleGeneration, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
     (errors.ObjmetaError, grpc.StatusCode.INTERNAL),
 )
+_PACKED: Final = msgspec.msgpack.Encoder()
+
+_T = TypeVar("_T")
 
 
-def encode_header(chunk: Chunk) -> bytes:
+class AskFor(msgspec.Struct, frozen=True, array_like=True):
+    """Chunks that are asked for. The generation touches what is there; 0 where nothing is to be touched."""
+
+    generation: int
+    chunks: tuple[Chunk, ...]
+
+
+class PutMany(msgspec.Struct, frozen=True, array_like=True):
+    """Short chunks: digests and contents."""
+
+    generation: int
+    chunks: tuple[tuple[bytes, bytes], ...]
+
+
+class Refusal(msgspec.Struct, frozen=True, array_like=True):
+    """Why a chunk was not stored."""
+
+    kind: str
+    message: str
+
+
+def encode_header(chunk: Chunk, generation: int = 0) -> bytes:
     """The header that names a chunk."""
-    return HEADER.pack(chunk.digest, chunk.length)
+    return HEADER.pack(chunk.digest, chunk.length, generation)
 
 
-def decode_header(frame: bytes) -> Chunk:
-    """The chunk that a frame names. Raises InvalidArgument."""
-    if len(frame) < HEADER.size:
-        raise errors.InvalidArgument(f"a frame of {len(frame)} bytes is too short to name a chunk")
-    digest, length = HEADER.unpack_from(frame)
+def decode_header(frame: bytes) -> tuple[Chunk, int]:
+    """The chunk that a header names, and the generation. Raises InvalidArgument."""
+    if len(frame) != HEADER.size:
+        raise errors.InvalidArgument(f"a chunk is named by {HEADER.size} bytes, not {len(frame)}")
+    digest, length, generation = HEADER.unpack(frame)
     if length > CHUNK_LENGTH_MAX:
         raise errors.InvalidArgument(f"a chunk has at most {CHUNK_LENGTH_MAX} bytes, not {length}")
-    return Chunk(digest, length)
+    return Chunk(digest, length), generation
 
 
 class BlobService:
@@ -69,9 +105,10 @@ class BlobService:
     ``check`` is called before a chunk is stored or read, and raises Unavailable while the node may not serve.
     """
 
-    def __init__(self, blobs: LocalBlobs, check: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, blobs: BlobPlace, check: Callable[[], object] = lambda: None, node_id: int = 0) -> None:
         self._blobs = blobs
         self._check = check
+        self._node_id = node_id
         self._puts = asyncio.Semaphore(PUTS_MAX)
         self._gets = asyncio.Semaphore(GETS_MAX)
 
@@ -81,17 +118,24 @@ class BlobService:
             SERVICE,
             {
                 "Put": grpc.stream_unary_rpc_method_handler(self._put),
+                "PutMany": grpc.unary_unary_rpc_method_handler(self._answering(self._put_many)),
                 "Get": grpc.unary_stream_rpc_method_handler(self._get),
+                "Touch": grpc.unary_unary_rpc_method_handler(self._answering(self._touch)),
+                "Has": grpc.unary_unary_rpc_method_handler(self._answering(self._has)),
+                "Held": grpc.unary_unary_rpc_method_handler(self._answering(self._held)),
+                "Usage": grpc.unary_unary_rpc_method_handler(self._answering(self._usage)),
                 "Status": grpc.unary_unary_rpc_method_handler(self._status),
             },
         )
+
+    # -- Long chunks --------------------------------------------------------------------------------------------------
 
     async def _put(self, frames: AsyncIterator[bytes], context: Any) -> bytes:
         async with self._puts:
             try:
                 self._check()
-                first = await _next(frames)
-                await self._blobs.receive(decode_header(first), _data(first, frames), generation=0)
+                chunk, generation = decode_header(await _next(frames))
+                await self._blobs.receive(chunk, _data(chunk, frames), generation=generation)
             except errors.ObjmetaError as error:
                 await _abort(context, error)
         return b""
@@ -100,15 +144,70 @@ class BlobService:
         async with self._gets:
             try:
                 self._check()
-                data = memoryview(await self._blobs.get(decode_header(request)))
+                chunk, _ = decode_header(request)
+                data = await self._blobs.get(chunk)
             except errors.ObjmetaError as error:
                 await _abort(context, error)
+            if len(data) <= FRAME_BYTES:
+                yield data
+                return
             for start in range(0, len(data), FRAME_BYTES):
-                yield bytes(data[start : start + FRAME_BYTES])
+                yield data[start : start + FRAME_BYTES]
+
+    # -- Messages -----------------------------------------------------------------------------------------------------
+
+    def _answering(self, work: Callable[[bytes], Awaitable[object]]) -> Callable[[bytes, Any], Awaitable[bytes]]:
+        async def answer(request: bytes, context: Any) -> bytes:
+            try:
+                self._check()
+                return _PACKED.encode(await work(request))
+            except errors.ObjmetaError as error:
+                await _abort(context, error)
+                raise AssertionError("a call that was aborted goes no further") from error
+
+        return answer
+
+    async def _put_many(self, request: bytes) -> list[Refusal | None]:
+        asked = _decoded(request, PutMany)
+        async with self._puts:
+            return await asyncio.gather(
+                *(self._put_small(digest, data, asked.generation) for digest, data in asked.chunks)
+            )
+
+    async def _put_small(self, digest: bytes, data: bytes, generation: int) -> Refusal | None:
+        async def frames() -> AsyncIterator[bytes]:
+            yield data
+
+        try:
+            await self._blobs.receive(Chunk(digest, len(data)), frames(), generation=generation)
+        except errors.ObjmetaError as error:
+            return Refusal(error.kind, str(error))
+        return None
+
+    async def _touch(self, request: bytes) -> list[bool]:
+        asked = _decoded(request, AskFor)
+        return await self._blobs.touch(asked.chunks, generation=asked.generation)
+
+    async def _has(self, request: bytes) -> list[bool]:
+        return await self._blobs.has(_decoded(request, AskFor).chunks)
+
+    async def _held(self, request: bytes) -> object:
+        after, limit = _decoded(request, tuple[bytes, int])
+        return await self._blobs.held(after, min(limit, NAMES_MAX))
+
+    async def _usage(self, request: bytes) -> object:
+        return await self._blobs.usage()
 
     async def _status(self, request: bytes, context: Any) -> bytes:
         (status,) = await self._blobs.status()
-        return msgspec.msgpack.encode(status)
+        return _PACKED.encode(msgspec.structs.replace(status, node_id=self._node_id))
+
+
+def _decoded(request: bytes, kind: type[_T]) -> _T:
+    try:
+        return msgspec.msgpack.decode(request, type=kind)
+    except msgspec.MsgspecError as wrong:
+        raise errors.InvalidArgument(f"a request cannot be read: {wrong}") from None
 
 
 async def _next(frames: AsyncIterator[bytes]) -> bytes:
@@ -119,19 +218,16 @@ async def _next(frames: AsyncIterator[bytes]) -> bytes:
     raise errors.InvalidArgument("a chunk ended, or paused for too long, before all of it was sent")
 
 
-async def _data(first: bytes, frames: AsyncIterator[bytes]) -> AsyncIterator[memoryview]:
-    remaining = decode_header(first).length
-    frame = memoryview(first)[HEADER.size :]
-    while True:
+async def _data(chunk: Chunk, frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    remaining = chunk.length
+    while remaining > 0:
+        frame = await _next(frames)
         remaining -= len(frame)
         yield frame
-        if remaining <= 0:
-            break
-        frame = memoryview(await _next(frames))
 
 
 async def _abort(context: Any, error: errors.ObjmetaError) -> None:
     code = next(code for kind, code in _CODES if isinstance(error, kind))
     kind = MISSING if isinstance(error, ChunkMissing) else error.kind
-    metadata = () if isinstance(error, errors.Unavailable) else ((KIND, kind),)
-    await context.abort(code, str(error), trailing_metadata=metadata)
+    passes = isinstance(error, errors.Unavailable) and not isinstance(error, errors.StaleGeneration)
+    await context.abort(code, str(error), trailing_metadata=() if passes else ((KIND, kind),))

@@ -181,7 +181,7 @@ class ObjmetaFileSystem(Changing):
             raise IsADirectoryError(errno.EISDIR, "this is a directory, not a file", name.path)
         with oserrors(name.path):
             try:
-                return await self._get_object(name, with_data=True)
+                return await (await self.store()).resolved(await self._get_object(name, with_data=True))
             except NoSuchKey as missing:
                 if name.version_id is None and await self._is_directory(name):
                     raise IsADirectoryError(errno.EISDIR, "this is a directory, not a file", name.path) from missing

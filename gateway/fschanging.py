@@ -50,7 +50,7 @@ class Changing(Listing):
             except AlreadyExists:
                 current = await client.head_object(name.bucket, name.key)
                 with contextlib.suppress(PreconditionFailed):  # somebody else just wrote: the time is new
-                    await client.copy_object(
+                    await (await self.store()).copy(
                         name.bucket, name.key, name.bucket, name.key, if_version=current.version_id
                     )
 
@@ -84,22 +84,21 @@ class Changing(Listing):
                 if move:
                     await self._move_object(source, target)
                 else:
-                    client = (await self.store()).client
-                    await client.copy_object(
-                        source.bucket, source.key, target.bucket, target.key, version_id=source.version_id
-                    )
+                    store = await self.store()
+                    await store.copy(source.bucket, source.key, target.bucket, target.key, version_id=source.version_id)
             except NoSuchKey:
                 if not await self._copy_marker(source, target, move):
                     raise
 
     async def _move_object(self, source: Name, target: Name) -> None:
         """Copy, then delete what was copied. Who writes to the source in between is not lost: it is copied again."""
-        client = (await self.store()).client
+        store = await self.store()
+        client = store.client
         if source.version_id:
             raise InvalidArgument("a version cannot be moved; copy it, or move the path without it")
         for _ in range(ATTEMPTS_MAX):
             current = await client.head_object(source.bucket, source.key)
-            await client.copy_object(source.bucket, source.key, target.bucket, target.key)
+            await store.copy(source.bucket, source.key, target.bucket, target.key)
             with contextlib.suppress(PreconditionFailed):
                 await client.delete_object(source.bucket, source.key, if_version=current.version_id)
                 return

@@ -59,7 +59,7 @@ async def serve(
     def check() -> None:
         node.registers()
 
-    service = BlobService(blobs, check)
+    service = BlobService(blobs, check, node_id)
     node = Node(settings, (service.handler(),))
     told = announce or _print
     try:

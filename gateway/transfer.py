@@ -1,10 +1,9 @@
 """Objects in and out: a client for the metadata and a blob store for the bytes, joined.
 
-Rules.  A put cuts content into chunks of ``CHUNK_BYTES``, keeps at most ``WINDOW`` of them in memory, and commits the
-metadata only when all are durable; content of up to ``INLINE_BYTES_MAX`` goes into the record.  A put that fails leaves
-nothing but chunks that nobody names.  A get reads ahead by the same window, verifies every chunk, and of a whole object
-its etag as well.  A file is written under a temporary name next to its target and renamed at the end, so that the
-target is never half-written.
+Rules.  How objects come in is in ``uploading``, and in ``parts``.  A get reads ahead by ``WINDOW`` chunks, verifies
+every chunk, and of a whole object its etag as well.  A file is written under a temporary name next to its target and
+renamed at the end, so that the target is never half-written.  Whatever names chunks that are stored already (a copy, a
+version that is restored) touches them first, so that they are not deleted before the commit.
 """
 
 from __future__ import annotations
@@ -15,180 +14,32 @@ import io
 import os
 import stat
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 from weakref import WeakSet
 
+import msgspec
 from blake3 import blake3
 
 from gateway.bloblocal import LocalBlobs
 from gateway.blobs import BlobStore
+from gateway.commits import RENEWALS_MAX, Commits
 from gateway.files import creating, in_thread, reading, recycle_buffers, update, writing
+from gateway.uploading import Progress, Upload
 from objmeta import AsyncClient, Chunk, Disks, Embedded, ObjectVersion, connect_async, errors
 
-CHUNK_BYTES: Final = 4 << 20
-INLINE_BYTES_MAX: Final = 8 << 10
-WINDOW: Final = 8
-"""Chunks in flight (32 MiB): enough that hashing, writing and syncing overlap."""
+READ_BYTES: Final = 4 << 20
+"""A file is read in pieces of this length."""
+WINDOW: Final = 12
+"""Chunks that are read ahead: enough that reading, sending, hashing and writing overlap."""
 CACHED_CHUNKS_MAX: Final = 8
 """Ranged reads of one file (a Parquet footer, then columns) mostly meet in few chunks."""
+CACHED_LISTS_MAX: Final = 4
 
-Progress = Callable[[int], None]
-"""Called with the number of bytes that are done since the last call."""
 Span = tuple[Chunk, int, int]
 """A chunk, and from where to where in it."""
-
-
-class Upload:
-    """An object on its way in; nothing is visible before :meth:`commit`. A ``with`` block that fails discards it."""
-
-    def __init__(
-        self,
-        store: Store,
-        bucket: str,
-        key: str,
-        *,
-        content_type: str = "",
-        metadata: Mapping[str, str] | None = None,
-        if_absent: bool = False,
-        if_version: str | None = None,
-        progress: Progress | None = None,
-    ) -> None:
-        self._store = store
-        self._bucket = bucket
-        self._key = key
-        self._options: dict[str, Any] = {
-            "content_type": content_type,
-            "metadata": metadata,
-            "if_absent": if_absent,
-            "if_version": if_version,
-        }
-        self._progress = progress or _ignore
-        self._hasher = blake3()
-        self._hashing: asyncio.Task[None] | None = None
-        self._checking: asyncio.Task[None] | None = None
-        self._parts: list[bytes | memoryview] = []
-        self._buffered = 0
-        self._putting: deque[asyncio.Task[Chunk]] = deque()
-        self._chunks: list[Chunk] = []
-        self._ended = False
-
-    async def __aenter__(self) -> Upload:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            await self.discard()
-        elif not self._ended:
-            await self.commit()
-
-    async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Add content. Waits while ``WINDOW`` chunks are under way; may raise what storing an earlier one raised."""
-        self._check_open()
-        view = memoryview(data if isinstance(data, bytes) else bytes(data))
-        while self._buffered + len(view) >= CHUNK_BYTES:
-            missing = CHUNK_BYTES - self._buffered
-            self._parts.append(view[:missing])
-            self._buffered = CHUNK_BYTES
-            view = view[missing:]
-            await self._send_chunk()
-        if view:
-            self._parts.append(view)
-            self._buffered += len(view)
-
-    async def commit(self) -> ObjectVersion:
-        """Make the content the object's current version.
-
-        Raises what AsyncClient.put_object and BlobStore.put raise; unless that is UnknownOutcome nothing was changed.
-        """
-        self._check_open()
-        self._ended = True
-        try:
-            if not self._putting and not self._chunks and self._buffered <= INLINE_BYTES_MAX:
-                data = b"".join(self._parts)
-                version = await self._store.client.put_object(self._bucket, self._key, data=data, **self._options)
-                self._progress(len(data))
-                return version
-            if self._buffered:
-                await self._send_chunk()
-            while self._putting:
-                await self._receive_chunk()
-            if self._hashing is not None:
-                await self._hashing
-            return await self._store.client.put_object(
-                self._bucket,
-                self._key,
-                chunks=self._chunks,
-                size=sum(chunk.length for chunk in self._chunks),
-                etag=self._hasher.hexdigest(),
-                **self._options,
-            )
-        finally:
-            await self._stop()
-
-    async def discard(self) -> None:
-        """Give up; nothing becomes visible."""
-        self._ended = True
-        await self._stop()
-
-    async def leave(self) -> None:
-        """The store is being closed: discard what was not ended, and wait for the writes of what was."""
-        if not self._ended:
-            await self.discard()
-        else:
-            await asyncio.gather(*self._tasks(), return_exceptions=True)
-
-    def _check_open(self) -> None:
-        if self._ended:
-            raise errors.InvalidArgument(f"the upload of {self._bucket}/{self._key} has ended; begin another")
-
-    async def _send_chunk(self) -> None:
-        data = _joined(self._parts)
-        self._parts, self._buffered = [], 0
-        if self._checking is None and self._putting:
-            self._checking = asyncio.create_task(self._check_target())
-        if len(self._putting) >= WINDOW:
-            await self._receive_chunk()
-        self._putting.append(asyncio.create_task(self._store.blobs.put(data, generation=0)))
-        if self._hashing is not None:
-            await self._hashing
-        self._hashing = asyncio.create_task(update(self._hasher, data))
-
-    async def _receive_chunk(self) -> None:
-        if self._checking is not None:
-            await self._checking
-        chunk = await self._putting[0]
-        self._putting.popleft()
-        self._chunks.append(chunk)
-        self._progress(chunk.length)
-
-    async def _check_target(self) -> None:
-        """Refuse early what the commit would refuse, before gigabytes are sent; the commit decides all the same."""
-        try:
-            current = await self._store.client.head_object(self._bucket, self._key)
-        except errors.NoSuchKey:
-            return
-        name = f"{self._bucket}/{self._key}"
-        if self._options["if_absent"]:
-            raise errors.AlreadyExists(f"{name} exists already")
-        wanted = self._options["if_version"]
-        if wanted is not None and wanted != current.version_id:
-            raise errors.PreconditionFailed(f"the current version of {name} is {current.version_id}, not {wanted}")
-
-    async def _stop(self) -> None:
-        tasks = self._tasks()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._parts = []
-
-    def _tasks(self) -> list[asyncio.Task[Any]]:
-        return [task for task in (*self._putting, self._hashing, self._checking) if task is not None]
 
 
 class Store:
@@ -199,6 +50,8 @@ class Store:
         self.blobs = blobs
         self._cache = _ChunkCache(blobs)
         self._uploads: WeakSet[Upload] = WeakSet()
+        self._lists: OrderedDict[tuple[Chunk, ...], tuple[Chunk, ...]] = OrderedDict()
+        self.commits = Commits(client, blobs)
         recycle_buffers()
 
     async def close(self) -> None:
@@ -221,9 +74,13 @@ class Store:
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
         if_version: str | None = None,
+        expected_etag: str | None = None,
         progress: Progress | None = None,
     ) -> Upload:
-        """Begin an object that is written piece by piece. ``if_absent`` and ``if_version`` as in put_object."""
+        """Begin an object that is written piece by piece. ``if_absent`` and ``if_version`` as in put_object.
+
+        With ``expected_etag`` (BLAKE3, hexadecimal) nothing is stored unless the content has it.
+        """
         upload = Upload(
             self,
             bucket,
@@ -232,6 +89,7 @@ class Store:
             metadata=metadata,
             if_absent=if_absent,
             if_version=if_version,
+            expected_etag=expected_etag,
             progress=progress,
         )
         self._uploads.add(upload)
@@ -247,6 +105,7 @@ class Store:
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
         if_version: str | None = None,
+        expected_etag: str | None = None,
         progress: Progress | None = None,
     ) -> ObjectVersion:
         """Store content, whatever its length, in bounded memory. Raises what :meth:`Upload.commit` raises."""
@@ -257,6 +116,7 @@ class Store:
             metadata=metadata,
             if_absent=if_absent,
             if_version=if_version,
+            expected_etag=expected_etag,
             progress=progress,
         )
         try:
@@ -280,13 +140,14 @@ class Store:
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
         if_version: str | None = None,
+        expected_etag: str | None = None,
         progress: Progress | None = None,
     ) -> ObjectVersion:
         """Store a file (or what a pipe gives). Raises OSError if it cannot be read."""
 
         async def source() -> AsyncGenerator[bytes, None]:
             async with reading(Path(path)) as file:
-                while data := await file.read(CHUNK_BYTES):
+                while data := await file.read(READ_BYTES):
                     yield data
 
         async with aclosing(source()) as pieces:
@@ -298,17 +159,92 @@ class Store:
                 metadata=metadata,
                 if_absent=if_absent,
                 if_version=if_version,
+                expected_etag=expected_etag,
                 progress=progress,
             )
 
+    async def copy(
+        self,
+        source_bucket: str,
+        source_key: str,
+        bucket: str,
+        key: str,
+        *,
+        version_id: str | None = None,
+        if_absent: bool = False,
+        if_version: str | None = None,
+    ) -> ObjectVersion:
+        """Commit the content of a version under another name, or the same; no bytes are copied.
+
+        Raises what AsyncClient.copy_object raises, and Unavailable or IntegrityError if some of the content cannot be
+        had; unless that is UnknownOutcome nothing was changed.
+        """
+        source = await self.client.get_object(source_bucket, source_key, version_id=version_id, with_data=False)
+        options: dict[str, Any] = {
+            "version_id": source.version_id,
+            "if_absent": if_absent,
+            "if_version": if_version,
+        }
+        generation = 0
+        for _ in range(RENEWALS_MAX):
+            if source.chunks or source.lists:
+                generation = await self._keep(source, await self.commits.replicas(bucket))
+            try:
+                return await self.client.copy_object(
+                    source_bucket, source_key, bucket, key, generation=generation, **options
+                )
+            except errors.StaleGeneration:
+                if not generation:
+                    raise
+                await self.commits.newer(generation)
+        raise errors.Unavailable(f"{bucket}/{key} was not copied: generations moved on all the time")
+
+    async def restore(self, bucket: str, key: str, version_id: str) -> ObjectVersion:
+        """Make an old version's content current again, as a new version. Raises as :meth:`copy`."""
+        return await self.copy(bucket, key, bucket, key, version_id=version_id)
+
+    async def _keep(self, version: ObjectVersion, replicas: int) -> int:
+        """Touch all of a version's chunks, and copy those anew that are in too few places; under which generation."""
+        chunks = list(dict.fromkeys((*version.lists, *await self.chunks_of(version))))
+        generation, there = await self.commits.touch(chunks, replicas)
+        oldest = generation
+        for chunk in (chunk for chunk, is_there in zip(chunks, there, strict=True) if not is_there):
+            oldest = min(oldest, await self.commits.put_chunk(await self.blobs.get(chunk), generation, replicas))
+        return oldest
+
     # -- Out ----------------------------------------------------------------------------------------------------------
+
+    async def resolved(self, version: ObjectVersion) -> ObjectVersion:
+        """The version with its chunks; raises what :meth:`BlobStore.get` raises."""
+        return msgspec.structs.replace(version, chunks=await self.chunks_of(version)) if version.lists else version
+
+    async def chunks_of(self, version: ObjectVersion) -> tuple[Chunk, ...]:
+        """The chunks of a version, also where there are so many that they are listed in chunks themselves.
+
+        Raises what :meth:`BlobStore.get` raises.
+        """
+        if version.chunks or not version.lists:
+            return version.chunks
+        found = self._lists.get(version.lists)
+        if found is None:
+            pages = [await self.blobs.get(chunk) for chunk in version.lists]
+            try:
+                listed = [msgspec.msgpack.decode(page, type=tuple[Chunk, ...]) for page in pages]
+            except msgspec.MsgspecError as wrong:
+                raise errors.IntegrityError(
+                    f"the list of chunks of {version.bucket}/{version.key} cannot be read: {wrong}"
+                ) from None
+            found = self._lists[version.lists] = tuple(chunk for page in listed for chunk in page)
+            while len(self._lists) > CACHED_LISTS_MAX:
+                self._lists.popitem(last=False)
+        return found
 
     async def read(self, version: ObjectVersion, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes ``start`` to ``stop`` of a version; like a slice, less where the content ends.
 
         Touches only the chunks it needs, and remembers the last few.  Raises what :meth:`BlobStore.get` raises.
         """
-        spans = _spans(version, start, stop)
+        spans = _spans(version, await self.chunks_of(version), start, stop)
         if version.is_inline or len(spans) > 2:
             whole = io.BytesIO()
             async with aclosing(self.stream(version, start, stop)) as pieces:
@@ -388,7 +324,7 @@ class Store:
             _check_etag(version, blake3(data).hexdigest())
             yield data[max(start, 0) : stop]
             return
-        spans = iter(_spans(version, start, stop))
+        spans = iter(_spans(version, await self.chunks_of(version), start, stop))
         ahead: deque[asyncio.Task[bytes]] = deque()
         try:
             while True:
@@ -456,12 +392,18 @@ async def open_store(target: str | os.PathLike[str] | None = None, **settings: A
 
         return Store(client, DiskBlobs(disks))
     from gateway.blobclient import ClusterBlobs
+    from gateway.placement import PLACES, Place, Said, decode_places
 
-    async def members() -> Sequence[str]:
-        nodes = (await client.status()).nodes
-        return ["" if node.state == "refused" else node.address for node in nodes]
+    async def members() -> Sequence[Place]:
+        nodes, value = await asyncio.gather(client.status(), client.get(PLACES))
+        said = decode_places(value.value if value is not None else None)
+        return [
+            Place(node.node_id, "" if node.state == "refused" else node.address, about.weight, about.zone)
+            for node in nodes.nodes
+            for about in (said.get(node.node_id, Said()),)
+        ]
 
-    return Store(client, ClusterBlobs(members=members, timeout_s=client.timeout_s, epoch=lambda: client.epoch))
+    return Store(client, ClusterBlobs(members, timeout_s=client.timeout_s, epoch=lambda: client.epoch))
 
 
 # -- Helpers ----------------------------------------------------------------------------------------------------------
@@ -471,25 +413,16 @@ def _ignore(count: int) -> None:
     return None
 
 
-def _joined(parts: list[bytes | memoryview]) -> bytes:
-    """The parts as one, without a copy if there is only one and it is all of a bytes object."""
-    if len(parts) == 1 and isinstance(view := parts[0], memoryview):
-        whole = view.obj
-        if isinstance(whole, bytes) and len(whole) == len(view):
-            return whole
-    return b"".join(parts)
-
-
-def _spans(version: ObjectVersion, start: int, stop: int | None) -> list[Span]:
+def _spans(version: ObjectVersion, chunks: Sequence[Chunk], start: int, stop: int | None) -> list[Span]:
     """The chunks, and parts of chunks, that hold bytes ``start`` to ``stop``."""
     if start < 0 or (stop is not None and stop < 0):
         raise errors.InvalidArgument(f"a range begins and ends at 0 or later, not {start}:{stop}")
-    if not version.is_inline and sum(chunk.length for chunk in version.chunks) != version.size:
+    if not version.is_inline and sum(chunk.length for chunk in chunks) != version.size:
         raise errors.IntegrityError(f"the chunks of {version.bucket}/{version.key} do not add up to its size")
     end = version.size if stop is None else min(stop, version.size)
     spans: list[Span] = []
     position = 0
-    for chunk in version.chunks:
+    for chunk in chunks:
         low, high = max(start - position, 0), min(end - position, chunk.length)
         if low < high:
             spans.append((chunk, low, high))

@@ -33,7 +33,7 @@ from objmeta.errors import ObjmetaError
 
 if TYPE_CHECKING:
     from gateway.filesystem import ObjmetaFileSystem
-    from gateway.transfer import Upload
+    from gateway.uploading import Upload
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ async def _copy(
     if_version: str | None,
     version_id: str | None,
 ) -> ObjectVersion:
-    return await store.client.copy_object(
+    return await store.copy(
         source.bucket,
         source.key,
         target.bucket,
@@ -139,7 +139,7 @@ async def _move(
     from objmeta.errors import NoSuchKey, PreconditionFailed
 
     listed = listed or await store.client.head_object(source.bucket, source.key)
-    version = await store.client.copy_object(
+    version = await store.copy(
         source.bucket, source.key, target.bucket, target.key, version_id=listed.version_id, if_absent=if_absent
     )
     try:

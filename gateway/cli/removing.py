@@ -75,7 +75,7 @@ async def _restore(store: Store, *, target: Remote, version_id: str | None) -> N
             from objmeta.errors import NoSuchVersion
 
             raise NoSuchVersion(f"{target} has only delete markers left; there is no version to restore")
-    version = await store.client.restore_version(target.bucket, target.key, version_id)
+    version = await store.restore(target.bucket, target.key, version_id)
     text = f"restored {output.shown(str(target))} from {version_id}, version {version.version_id}"
     output.emit(output.version_record(version) | {"restored_version_id": version_id}, text)
 

@@ -15,22 +15,15 @@ import pytest
 from blake3 import blake3
 
 from gateway.bloblocal import LocalBlobs
-from gateway.transfer import CHUNK_BYTES, INLINE_BYTES_MAX, WINDOW, Store, open_store
+from gateway.chunking import CHUNK_BYTES_MAX, WINDOW_BYTES
+from gateway.transfer import Store, open_store
+from gateway.uploading import IN_FLIGHT_BYTES, INLINE_BYTES_MAX
 from objmeta import Chunk, ObjectVersion, errors
 
+MIB = 1 << 20
 BUCKET = "bücher".encode("idna").decode()
 KEY = "Größe/übung ✓.txt"
-SIZES = [
-    0,
-    1,
-    INLINE_BYTES_MAX,
-    INLINE_BYTES_MAX + 1,
-    CHUNK_BYTES - 1,
-    CHUNK_BYTES,
-    CHUNK_BYTES + 1,
-    2 * CHUNK_BYTES,
-    (WINDOW + 3) * CHUNK_BYTES + 17,
-]
+SIZES = [0, 1, INLINE_BYTES_MAX, INLINE_BYTES_MAX + 1, 3 * MIB, WINDOW_BYTES, WINDOW_BYTES + 1, 45 * MIB + 17]
 
 
 @pytest.fixture
@@ -79,7 +72,7 @@ async def test_files_come_back_as_they_were(store: Store, tmp_path: Path, size: 
     )
     assert (version.size, version.etag) == (size, blake3(data).hexdigest())
     assert version.is_inline == (size <= INLINE_BYTES_MAX)
-    assert {chunk.length for chunk in version.chunks[:-1]} <= {CHUNK_BYTES}
+    assert all(chunk.length <= CHUNK_BYTES_MAX for chunk in version.chunks)
     assert (version.content_type, version.metadata) == ("text/plain", {"ä": "ö"})
     read = await store.get_file(BUCKET, KEY, target, progress=got.append)
     assert target.read_bytes() == data
@@ -88,20 +81,21 @@ async def test_files_come_back_as_they_were(store: Store, tmp_path: Path, size: 
     assert sorted(os.listdir(tmp_path)) == ["Straße", "store", "zurück"]
 
 
-@pytest.mark.parametrize("length", [1000, CHUNK_BYTES - 1, CHUNK_BYTES, 3 * CHUNK_BYTES])
+@pytest.mark.parametrize("length", [5000, 3 * MIB, WINDOW_BYTES, 2 * WINDOW_BYTES])
 async def test_the_source_may_come_in_any_pieces(store: Store, length: int) -> None:
-    data = content(CHUNK_BYTES + 12_345)
+    data = content(20 * MIB + 12_345)
     version = await store.put_stream(BUCKET, KEY, in_pieces(data, length))
-    assert [chunk.length for chunk in version.chunks] == [CHUNK_BYTES, 12_345]
+    assert version.chunks == (await store.put_stream(BUCKET, "again", data)).chunks
     assert await store.read(version) == data
     assert b"".join([piece async for piece in store.stream(version)]) == data
 
 
 async def test_ranges(store: Store) -> None:
-    data = content(3 * CHUNK_BYTES + 1000)
+    data = content(5 * MIB + 1000)
     version = await store.put_stream(BUCKET, KEY, data)
+    first = version.chunks[0].length
     small = await store.put_stream(BUCKET, "small", b"0123456789")
-    edges = [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES, len(data) - 1, len(data), 2**40]
+    edges = [0, 1, first - 1, first, first + 1, 4 * MIB, len(data) - 1, len(data), 2**40]
     for start in edges:
         for stop in [*edges, None]:
             wanted = data[start:stop]
@@ -114,18 +108,18 @@ async def test_ranges(store: Store) -> None:
 
 
 async def test_a_range_touches_only_its_chunks(store: Store) -> None:
-    data = content(4 * CHUNK_BYTES)
+    data = content(12 * MIB)
     version = await store.put_stream(BUCKET, KEY, data)
-    for number in (0, 1, 3):
-        blob_path(store, version.chunks[number]).unlink()
-    start = 2 * CHUNK_BYTES
+    kept = version.chunks[2]
+    for chunk in version.chunks:
+        if chunk != kept:
+            blob_path(store, chunk).unlink()
+    start = sum(chunk.length for chunk in version.chunks[:2])
+    stop = start + kept.length
     assert await store.read(version, start, start + 10) == data[start : start + 10]
-    assert (
-        b"".join([piece async for piece in store.stream(version, start, 3 * CHUNK_BYTES)])
-        == data[start : start + CHUNK_BYTES]
-    )
+    assert b"".join([piece async for piece in store.stream(version, start, stop)]) == data[start:stop]
     with pytest.raises(errors.IntegrityError, match="missing"):
-        await store.read(version, start, start + CHUNK_BYTES + 1)
+        await store.read(version, start, stop + 1)
 
 
 async def test_an_inline_version_without_its_data(store: Store) -> None:
@@ -151,11 +145,11 @@ async def test_old_versions(store: Store, tmp_path: Path) -> None:
 
 async def test_an_upload_shows_nothing_before_its_commit(store: Store) -> None:
     upload = store.upload(BUCKET, KEY)
-    await upload.write(content(CHUNK_BYTES + 5))
+    await upload.write(content(14 * MIB + 5))
     await upload.write(bytearray(b"tail"))
     assert await is_absent(store)
     version = await upload.commit()
-    assert await store.read(version, CHUNK_BYTES + 5) == b"tail"
+    assert await store.read(version, 14 * MIB + 5) == b"tail"
     with pytest.raises(errors.InvalidArgument):
         await upload.write(b"more")
 
@@ -163,7 +157,7 @@ async def test_an_upload_shows_nothing_before_its_commit(store: Store) -> None:
 async def test_a_discarded_upload_leaves_nothing(store: Store) -> None:
     before = len(asyncio.all_tasks())
     upload = store.upload(BUCKET, KEY)
-    await upload.write(content(2 * CHUNK_BYTES))
+    await upload.write(content(14 * MIB))
     await upload.discard()
     await upload.discard()
     assert await is_absent(store)
@@ -184,7 +178,7 @@ async def test_a_discarded_upload_leaves_nothing(store: Store) -> None:
 
 async def test_a_source_that_fails_commits_nothing(store: Store) -> None:
     async def source() -> AsyncIterator[bytes]:
-        yield content(CHUNK_BYTES)
+        yield content(14 * MIB)
         raise OSError(5, "the source broke")
 
     with pytest.raises(OSError, match="the source broke"):
@@ -199,14 +193,14 @@ async def test_what_the_commit_would_refuse_is_refused_early(store: Store) -> No
         nonlocal asked
         while asked < 100:
             asked += 1
-            yield os.urandom(CHUNK_BYTES)
+            yield os.urandom(4 * MIB)
 
     async def refused(error: type[errors.ObjmetaError], bucket: str, key: str, **options: str | bool) -> None:
         nonlocal asked
         asked = 0
         with pytest.raises(error):
             await store.put_stream(bucket, key, endless(), **options)  # type: ignore[arg-type]
-        assert asked <= WINDOW + 3
+        assert asked * 4 * MIB <= IN_FLIGHT_BYTES + 3 * WINDOW_BYTES
 
     await store.put_stream(BUCKET, KEY, b"there")
     await refused(errors.NoSuchBucket, "no-such-bucket", KEY)
@@ -229,10 +223,10 @@ async def test_preconditions(store: Store) -> None:
 
 
 async def damaged(store: Store) -> ObjectVersion:
-    version = await store.put_stream(BUCKET, KEY, content(3 * CHUNK_BYTES))
+    version = await store.put_stream(BUCKET, KEY, content(5 * MIB))
     path = blob_path(store, version.chunks[1])
     changed = bytearray(path.read_bytes())
-    changed[CHUNK_BYTES // 2] ^= 1
+    changed[1000] ^= 1
     path.write_bytes(changed)
     return version
 
@@ -246,7 +240,7 @@ async def test_damage_is_never_returned(store: Store, tmp_path: Path) -> None:
     assert target.read_text() == "as before"
     assert sorted(os.listdir(tmp_path)) == ["store", "target"]
     with pytest.raises(errors.IntegrityError):
-        await store.read(version, CHUNK_BYTES, CHUNK_BYTES + 1)
+        await store.read(version, version.chunks[0].length, version.chunks[0].length + 1)
     received: list[bytes] = []
 
     async def receive() -> None:
@@ -255,7 +249,7 @@ async def test_damage_is_never_returned(store: Store, tmp_path: Path) -> None:
 
     with pytest.raises(errors.IntegrityError):
         await receive()
-    assert received == [content(3 * CHUNK_BYTES)[:CHUNK_BYTES]]
+    assert received == [content(5 * MIB)[: version.chunks[0].length]]
 
 
 async def test_an_etag_that_is_not_the_contents(store: Store, tmp_path: Path) -> None:
@@ -269,7 +263,7 @@ async def test_an_etag_that_is_not_the_contents(store: Store, tmp_path: Path) ->
 
 
 async def test_a_target_that_cannot_be_written(store: Store, tmp_path: Path) -> None:
-    await store.put_stream(BUCKET, KEY, content(2 * CHUNK_BYTES))
+    await store.put_stream(BUCKET, KEY, content(14 * MIB))
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
@@ -282,9 +276,9 @@ async def test_a_target_that_cannot_be_written(store: Store, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("steps", [1, 10, 50, 200, 1000])
 async def test_cancelled_transfers_leave_nothing(store: Store, tmp_path: Path, steps: int) -> None:
-    await store.put_stream(BUCKET, "other", content(6 * CHUNK_BYTES))
+    await store.put_stream(BUCKET, "other", content(20 * MIB))
     before = len(asyncio.all_tasks())
-    putting = asyncio.create_task(store.put_stream(BUCKET, KEY, in_pieces(content(40 * CHUNK_BYTES), CHUNK_BYTES)))
+    putting = asyncio.create_task(store.put_stream(BUCKET, KEY, in_pieces(content(100 * MIB), MIB)))
     getting = asyncio.create_task(store.get_file(BUCKET, "other", tmp_path / "target"))
     for _ in range(steps):
         await asyncio.sleep(0)
@@ -324,7 +318,7 @@ async def test_targets(store: Store, tmp_path: Path) -> None:
 
 
 async def test_pipes(store: Store, tmp_path: Path) -> None:
-    data = content(CHUNK_BYTES + 99)
+    data = content(4 * MIB + 99)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     received: list[bytes] = []

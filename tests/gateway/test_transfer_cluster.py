@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.transfer import CHUNK_BYTES, Store, open_store
+from gateway.transfer import Store, open_store
 from objmeta import Chunk, errors
 from objmeta.node import LocalCluster
 from tests.gateway import blobfiles
@@ -21,6 +21,7 @@ from tests.gateway import blobfiles
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "gateway.server")
 BUCKET = "bucket"
+MIB = 1 << 20
 MEMORY_KIB_MAX = 256 << 10
 
 
@@ -47,7 +48,7 @@ def count_copies(cluster: LocalCluster, chunk: Chunk) -> int:
 
 
 async def test_objects_come_back_and_every_node_has_them(cluster: LocalCluster, store: Store, tmp_path: Path) -> None:
-    for size in (0, 100, 100_000, 3 * CHUNK_BYTES + 1):
+    for size in (0, 100, 100_000, 13 * MIB):
         data = random.Random(size).randbytes(size)
         (tmp_path / "Quelle").write_bytes(data)
         await store.put_file(BUCKET, f"größe/{size}", tmp_path / "Quelle")
@@ -64,14 +65,14 @@ async def test_objects_come_back_and_every_node_has_them(cluster: LocalCluster, 
 async def test_a_majority_is_one_of_all_nodes_however_few_are_named(cluster: LocalCluster) -> None:
     store = await open_store(cluster.endpoints[0])
     await store.client.create_bucket(BUCKET)
-    version = await store.put_stream(BUCKET, "key", os.urandom(CHUNK_BYTES))
+    version = await store.put_stream(BUCKET, "key", os.urandom(3 * MIB))
     assert count_copies(cluster, version.chunks[0]) >= 2
     await store.close()
 
 
 async def test_a_node_killed_in_the_middle_loses_nothing(cluster: LocalCluster, store: Store, tmp_path: Path) -> None:
     source = tmp_path / "source"
-    source.write_bytes(random.Random(1).randbytes(24 * CHUNK_BYTES))
+    source.write_bytes(random.Random(1).randbytes(64 * MIB))
     done = 0
 
     def progress(count: int) -> None:

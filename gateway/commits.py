@@ -1,0 +1,139 @@
+"""Chunks and the versions that name them, under one generation.
+
+Whatever stores or reuses chunks states the generation in which it began, and so does the commit that names them.
+Chunks that were touched in a generation are not deleted before the floor has passed it, and from then on the commit is
+refused.  Where something is refused for its age, the newest generation is taken; then everything that the commit names
+has to be touched again, and what is gone by then cannot be committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from gateway.blobs import BlobStore
+from objmeta import AsyncClient, Chunk, ObjectVersion, errors
+
+LIST_CHUNKS_MAX: Final = 4096
+"""Of objects with more chunks (5 GiB) the list of chunks is stored in chunks itself, so that records stay short."""
+LIST_ENTRIES: Final = 16_384
+"""In one of these: some 600 KiB."""
+KNOWN_S: Final = 10.0
+"""How long the generation and a bucket's settings are believed. An old generation is safe: it is refused earlier."""
+ASKED_AT_ONCE: Final = 1000
+RENEWALS_MAX: Final = 5
+"""An operation that outlives so many generations is given up: each is hours."""
+
+
+class Content(NamedTuple):
+    """Content that is stored in chunks: what a commit needs."""
+
+    chunks: Sequence[Chunk]
+    size: int
+    etag: str
+    generation: int
+    """Under which all of it was touched, or under a later one."""
+
+
+class Commits:
+    """Stores chunks and commits versions, for a :class:`gateway.transfer.Store`."""
+
+    def __init__(self, client: AsyncClient, blobs: BlobStore) -> None:
+        self.client = client
+        self.blobs = blobs
+        self._generation = (0, 0.0)
+        self._replicas: dict[str, tuple[int, float]] = {}
+
+    async def commit(self, bucket: str, key: str, content: Content, **options: Any) -> ObjectVersion:
+        """Make content that is stored the current version of an object; ``options`` as in AsyncClient.put_object.
+
+        Raises what AsyncClient.put_object raises, and Unavailable if some of the content was deleted meanwhile.
+        """
+        generation = content.generation
+        for _ in range(RENEWALS_MAX):
+            try:
+                return await self._commit(bucket, key, content, generation, options)
+            except errors.StaleGeneration:
+                await self.newer(generation)
+            generation, there = await self.touch(content.chunks, await self.replicas(bucket))
+            if not all(there):
+                raise errors.Unavailable(
+                    f"{bucket}/{key} took so long that some of its content was deleted again; begin anew"
+                )
+        raise errors.Unavailable(f"{bucket}/{key} was not committed: generations moved on all the time")
+
+    async def _commit(
+        self, bucket: str, key: str, content: Content, generation: int, options: Mapping[str, Any]
+    ) -> ObjectVersion:
+        chunks, lists = tuple(content.chunks), []
+        if len(chunks) > LIST_CHUNKS_MAX:
+            replicas = await self.replicas(bucket)
+            for start in range(0, len(chunks), LIST_ENTRIES):
+                page = msgspec.msgpack.encode(chunks[start : start + LIST_ENTRIES])
+                lists.append(await self.blobs.put(page, generation=generation, replicas=replicas))
+            chunks = ()
+        return await self.client.put_object(
+            bucket,
+            key,
+            chunks=chunks,
+            lists=lists,
+            size=content.size,
+            etag=content.etag,
+            generation=generation,
+            **options,
+        )
+
+    async def generation(self) -> int:
+        """A generation to begin an operation in: the newest of the last seconds."""
+        found, at = self._generation
+        now = asyncio.get_running_loop().time()
+        if not found or now - at > KNOWN_S:
+            found = await self.client.generation()
+            self._generation = (found, now)
+        return found
+
+    async def newer(self, stale: int) -> int:
+        """The newest generation, after ``stale`` was refused. Raises StaleGeneration if there is no newer one."""
+        if self._generation[0] <= stale:
+            self._generation = (0, 0.0)
+        found = await self.generation()
+        if found <= stale:
+            raise errors.StaleGeneration(f"generation {stale} is refused, and the newest is {found}")
+        return found
+
+    async def replicas(self, bucket: str) -> int:
+        """How many copies the chunks of a bucket are to have; 0: the default. Raises NoSuchBucket."""
+        found, at = self._replicas.get(bucket, (0, 0.0))
+        now = asyncio.get_running_loop().time()
+        if not at or now - at > KNOWN_S:
+            found = (await self.client.bucket(bucket)).settings.replicas
+            self._replicas[bucket] = (found, now)
+        return found
+
+    async def touch(self, chunks: Sequence[Chunk], replicas: int) -> tuple[int, list[bool]]:
+        """Touch chunks: under which generation, and for each whether it is there in enough copies."""
+        for _ in range(RENEWALS_MAX):
+            generation = await self.generation()
+            found: list[bool] = []
+            try:
+                for start in range(0, len(chunks), ASKED_AT_ONCE):
+                    page = chunks[start : start + ASKED_AT_ONCE]
+                    found.extend(await self.blobs.touch(page, generation=generation, replicas=replicas))
+            except errors.StaleGeneration:
+                await self.newer(generation)
+            else:
+                return generation, found
+        raise errors.Unavailable("generations moved on all the time")
+
+    async def put_chunk(self, data: bytes, generation: int, replicas: int) -> int:
+        """Store a chunk; under which generation that was done in the end. Raises what BlobStore.put raises."""
+        for _ in range(RENEWALS_MAX):
+            try:
+                await self.blobs.put(data, generation=generation, replicas=replicas)
+                return generation
+            except errors.StaleGeneration:
+                generation = await self.newer(generation)
+        raise errors.Unavailable("generations moved on all the time")

@@ -8,6 +8,7 @@ them a run has, and which faults that belong to them (lost disks, slow disks, cl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 from objmeta.core.configuration import OUTSIDE, Configuration
 from objmeta.core.messages import TOMBSTONE, Row
-from objmeta.errors import ObjmetaError
+from objmeta.errors import Conflict, ObjmetaError
 from objmeta.model.names import OBJECTS
 from objmeta.objects.context import Context
 from objmeta.objects.fences import BucketFences
@@ -267,10 +268,10 @@ class Upkeep:
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 current = await coordinator.finish()
-                lost = [a for a in current.configuration.quorums.members if self.world.nodes[a].lost]
-                if lost:
+                while lost := [a for a in current.configuration.quorums.members if self.world.nodes[a].lost]:
                     add = {self._next_id + i: f"node{self._next_id + i}:1" for i in range(len(lost))}
-                    await coordinator.begin(add, lost, self._prepare, 10.0)
+                    with contextlib.suppress(Conflict):  # what an abandoned coordinator had begun may show up now
+                        await coordinator.begin(add, lost, self._prepare, 10.0)
                     current = await coordinator.finish()
                 for node in current.configuration.quorums.members:
                     if self.world.nodes[node].store.disk.durable.membership.configuration.epoch == OUTSIDE:

@@ -6,7 +6,8 @@
     filesystem, upath               objmeta:// paths for fsspec and universal_pathlib
         (fs*, entries, readers, writers, blocking, instances)
     catalog                         SQL over buckets, objects and versions
-    transfer (uploading, commits)   bytes and metadata joined: put, get, streams, copies
+    transfer                        bytes and metadata joined: put, get, streams, copies
+        (uploading, parts, commits)
     blobs                           where chunks live: locally, on several disks, on nodes
         (blob*, packs, groupsync, files, forking)
     chunking, placement             where content is cut, and on which nodes its chunks belong

@@ -56,6 +56,7 @@ class _Wishes:
     metadata: dict[str, str]
     if_absent: bool
     if_version: str | None
+    expected_etag: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ def _pairs(context: click.Context, parameter: click.Parameter, values: Sequence[
 @click.option("-r", "--recursive", is_flag=True, help="Store directories with all they hold.")
 @if_absent_option
 @click.option("--if-version", metavar="ID", help="Replace only this current version (else exit code 6).")
+@click.option("--expect", metavar="BLAKE3", help="Store only content with this digest (else exit code 8).")
 @click.option("--content-type", metavar="TYPE", help="Default: by the name's ending.")
 @click.option("--meta", metavar="NAME=VALUE", multiple=True, callback=_pairs, help="Metadata; may be repeated.")
 def put(
@@ -92,6 +94,7 @@ def put(
     recursive: bool,
     if_absent: bool,
     if_version: str | None,
+    expect: str | None,
     content_type: str | None,
     meta: dict[str, str],
 ) -> None:
@@ -106,14 +109,17 @@ def put(
 
     With -r, one directory's contents go directly below the destination; of several sources each keeps its name.
     Empty directories are kept. Symbolic links to files are followed, others are reported and left out.
+    A put that was interrupted is simply made again: what arrived already is not sent again.
     """
     if if_version is not None and (recursive or len(sources) > 1 or if_absent):
         raise click.UsageError("--if-version is for one object, without -r and --if-absent")
+    if expect is not None and (recursive or len(sources) > 1):
+        raise click.UsageError("--expect is for one object, without -r")
     if len(sources) > 1 and not destination.is_directory:
         raise click.UsageError(f"several sources need a directory to go to, such as {destination}/")
     for source in sources:
         _check_source(source, destination, recursive)
-    wishes = _Wishes(content_type, meta, if_absent, if_version)
+    wishes = _Wishes(content_type, meta, if_absent, if_version, expect)
     with_store(partial(_put_all, sources=sources, destination=destination, recursive=recursive, wishes=wishes))
 
 
@@ -202,6 +208,7 @@ def _arguments(wishes: _Wishes, remote: Remote) -> dict[str, Any]:
         "metadata": wishes.metadata,
         "if_absent": wishes.if_absent,
         "if_version": wishes.if_version,
+        "expected_etag": wishes.expected_etag,
     }
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from tests.cli.conftest import Run, Shell
 
@@ -139,6 +140,8 @@ def test_preconditions(gateway: Run, bucket: str) -> None:
     gateway("cp", "--if-version", first["version_id"], "box/f", "box/f2", code=6)
     gateway("rm", "--if-version", first["version_id"], "box/f", code=6)
     gateway("get", "-n", "box/f", "f", code=6)
+    gateway("put", "--expect", "00" * 32, "f", "box/f3", code=8)
+    gateway("put", "--expect", blake3(b"22").hexdigest(), "f", "box/f3")
     assert gateway("cat", "box/f").raw == b"22"
     assert gateway("cat", "--version-id", first["version_id"], "box/f").raw == b"1"
     gateway("get", "--version-id", first["version_id"], "box/f", "old")

@@ -1,0 +1,227 @@
+"""One object written in parts, by several workers or processes, and completed once.
+
+``begin`` gives an id; whoever knows it may put parts, numbered from 1 to ``PARTS_MAX``, in any order and at once; one
+that is put again replaces what it was.  ``complete`` makes the object of all parts, in the order of their numbers;
+until then nothing is visible, and afterwards the id is gone.
+
+What is known of an upload lives in key-value registers, ``~gateway/uploads/<id>`` and one below it for each part.
+Nobody names the chunks of parts, so the collector deletes them unless they are touched: each part that is put touches
+those before it whose generation is no longer the newest, and ``complete`` touches all.  So an upload that rests for two
+whole cycles of the collector loses its parts, and ``complete`` says which.  What was begun more than ``UPLOAD_AGE_S``
+ago and never completed is forgotten by :func:`forget_old`.
+
+The etag of an object is the digest of its content, whoever wrote it, so ``complete`` reads all of it once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+from blake3 import blake3
+
+from gateway.commits import Content
+from gateway.files import update
+from gateway.uploading import ChunkWriter, Progress
+from objmeta import Chunk, ObjectVersion, errors
+
+if TYPE_CHECKING:
+    from gateway.transfer import Store
+
+UPLOADS: Final = "~gateway/uploads/"
+PARTS_MAX: Final = 10_000
+PART_CHUNKS_MAX: Final = 4096
+"""5 GiB or so: what is known of a part is one value of a register."""
+UPLOAD_AGE_S: Final = 7 * 86_400.0
+_PAGE: Final = 1000
+
+_T = TypeVar("_T")
+
+
+class Begun(msgspec.Struct, frozen=True, array_like=True):
+    """An upload in parts: what it is to become."""
+
+    bucket: str
+    key: str
+    begun_s: float
+    content_type: str = ""
+    metadata: dict[str, str] = {}
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """A part that is stored. ``generation``: under which all of its chunks were touched last."""
+
+    size: int
+    etag: str
+    generation: int
+    chunks: tuple[Chunk, ...]
+
+
+async def begin(
+    store: Store, bucket: str, key: str, *, content_type: str = "", metadata: Mapping[str, str] | None = None
+) -> str:
+    """Begin an object in parts; its id. Raises NoSuchBucket."""
+    await store.client.bucket(bucket)
+    upload_id = os.urandom(16).hex()
+    begun = Begun(bucket, key, time.time(), content_type, dict(metadata or {}))
+    await store.client.put(UPLOADS + upload_id, msgspec.msgpack.encode(begun))
+    return upload_id
+
+
+async def put_part(
+    store: Store,
+    upload_id: str,
+    number: int,
+    source: AsyncIterable[bytes] | bytes,
+    *,
+    expected_etag: str | None = None,
+    progress: Progress | None = None,
+) -> Part:
+    """Store a part, in bounded memory. Several may be put at once.
+
+    Raises InvalidArgument (no such upload, or number), IntegrityError if the content is not what was expected, and what
+    BlobStore.put raises.
+    """
+    if not 1 <= number <= PARTS_MAX:
+        raise errors.InvalidArgument(f"parts are numbered from 1 to {PARTS_MAX}, not {number}")
+    begun = await _begun(store, upload_id)
+    writer = ChunkWriter(store.commits, begun.bucket, progress or (lambda count: None))
+    try:
+        if isinstance(source, bytes):
+            await writer.write(source)
+        else:
+            async for data in source:
+                await writer.write(data)
+        content = await writer.finish()
+    finally:
+        await writer.stop()
+    if expected_etag is not None and content.etag != expected_etag.lower():
+        raise errors.IntegrityError(f"part {number} has BLAKE3 {content.etag}, not the expected {expected_etag}")
+    if len(content.chunks) > PART_CHUNKS_MAX:
+        raise errors.InvalidArgument(f"a part has at most {PART_CHUNKS_MAX} chunks, not {len(content.chunks)}")
+    part = Part(content.size, content.etag, content.generation, tuple(content.chunks))
+    await _begun(store, upload_id)  # completed or aborted meanwhile
+    await store.client.put(_name(upload_id, number), msgspec.msgpack.encode(part))
+    await _touch(store, begun, upload_id)
+    return part
+
+
+async def complete(
+    store: Store,
+    upload_id: str,
+    *,
+    if_absent: bool = False,
+    if_version: str | None = None,
+    expected_etag: str | None = None,
+) -> ObjectVersion:
+    """Make an object of all parts, in the order of their numbers. Of several who complete it, one succeeds.
+
+    Raises InvalidArgument (no such upload, or it has no parts), Unavailable (a part was deleted, or is in too few
+    places: put it again), IntegrityError, and what AsyncClient.put_object raises; unless that is UnknownOutcome the
+    upload is still there.
+    """
+    begun = await _begun(store, upload_id)
+    parts = await _touch(store, begun, upload_id, everything=True)
+    if not parts:
+        raise errors.InvalidArgument(f"upload {upload_id} has no parts")
+    chunks = [chunk for part in parts.values() for chunk in part.chunks]
+    size = sum(part.size for part in parts.values())
+    etag = await _digest(store, begun, chunks, size)
+    if expected_etag is not None and etag != expected_etag.lower():
+        raise errors.IntegrityError(f"the parts together have BLAKE3 {etag}, not the expected {expected_etag}")
+    content = Content(chunks, size, etag, min(part.generation for part in parts.values()))
+    version = await store.commits.commit(
+        begun.bucket,
+        begun.key,
+        content,
+        content_type=begun.content_type,
+        metadata=begun.metadata,
+        if_absent=if_absent,
+        if_version=if_version,
+    )
+    await abort(store, upload_id)
+    return version
+
+
+async def abort(store: Store, upload_id: str) -> None:
+    """Forget an upload and its parts; their chunks are collected. One that is not there is forgotten already."""
+    await store.client.delete(UPLOADS + upload_id)
+    async for key, _ in _registers(store, f"{UPLOADS}{upload_id}/"):
+        await store.client.delete(key)
+
+
+async def forget_old(store: Store, age_s: float = UPLOAD_AGE_S) -> int:
+    """Abort uploads that were begun longer ago; how many."""
+    old = []
+    async for key, value in _registers(store, UPLOADS):
+        name = key.decode().removeprefix(UPLOADS)
+        if "/" not in name and time.time() - _decoded(value, Begun, name).begun_s > age_s:
+            old.append(name)
+    for name in old:
+        await abort(store, name)
+    return len(old)
+
+
+# -- Helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _name(upload_id: str, number: int) -> str:
+    return f"{UPLOADS}{upload_id}/{number:05d}"
+
+
+async def _begun(store: Store, upload_id: str) -> Begun:
+    found = await store.client.get(UPLOADS + upload_id)
+    if found is None:
+        raise errors.InvalidArgument(f"there is no upload {upload_id}: it was completed, aborted or never begun")
+    return _decoded(found.value, Begun, upload_id)
+
+
+async def _touch(store: Store, begun: Begun, upload_id: str, everything: bool = False) -> dict[str, Part]:
+    """The parts by their numbers, touched under the newest generation if they were not."""
+    found: dict[str, Part] = {}
+    newest = await store.commits.generation()
+    replicas = await store.commits.replicas(begun.bucket)
+    async for key, value in _registers(store, f"{UPLOADS}{upload_id}/"):
+        number = key.decode().rpartition("/")[2]
+        part = _decoded(value, Part, number)
+        if everything or part.generation < newest:
+            generation, there = await store.commits.touch(part.chunks, replicas)
+            if all(there):
+                part = msgspec.structs.replace(part, generation=generation)
+                if not everything:
+                    await store.client.put(key, msgspec.msgpack.encode(part))
+            elif everything:
+                raise errors.Unavailable(f"part {int(number)} is in too few places, or deleted: put it again")
+        found[number] = part
+    return found
+
+
+async def _digest(store: Store, begun: Begun, chunks: list[Chunk], size: int) -> str:
+    version = ObjectVersion(
+        bucket=begun.bucket, key=begun.key, version_id="", sequence=0, size=size, etag="", modified_us=0,
+        chunks=tuple(chunks),
+    )  # fmt: skip
+    hasher = blake3()
+    async with aclosing(store.pieces(version, 0, None)) as pieces:
+        async for piece in pieces:
+            await update(hasher, piece)
+    return hasher.hexdigest()
+
+
+async def _registers(store: Store, prefix: str) -> AsyncIterator[tuple[bytes, bytes]]:
+    start = b""
+    while page := await store.client.scan(prefix, start=start, limit=_PAGE):
+        for register in page:
+            yield register.key, register.value
+        start = page[-1].key + b"\0"
+
+
+def _decoded(value: bytes, kind: type[_T], name: str) -> _T:
+    try:
+        return msgspec.msgpack.decode(value, type=kind)
+    except msgspec.MsgspecError as wrong:
+        raise errors.IntegrityError(f"what is known of upload {name} cannot be read: {wrong}") from None

@@ -22,7 +22,7 @@ from objmeta.errors import ConfigurationMismatch, NoQuorum, ObjmetaError, Unavai
 from objmeta.interfaces import ChangeProgress
 from objmeta.register.copying import FenceOf
 from objmeta.register.engine import Engine
-from objmeta.register.membership import Coordinator
+from objmeta.register.membership import Coordinator, MayLeave
 from objmeta.rpc import wire
 from objmeta.rpc.peer import ask
 
@@ -41,7 +41,16 @@ Statuses = Callable[[], Awaitable[dict[int, wire.PeerStatus]]]
 class Members:
     """Belongs to one event loop; :meth:`close` must be awaited."""
 
-    def __init__(self, node_id: int, engine: Engine, rng: random.Random, fence_of: FenceOf, statuses: Statuses) -> None:
+    def __init__(
+        self,
+        node_id: int,
+        engine: Engine,
+        rng: random.Random,
+        fence_of: FenceOf,
+        statuses: Statuses,
+        may_leave: MayLeave | None = None,
+    ) -> None:
+        self._may_leave = may_leave
         self._node_id = node_id
         self._engine = engine
         self._rng = rng
@@ -86,7 +95,7 @@ class Members:
     # -- Coordinating -------------------------------------------------------------------------------------------------
 
     def _new_coordinator(self) -> Coordinator:
-        return Coordinator(self._engine, self._rng, self._fence_of)
+        return Coordinator(self._engine, self._rng, self._fence_of, may_leave=self._may_leave)
 
     def _work(self, coordinator: Coordinator) -> None:
         if self._working is None:

@@ -25,7 +25,7 @@ from objmeta.core.configuration import OUTSIDE, Configuration, Membership
 from objmeta.core.erasure import FIRST_GENERATION, GENERATION_REGISTER
 from objmeta.core.home import home_of
 from objmeta.errors import ConfigurationMismatch, IntegrityError, InvalidArgument, ObjmetaError, StoreError, Unavailable
-from objmeta.interfaces import AcceptorStore, MembersStatus, NodeStatus, StoreStatus
+from objmeta.interfaces import AcceptorStore, MembersStatus, NodeStatus, RepairStatus, StoreStatus
 from objmeta.node.background import Background
 from objmeta.node.bootstrap import Bootstrap, removed
 from objmeta.node.data import DataDirectory
@@ -38,6 +38,7 @@ from objmeta.objects.fences import BucketFences
 from objmeta.objects.marks import Marked, marks
 from objmeta.register.engine import Engine
 from objmeta.register.life import new_ballots
+from objmeta.register.membership import MayLeave
 from objmeta.register.repairing import Repairer
 from objmeta.rpc import wire
 from objmeta.rpc.options import Handler, new_server
@@ -62,10 +63,11 @@ _NEWEST: Final = 2**62
 
 
 class Node:
-    """One node of a cluster; belongs to one event loop.
-
-    ``extra_handlers`` are further gRPC services on the same port (the gateway's blobs).
+    """One node of a cluster; belongs to one event loop. ``extra_handlers`` are further gRPC services on the same port
+    (the gateway's blobs); ``may_leave``, set before the start, says when members that leave are not needed for those.
     """
+
+    may_leave: MayLeave | None = None
 
     def __init__(self, settings: NodeSettings, extra_handlers: Sequence[Handler] = ()) -> None:
         self.settings = settings
@@ -222,7 +224,8 @@ class Node:
             )
             self._home_bound = HomeBound(self.settings.node_id, self._engine, self._is_in_touch)
             fences = BucketFences(context)
-            self._members = Members(self.settings.node_id, self._engine, rng, fences.fence_of, self._statuses)
+            own_id, may_leave = self.settings.node_id, self.may_leave
+            self._members = Members(own_id, self._engine, rng, fences.fence_of, self._statuses, may_leave)
             self._repairer = Repairer(
                 self._engine, store.acceptor_id, fence_of=fences.fence_of, connections=self._connections
             )
@@ -446,14 +449,14 @@ class Node:
 
     # -- For the collector of chunks ----------------------------------------------------------------------------------
 
-    def marks(self, epoch: int) -> AsyncGenerator[Marked, None]:
+    def marks(self, epoch: int, *, joint: bool = False) -> AsyncGenerator[Marked, None]:
         """Every chunk that this node's acceptor names, page by page; see :mod:`objmeta.objects.marks`.
 
-        All pages are of the configuration of ``epoch``, which must not be joint.  Raises Unavailable if another one is
-        in force or the node is not ready, and from the generator ConfigurationMismatch, NoQuorum and IntegrityError.
+        All pages are of the configuration of ``epoch``; for the collector it is none that is joint.  Raises Unavailable
+        if another is in force or the node not ready, and its generator ConfigurationMismatch, NoQuorum, IntegrityError.
         """
         configuration = self.registers().configuration
-        if configuration.epoch != epoch or configuration.is_joint:
+        if configuration.epoch != epoch or (configuration.is_joint and not joint):
             raise Unavailable(f"the members have changed: the epoch is {configuration.epoch} now")
         assert self._context is not None, "a node that takes operations has its surroundings"
         alone = len(configuration.quorums.members) == 1
@@ -530,8 +533,12 @@ class Node:
             changes=changes,
             disk_free=self._data.disk_free() if self._data is not None else 0,
             uptime_s=time.monotonic() - self._started_s,
-            repair=self._repairer.status() if self._repairer is not None else None,
+            repair=self.repair_status(),
         )
+
+    def repair_status(self) -> RepairStatus | None:
+        """How far the acceptor has caught up with the others; None before the node is ready."""
+        return self._repairer.status() if self._repairer is not None else None
 
     def _own_address(self) -> str:
         membership = self.membership()

@@ -9,7 +9,7 @@ The rules are in docs/protocol.md, "Changing the members".
     3  compare-and-swap the register to joint: chosen by the old members
     4  have a majority of the old members adopt joint: they are fenced, nothing is chosen under old any more;
        hand the greatest of their floors to the joining acceptors, and only then joint itself
-    5  copy (``copying``)
+    5  copy (``copying``); then wait until those that leave are not needed for anything else (``may_leave``)
     6  compare-and-swap the register to new: chosen by majorities of both; hand new out
 
 What the register says is all that counts.  Every step may be repeated, also by several coordinators at once; only the
@@ -59,6 +59,13 @@ if TYPE_CHECKING:
 Prepare = Callable[[int, str, Configuration], Coroutine[Any, Any, None]]
 """Have the acceptor of this id and address make its store with this configuration. Raises ObjmetaError."""
 
+MayLeave = Callable[[Membership, Callable[[str], None]], Coroutine[Any, Any, None]]
+"""Return when the members that leave, of a joint membership, may do so; tell meanwhile what is waited for.
+
+Registers need nothing of the kind.  Whoever keeps other things on the nodes does: what only those that leave have.
+Return as well when a later membership has been adopted.  May be called several times for one change.
+"""
+
 _FLOORS_PER_PAGE: Final = 1000
 _PATIENCE_S: Final = 3.0
 """How long joining acceptors are waited for when a majority does without them."""
@@ -83,10 +90,12 @@ class Coordinator:
         rng: random.Random,
         fence_of: FenceOf | None = None,
         settings: CopySettings | None = None,
+        may_leave: MayLeave | None = None,
     ) -> None:
         self._engine = engine
         self._rng = rng
         self._fence_of = fence_of
+        self._may_leave = may_leave
         self._settings = settings or CopySettings()
         self.progress = Progress()
 
@@ -177,13 +186,19 @@ class Coordinator:
         self.progress.phase = "joining"
         await self._join(joint, fenced)
         await Copier(self._engine, joint, self.progress, self._fence_of, self._settings).run()
-        self.progress.phase = "handing over"
+        if self._may_leave is not None:
+            self.progress.phase = "moving data"
+            await self._may_leave(joint, self._tell)
+        self.progress.phase, self.progress.problem = "handing over", ""
         new = complete(joint)
         if not await self._move(new, self._settings.timeout_s):
             new = await self._moved_on(joint)
         await self._hand_out(new, joint.configuration.quorums.members)
         self._engine.adopt(new)
         return new
+
+    def _tell(self, problem: str) -> None:
+        self.progress.problem = problem
 
     async def _moved_on(self, joint: Membership) -> Membership:
         """What a coordinator before this one moved to, its move having been finished here. Raises Superseded."""

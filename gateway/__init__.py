@@ -12,7 +12,8 @@
         (blob*, packs, groupsync, files, forking)
     chunking, placement             where content is cut, and on which nodes its chunks belong
     retention                       the rules of buckets, by which versions go
-    server                          a node that keeps chunks as well
+    upkeep                          repair, scrub and checks of chunks that are stored (marks: what is named)
+    server                          a node that keeps chunks as well, and looks after them
     oserrors                        objmeta's errors as OSErrors
 
 Everything public is named in ``__all__`` here.  A name is loaded when it is first used: importing ``gateway`` imports

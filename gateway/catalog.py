@@ -1,4 +1,4 @@
-"""SQL over a store: every bucket, object, version, chunk and node as a table.
+"""SQL over a store: every bucket, object, version, chunk, node and copy as a table.
 
 Rules.
 * A query runs in a private DuckDB in memory that is made for it and thrown away: it changes nothing in the store, and
@@ -20,13 +20,16 @@ import functools
 import json
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gateway.upkeep import tables
 from objmeta import AsyncClient, Bucket, Client, ObjectVersion
+from objmeta.client import Location
 from objmeta.errors import InvalidArgument, NoSuchBucket, ObjmetaError, StoreError
 
 _BATCH_ROWS: Final = 10_000
@@ -87,6 +90,8 @@ _TABLES: Final[dict[str, pa.Schema]] = {
             ("uptime_s", pa.float64()),
         ]
     ),
+    "places": tables.PLACES,
+    "copies": tables.COPIES,
 }
 _OBJECTS: Final = """
 CREATE VIEW objects AS
@@ -94,19 +99,22 @@ SELECT * EXCLUDE (is_latest, is_delete_marker) FROM versions WHERE is_latest AND
 """
 _HUGEINT: Final = pa.decimal128(38, 0)
 
-TABLES: Final = ("buckets", "objects", "versions", "chunks", "nodes")
+TABLES: Final = ("buckets", "objects", "versions", "chunks", "nodes", "places", "copies", "stored")
 """What a query may name."""
+_OF_NODES: Final = frozenset({"nodes", "places", "copies", "stored"})
 
 
 def sql(client: Client, query: str, *, external_access: bool = False) -> Result:
     """Run a query over the store's metadata.
 
     Tables: ``buckets``, ``objects`` (current and visible), ``versions`` (all, delete markers included), ``chunks`` and
-    ``nodes``.  ``external_access`` lets the query read and write files and URLs, as DuckDB does by default.
+    ``nodes``; of what is really stored ``places`` (where chunks are, with their sums), ``copies`` (each chunk at each
+    place) and ``stored`` (each chunk once, with the number of its copies).  ``external_access`` lets the query read and
+    write files and URLs, as DuckDB does by default.
 
     Raises InvalidArgument with DuckDB's message if the query is wrong; NoQuorum and whatever else the client raises.
     """
-    plan = _plan(query, external_access)
+    plan = _plan(query, external_access, lambda: client.location)
     call, result = _advance(plan, None, None)
     while call is not None:
         answer: object = None
@@ -122,7 +130,7 @@ def sql(client: Client, query: str, *, external_access: bool = False) -> Result:
 
 async def sql_async(client: AsyncClient, query: str, *, external_access: bool = False) -> Result:
     """The same as :func:`sql` for coroutines; DuckDB works in another thread."""
-    plan = _plan(query, external_access)
+    plan = _plan(query, external_access, lambda: client.location)
     call, result = await asyncio.to_thread(_advance, plan, None, None)
     while call is not None:
         answer: object = None
@@ -192,18 +200,27 @@ _Call = Callable[[Any], Any]
 _Plan = Generator[_Call, Any, Result]
 
 
-def _plan(query: str, external_access: bool) -> _Plan:
+def _plan(query: str, external_access: bool, location: Callable[[], Location]) -> _Plan:
     catalog = _Catalog(external_access)
     try:
         catalog.check(query)
         named = _named(query)
-        if "nodes" in named:
+        if named & _OF_NODES:
             status = yield lambda client: client.status()
             catalog.load_nodes(status.nodes)
-        if named - {"nodes"}:
+            if named & {"places", "copies", "stored"}:
+                # In a thread of its own, for it needs an event loop and the caller's may be running here.
+                with ThreadPoolExecutor(1) as thread:
+                    if "places" in named:
+                        rows = thread.submit(tables.place_rows, location(), status).result()
+                        catalog.load("places", rows)
+                    if named & {"copies", "stored"}:
+                        take = functools.partial(catalog.load, "copies")
+                        thread.submit(tables.copy_rows, location(), status, take).result()
+        if named - _OF_NODES:
             buckets: list[Bucket] = yield lambda client: client.buckets()
             catalog.load_buckets(buckets)
-            if named - {"nodes", "buckets"}:
+            if named - _OF_NODES - {"buckets"}:
                 for bucket in buckets:
                     yield from _read_versions(catalog, bucket.name, "chunks" in named)
                 catalog.flush()
@@ -268,6 +285,7 @@ class _Catalog:
             self._database.execute(f"CREATE TABLE {name} AS FROM empty")
             self._database.unregister("empty")
         self._database.execute(_OBJECTS)
+        self._database.execute(tables.STORED)
 
     def check(self, query: str) -> None:
         """Refuse a wrong query before anything is read."""
@@ -280,7 +298,7 @@ class _Catalog:
 
     def load_buckets(self, buckets: Iterable[Bucket]) -> None:
         """Fill ``buckets``."""
-        self._insert("buckets", [_bucket_row(bucket) for bucket in buckets])
+        self.load("buckets", [_bucket_row(bucket) for bucket in buckets])
 
     def load_nodes(self, nodes: Iterable[Any]) -> None:
         """Fill ``nodes`` from :class:`objmeta.client.NodeStatus`; NULL is what a node that is not up would tell."""
@@ -290,7 +308,7 @@ class _Catalog:
             tuple(None if name in told and node.state != "up" else getattr(node, name) for name in names)
             for node in nodes
         ]
-        self._insert("nodes", rows)
+        self.load("nodes", rows)
 
     def add_versions(self, versions: Sequence[ObjectVersion], with_chunks: bool) -> None:
         """Take a page for ``versions``, and for ``chunks`` if they are asked for."""
@@ -306,9 +324,9 @@ class _Catalog:
 
     def flush(self) -> None:
         """Write what was taken into the tables."""
-        self._insert("versions", [_version_row(version) for version in self._versions])
+        self.load("versions", [_version_row(version) for version in self._versions])
         self._versions.clear()
-        self._insert("chunks", self._chunks)
+        self.load("chunks", self._chunks)
         self._chunks.clear()
 
     def run(self, query: str) -> Result:
@@ -322,7 +340,8 @@ class _Catalog:
         """Free the memory."""
         self._database.close()
 
-    def _insert(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
+    def load(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
+        """Add rows to a table."""
         if not rows:
             return
         schema = _TABLES[table]

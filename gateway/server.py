@@ -1,4 +1,4 @@
-"""A node with everything: objmeta's node and, on the same port, the chunks in ``DIR/blobs``.
+"""A node with everything: objmeta's node and, on the same port, the chunks in ``DIR/blobs`` and their upkeep.
 
 ``gateway serve`` runs it, ``gateway dev`` and the tests as ``python -m gateway.server``.  When it listens it prints one
 line, ``node ID listens on HOST:PORT``, and the port is the real one.
@@ -7,19 +7,33 @@ line, ``node ID listens on HOST:PORT``, and the port is the real one.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
-from gateway.bloblocal import LocalBlobs
 from gateway.blobservice import BlobService
-from objmeta import errors
+from gateway.placement import Said
+from gateway.transfer import Store, open_store
+from gateway.upkeep.keeper import REPAIR_MIB_PER_S, SCRUB_MIB_PER_S, Keeper, UpkeepSettings
+from gateway.upkeep.wants import LocalWants, Page
+from gateway.upkeep.watched import WatchedBlobs
+from objmeta import Chunk, errors
 from objmeta.config import parse_endpoints
 from objmeta.node import Node, NodeSettings, parse_peers, run
 from objmeta.node import serve as serve_node
 from objmeta.node.dev import LocalCluster
 
-__all__ = ["LocalCluster", "local_cluster", "run", "serve"]
+__all__ = ["DataNode", "LocalCluster", "NodeSettings", "Said", "UpkeepSettings", "local_cluster", "run", "serve"]
+
+_TIMEOUT_S: Final = 10.0
+_REACHED_AT: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
+"""How a node reaches itself where it listens on all addresses."""
+
+_log = logging.getLogger(__name__)
 
 
 def local_cluster(directory: Path, nodes: int = 3) -> LocalCluster:
@@ -27,45 +41,92 @@ def local_cluster(directory: Path, nodes: int = 3) -> LocalCluster:
     return LocalCluster(directory, nodes, (sys.executable, "-m", "gateway.server"))
 
 
+class DataNode(Node):
+    """A node that keeps chunks as well, and looks after them from when it is ready until it stops."""
+
+    def __init__(self, settings: NodeSettings, upkeep: UpkeepSettings | None = None) -> None:
+        self._blobs = WatchedBlobs(settings.data / "blobs", self._leaves)
+        self._store: Store | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        wants = LocalWants(self._named, self._listed, self._replicas, settings.data / "spools")
+        self._keeper = Keeper(
+            settings.node_id,
+            self._blobs,
+            lambda: self._own_store.client,
+            wants.pages,
+            upkeep or UpkeepSettings(),
+            membership=self.membership,
+            caught_up=self._caught_up,
+            check=self.registers,
+        )
+        handlers = (BlobService(self._blobs, self.registers, settings.node_id).handler(), self._keeper.service.handler())
+        super().__init__(settings, handlers)
+        self.may_leave = self._keeper.may_leave
+
+    async def start(self) -> None:
+        """As Node.start; what is done in the background begins when the node is ready."""
+        await super().start()
+        host, _, port = self.address.rpartition(":")
+        self._store = await open_store(f"{_REACHED_AT.get(host, host)}:{port}", timeout_s=_TIMEOUT_S)
+        self._keeping = asyncio.create_task(self._keep(), name=f"upkeep of node {self.settings.node_id}")
+
+    async def stop(self, grace_s: float = 2.0) -> None:
+        """As Node.stop."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+            self._keeping = None
+        await self._keeper.close()
+        if self._store is not None:
+            store, self._store = self._store, None
+            await store.close()
+        await super().stop(grace_s)
+        await self._blobs.close()
+
+    async def _keep(self) -> None:
+        with suppress(errors.ObjmetaError):
+            await self.ready()
+            try:
+                await self._keeper.run()
+            except Exception:
+                _log.exception("node %d does not look after its chunks any more", self.settings.node_id)
+
+    @property
+    def _own_store(self) -> Store:
+        """The store as seen through this node."""
+        assert self._store is not None, "what works in the background begins when the node listens"
+        return self._store
+
+    def _leaves(self) -> bool:
+        membership = self.membership()
+        return membership is not None and self.settings.node_id not in membership.configuration.member_sets[-1]
+
+    def _caught_up(self) -> int | None:
+        status = self.repair_status()
+        return status.passes if status is not None and status.complete_s is not None else None
+
+    async def _replicas(self) -> Mapping[bytes, int]:
+        return {bucket.bucket_id: bucket.settings.replicas for bucket in await self._own_store.client.buckets()}
+
+    def _named(self) -> AsyncIterator[Page]:
+        return self.marks(self.registers().configuration.epoch, joint=True)
+
+    async def _listed(self, chunk: Chunk) -> Sequence[Chunk]:
+        return ()
+
+
 async def serve(
-    data: Path,
-    listen: str = "127.0.0.1:0",
-    node_id: int = 1,
-    peers: Mapping[int, str] | None = None,
-    insecure: bool = False,
-    join: Sequence[str] = (),
-    announce: Callable[[int, str], None] | None = None,
-    erase_interval_s: float = 3600.0,
+    settings: NodeSettings, upkeep: UpkeepSettings | None = None, announce: Callable[[int, str], None] | None = None
 ) -> None:
     """Run a node until SIGTERM or SIGINT, then stop it cleanly.
 
-    ``peers`` maps node ids to ``host:port`` (none: a cluster of one); ``join`` names members, by ``host:port``, of a
-    cluster that the node is to join.  ``announce`` is called with the node's id and
-    address when it listens; without it, a line is printed.
+    ``announce`` is called with the node's id and address when it listens; without it, a line is printed.
 
-    Raises InvalidArgument, StoreError, StoreFull, ConfigurationMismatch: what keeps the node from serving.
+    Raises StoreError, StoreFull, ConfigurationMismatch: what keeps the node from serving.
     """
-    settings = NodeSettings(
-        data=data,
-        listen=listen,
-        node_id=node_id,
-        peers=dict(peers or {}),
-        join=tuple(join),
-        insecure=insecure,
-        erase_interval_s=erase_interval_s,
-    )
-    blobs = LocalBlobs(data / "blobs")
-
-    def check() -> None:
-        node.registers()
-
-    service = BlobService(blobs, check, node_id)
-    node = Node(settings, (service.handler(),))
     told = announce or _print
-    try:
-        await serve_node(node, lambda started: told(node_id, started.address))
-    finally:
-        await blobs.close()
+    node = DataNode(settings, upkeep)
+    await serve_node(node, lambda started: told(settings.node_id, started.address))
 
 
 def _print(node_id: int, address: str) -> None:
@@ -81,10 +142,23 @@ def main() -> int:
     parser.add_argument("--peers", default="", help="1=host:port,2=host:port,3=host:port")
     parser.add_argument("--join", default="", help="host:port,… of members of the cluster to join")
     parser.add_argument("--insecure", action="store_true", help="listen beyond this machine, without encryption")
+    parser.add_argument("--zone", default="", help="what the node may fail together with")
+    parser.add_argument("--weight", type=float, default=1.0, help="its capacity, in any unit")
+    parser.add_argument("--repair-rate", type=float, default=REPAIR_MIB_PER_S, help="MiB/s that repair may fetch")
+    parser.add_argument("--scrub-rate", type=float, default=SCRUB_MIB_PER_S, help="MiB/s that the scrub may read")
     given = parser.parse_args()
     try:
-        join = parse_endpoints(given.join) if given.join else ()
-        run(serve(given.data, given.listen, given.node_id, parse_peers(given.peers), given.insecure, join))
+        settings = NodeSettings(
+            data=given.data,
+            listen=given.listen,
+            node_id=given.node_id,
+            peers=parse_peers(given.peers),
+            join=parse_endpoints(given.join) if given.join else (),
+            insecure=given.insecure,
+        )
+        said = Said(given.weight, given.zone)
+        upkeep = UpkeepSettings(said=said, repair_mib_per_s=given.repair_rate, scrub_mib_per_s=given.scrub_rate)
+        run(serve(settings, upkeep))
     except errors.ObjmetaError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1

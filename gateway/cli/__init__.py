@@ -2,9 +2,9 @@
 
 Files: ``app`` (the command, its options, exit codes), ``options`` and ``session`` (how a subcommand reaches a store),
 ``paths`` (what arguments name), ``errors`` and ``output`` (what people and programs see); the subcommands are in
-``putting``, ``getting``, ``copying``, ``removing``, ``listing``, ``buckets``, ``query``, ``lock``, ``gc``, ``admin``
-and ``nodes`` (with ``trees``, ``cluster``, ``disks`` and ``lockstart``), each loaded only when it runs.  Nothing here
-imports grpc, duckdb, pyarrow, fsspec or rich before it is needed.
+``putting``, ``getting``, ``copying``, ``removing``, ``listing``, ``buckets``, ``query``, ``lock``, ``gc``, ``upkeep``,
+``admin`` and ``nodes`` (with ``trees``, ``cluster``, ``disks`` and ``lockstart``), each loaded only when it runs.
+Nothing here imports grpc, duckdb, pyarrow, fsspec or rich before it is needed.
 """
 
 from __future__ import annotations

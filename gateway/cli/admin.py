@@ -10,9 +10,12 @@ import click
 from gateway.cli import errors, output
 from gateway.cli.options import common
 from gateway.cli.session import resolved_settings, with_store
+from gateway.cli.upkeep import run_record, text_of
 
 if TYPE_CHECKING:
     from gateway.transfer import Store
+    from gateway.upkeep.runs import Run
+    from gateway.upkeep.service import DataStatus
     from objmeta.client import NodeStatus, StoreStatus
 
 
@@ -23,13 +26,13 @@ def status() -> None:
 
     The exit code is 5 if there is none.
     """
-    found = with_store(_status)
+    found, data = with_store(_status)
     up = sum(node.state == "up" for node in found.nodes)
     record = {
         "store_id": found.store_id.hex(),
         "epoch": found.epoch,
         "quorum": found.quorum,
-        "nodes": [_node_record(node) for node in found.nodes],
+        "nodes": [_node_record(node, data.get(node.node_id)) for node in found.nodes],
     }
     cells = [["NODE", "ADDRESS", "STATE", "VERSION", "REGISTERS", "DISK FREE", "UP FOR", "REPAIR", ""]]
     cells += [_node_cells(node) for node in found.nodes]
@@ -37,6 +40,7 @@ def status() -> None:
     lines = [
         f"store {found.store_id.hex() or 'unknown'}, epoch {found.epoch}",
         *output.rows(cells, right=(0, 4, 5, 6)),
+        *_data_lines(data),
         f"quorum: {'yes' if found.quorum else 'no'} ({up} of {total} up)",
     ]
     output.answer(record, "\n".join(lines))
@@ -44,11 +48,15 @@ def status() -> None:
         raise click.exceptions.Exit(errors.UNAVAILABLE)
 
 
-async def _status(store: Store) -> StoreStatus:
-    return await store.client.status()
+async def _status(store: Store) -> tuple[StoreStatus, dict[int, DataStatus | str]]:
+    from gateway.upkeep.stores import places_of, statuses
+
+    found = await store.client.status()
+    async with places_of(store.client.location, found) as places:
+        return found, await statuses(places)
 
 
-def _node_record(node: NodeStatus) -> dict[str, Any]:
+def _node_record(node: NodeStatus, data: DataStatus | str | None) -> dict[str, Any]:
     return {
         "node_id": node.node_id,
         "address": node.address,
@@ -60,6 +68,7 @@ def _node_record(node: NodeStatus) -> dict[str, Any]:
         "disk_free": node.disk_free,
         "uptime_s": round(node.uptime_s, 1),
         "repair": _repair_record(node),
+        "data": _data_record(data),
     }
 
 
@@ -90,6 +99,61 @@ def _repair_cell(node: NodeStatus) -> str:
     if repair.left:
         return f"{repair.left:,} left"
     return "caught up" if repair.complete_s is not None else "waits for peers"
+
+
+def _data_record(data: DataStatus | str | None) -> dict[str, Any] | None:
+    if data is None or isinstance(data, str):
+        return None
+    return {
+        "zone": data.zone,
+        "weight": data.weight,
+        "chunks": data.chunks,
+        "chunk_bytes": data.chunk_bytes,
+        "stored_bytes": data.stored_bytes,
+        "damaged": data.damaged,
+        "missing": data.missing,
+        "surplus": data.surplus,
+        "trouble": data.trouble,
+        "repair": run_record(data.repair),
+        "scrub": run_record(data.scrub),
+    }
+
+
+def _data_lines(data: dict[int, DataStatus | str]) -> list[str]:
+    known = {number: said for number, said in sorted(data.items()) if not isinstance(said, str)}
+    cells = [
+        ["DATA", "ZONE", "WEIGHT", "CHUNKS", "BYTES", "STORED", "MISSING", "DAMAGED", "SURPLUS", "REPAIR", "SCRUB"]
+    ]
+    cells += [
+        [
+            str(number),
+            output.shown(said.zone) or "-",
+            f"{said.weight:g}",
+            f"{said.chunks:,}",
+            output.size_text(said.chunk_bytes),
+            output.size_text(said.stored_bytes),
+            f"{said.missing:,}",
+            f"{said.damaged:,}",
+            f"{said.surplus:,}",
+            _run_cell(said.repair),
+            _run_cell(said.scrub),
+        ]
+        for number, said in known.items()
+    ]
+    lines = list(output.rows(cells, right=(0, 2, 3, 4, 5, 6, 7, 8)))
+    lines += [f"data of {number}: {output.shown(said.trouble)}" for number, said in known.items() if said.trouble]
+    missing = sum(said.missing for said in known.values())
+    if missing:
+        lines.append(f"too few copies: {output.count_text(missing, 'copy', 'copies')} to be made")
+    return lines
+
+
+def _run_cell(run: Run) -> str:
+    if run.running:
+        return f"running, {text_of(run)}"
+    if not run.number or run.ended_s is None:
+        return "-"
+    return f"{_duration(run.ended_s)} ago" + (f", {run.left:,} left" if run.left else "")
 
 
 def _node_cells(node: NodeStatus) -> list[str]:

@@ -37,6 +37,12 @@ COMMANDS: Final = {
     "status": ("gateway.cli.admin:status", "Show the store's nodes, their health, and whether there is a quorum."),
     "cluster": ("gateway.cli.cluster:cluster", "Show and change the members of a cluster."),
     "disks": ("gateway.cli.disks:disks", "Look after a store over several disks."),
+    "repair": ("gateway.cli.upkeep:repair", "Have every node fetch what it should have and lacks, now."),
+    "scrub": ("gateway.cli.upkeep:scrub", "Read and verify every copy of every chunk, now, and heal what is damaged."),
+    "fsck": (
+        "gateway.cli.upkeep:fsck",
+        "Check the whole store: every version of every object, its chunks, and their copies.",
+    ),
     "gc": ("gateway.cli.gc:gc", "Erase for good what was deleted, now."),
     "config": ("gateway.cli.admin:config", "Show every setting and where it comes from."),
     "serve": ("gateway.cli.nodes:serve", "Run one node of a cluster."),

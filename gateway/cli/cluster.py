@@ -40,8 +40,9 @@ def cluster() -> None:
     10.0.0.4:7401 --join HOST:PORT of any member. The cluster works on meanwhile, and clients find the new members by
     themselves. A node that lost its data is replaced; ids of removed nodes never come back.
 
-    Names, versions and small objects move to the new members. The bytes of large objects do not yet: what was stored
-    before is read from the members that have it, so keep a majority of those.
+    Everything moves: names, versions and the bytes of objects. A node that leaves ends when the others have what they
+    are to have of it, which takes as long as its data at the rate of repair; one that does not answer is not waited
+    for. The status shows how far that is.
     """
 
 

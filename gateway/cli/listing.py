@@ -5,7 +5,7 @@ Names are printed as seen from what was listed, as the shell's ``ls`` does; with
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -55,12 +55,16 @@ def stat(target: Remote, version_id: str | None) -> None:
 @click.argument("targets", metavar="NAME...", type=remote_name, nargs=-1, required=True)
 @click.option("-h", "--human-readable", "human", is_flag=True, help="Sizes as 1.5K, 2.0M.")
 @click.option("--versions", "all_versions", is_flag=True, help="Count old versions as well.")
-def du(targets: tuple[Remote, ...], human: bool, all_versions: bool) -> None:
+@click.option("--physical", is_flag=True, help="Also what is stored: parts that are shared once, then all copies.")
+def du(targets: tuple[Remote, ...], human: bool, all_versions: bool, physical: bool) -> None:
     """Count objects and add up their sizes.
 
     Prints bytes, the number of objects (or versions) and the name. Sizes are those of the contents, shared or not.
+
+    With --physical two more columns follow the first: the bytes when what these objects share is counted once, and the
+    bytes of all copies on all nodes or disks.
     """
-    with_store(partial(_du, targets=targets, human=human, all_versions=all_versions))
+    with_store(partial(_du, targets=targets, human=human, all_versions=all_versions, physical=physical))
 
 
 @click.command()
@@ -267,19 +271,42 @@ def _field_text(value: object) -> str:
             return str(value)
 
 
-async def _du(store: Store, *, targets: Sequence[Remote], human: bool, all_versions: bool) -> None:
+async def _du(store: Store, *, targets: Sequence[Remote], human: bool, all_versions: bool, physical: bool) -> None:
     tally = Tally()
     for target in targets:
         try:
             size, count = await _usage(store, target, all_versions)
             record = {"bucket": target.bucket, "key": target.key, "size": size, "count": count}
-            output.answer(record, f"{output.size_text(size, human)}\t{count}\t{output.shown(str(target))}")
+            sizes = [size]
+            if physical:
+                unique, stored = await _physical(store, target, all_versions)
+                record |= {"unique_bytes": unique, "stored_bytes": stored}
+                sizes += [unique, stored]
+            shown = "\t".join(output.size_text(each, human) for each in sizes)
+            output.answer(record, f"{shown}\t{count}\t{output.shown(str(target))}")
             tally.succeeded()
         except Exception as error:
             if len(targets) == 1 or not errors.concerns_one_object(error):
                 raise
             tally.failed(str(target), error)
     tally.finish()
+
+
+async def _physical(store: Store, target: Remote, all_versions: bool) -> tuple[int, int]:
+    from gateway.upkeep.usage import physical
+
+    async def versions() -> AsyncIterator[ObjectVersion]:
+        found = False
+        async for version in versions_below(store, target):
+            found = True
+            if all_versions or version.is_latest:
+                yield version
+        if not found and target.key:
+            for version in await store.client.versions(target.bucket, target.key):
+                if all_versions or version.is_latest:
+                    yield version
+
+    return await physical(store, versions())
 
 
 async def _usage(store: Store, target: Remote, all_versions: bool) -> tuple[int, int]:

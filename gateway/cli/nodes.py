@@ -35,8 +35,28 @@ _LOOK_S: Final = 0.2
 @click.option(
     "--erase-interval", metavar="SECONDS", type=float, default=3600.0, show_default=True, help="Between two erasures."
 )
+@click.option("--zone", metavar="NAME", default="", help="What the node may fail together with: a rack, a building.")
+@click.option("--weight", metavar="N", type=float, default=1.0, show_default=True, help="Its capacity, in any unit.")
+@click.option(
+    "--repair-rate", metavar="MIB", type=float, default=64.0, show_default=True, help="MiB/s that repair may fetch."
+)
+@click.option(
+    "--scrub-rate", metavar="MIB", type=float, default=32.0, show_default=True, help="MiB/s that the scrub may read."
+)
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine, although nothing is encrypted yet.")
-def serve(data: str, listen: str, node_id: int, peers: str, join: str, erase_interval: float, insecure: bool) -> None:
+def serve(
+    data: str,
+    listen: str,
+    node_id: int,
+    peers: str,
+    join: str,
+    erase_interval: float,
+    zone: str,
+    weight: float,
+    repair_rate: float,
+    scrub_rate: float,
+    insecure: bool,
+) -> None:
     """Run one node of a cluster.
 
     \b
@@ -49,19 +69,32 @@ def serve(data: str, listen: str, node_id: int, peers: str, join: str, erase_int
     A node that is to join a cluster is started with an empty directory, an id that was never used, and --join instead
     of --peers; it waits until 'gateway cluster add' (or replace) lets it in. Only that command changes the members:
     what --peers says counts when the cluster is made, and later only for addresses that have changed.
+
+    The copies of a chunk are spread over zones first, then over nodes by weight. A node that is started with another
+    zone or weight than before has its data moved, in the background and at the rate of repair.
     """
     places = _peers(peers)
     from objmeta.config import parse_endpoints
 
     members = parse_endpoints(join) if join else ()
-    from gateway.server import run
+    from gateway.server import NodeSettings, Said, UpkeepSettings, run
     from gateway.server import serve as run_node
 
     def announce(node: int, address: str) -> None:
         output.emit({"node_id": node, "address": address, "data": data}, f"node {node} listens on {address}")
         sys.stdout.flush()
 
-    run(run_node(Path(data).absolute(), listen, node_id, places, insecure, members, announce, erase_interval))
+    settings = NodeSettings(
+        data=Path(data).absolute(),
+        listen=listen,
+        node_id=node_id,
+        peers=places,
+        join=members,
+        insecure=insecure,
+        erase_interval_s=erase_interval,
+    )
+    upkeep = UpkeepSettings(said=Said(weight, zone), repair_mib_per_s=repair_rate, scrub_mib_per_s=scrub_rate)
+    run(run_node(settings, upkeep, announce))
 
 
 def _peers(text: str) -> dict[int, str]:

@@ -94,9 +94,9 @@ def time_text(modified: datetime.datetime) -> str:
     return modified.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def count_text(number: int, noun: str) -> str:
-    """``1 file``, ``2 files``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def count_text(number: int, noun: str, plural: str = "") -> str:
+    """``1 file``, ``2 files``; ``plural`` where that is not the noun with an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
 
 
 def bucket_record(bucket: Bucket) -> dict[str, Any]:

@@ -32,6 +32,8 @@ def sql(query: str, as_csv: bool, target: str | None) -> None:
       gateway sql "SELECT bucket, count(*), sum(size) FROM objects GROUP BY ALL"
       gateway sql "SELECT * FROM versions WHERE key LIKE 'logs/%'" -o versions.parquet
 
+    Tables: buckets, objects, versions, chunks, nodes; and of what is really stored: places, copies, stored.
+
     Every change that finished before is in the answer. QUERY may be - for standard input. The dialect is DuckDB's.
     """
     if as_csv and current().json:

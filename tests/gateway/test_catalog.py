@@ -122,6 +122,8 @@ async def test_the_asynchronous_door(tmp_path: Path) -> None:
 class _Recorder:
     """A client of an empty store that remembers what it was asked."""
 
+    location = objmeta.Embedded(Path("/nonexistent"))
+
     def __init__(self) -> None:
         self.asked: list[str] = []
 

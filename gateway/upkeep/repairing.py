@@ -1,0 +1,315 @@
+"""Repair: a node fetches what it is to keep and lacks, and gives away what it keeps in others' stead.
+
+Theory of operation.  A pass goes, in order of digest, through everything that the records at this node's own acceptor
+name (what ``wanted`` gives).  Objmeta's own repair brings that acceptor up to date, so what this one does not name yet
+is the business of a later pass.  Of each chunk the view says which nodes are its homes.
+
+* This node is one of them and has no good copy: it is fetched from another node, homes first, then all others.
+* It is none of them and has a copy (it stood in for a home that was away, or was one itself before the members or their
+  weights changed): the copy is surplus, and goes when the homes have taken over.
+
+A node that leaves goes through all that it holds instead, named or not (an upload may be under way): for each chunk it
+has as many nodes that stay take it as a put would wait for, homes first.  From the moment it knows that it leaves it
+acknowledges nothing any more, so when a pass that began later has nothing left, nobody relies on it.
+
+When a copy may go.  All homes were touched with the newest generation, which none of what was done to the copy can
+exceed, and said that they have the chunk (docs/collection.md, M2).  They said so under the very view under which the
+copy is dropped: a home that answers under a view has adopted it, and no node drops anything under a view that is not
+its newest one.  Whether it still is, is looked at together with the drop, while no answer to another node is being
+given (``Handover.lock``).  So of all drops of one chunk look at the one under the newest view: its homes had copies
+then, and may drop theirs only under a newer view, and there is none.  Two nodes that see different members or weights
+can therefore not each rely on the other.
+
+What nothing names is left to the collector.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Final, NamedTuple, Protocol
+
+from gateway.bloblocal import LocalBlobs
+from gateway.blobpeer import Room
+from gateway.blobs import ChunkMissing
+from gateway.placement import Place, copies, enough, homes, order
+from gateway.upkeep.pace import Pace
+from gateway.upkeep.runs import Progress
+from gateway.upkeep.views import Tag, View, Views
+from objmeta import Chunk, errors
+
+FETCHES_MAX: Final = 16
+"""Under way at once: enough that small chunks share a sync,"""
+FETCH_BYTES_MAX: Final = 32 << 20
+"""and no more than this together, so that long ones fit into memory."""
+HELD_PAGE: Final = 500
+REFRESH_S: Final = 5.0
+"""How old what is known of weights, zones and the generation may be."""
+
+_log = logging.getLogger(__name__)
+
+
+class Want(NamedTuple):
+    """A chunk that something names, and in how many copies (0: the default)."""
+
+    chunk: Chunk
+    replicas: int
+
+
+Wanted = Callable[[], AsyncIterator[Sequence[Want]]]
+"""Everything that the own acceptor's records name: pages in order of digest, each chunk once."""
+
+
+class Others(Protocol):
+    """The other nodes, as repair needs them."""
+
+    async def fetch(self, place: Place, chunk: Chunk) -> bytes:
+        """A good copy. Raises ChunkMissing, IntegrityError, Unavailable."""
+        ...
+
+    async def confirm(self, place: Place, tag: Tag, generation: int, wants: Sequence[Want]) -> list[bool]:
+        """Have a home touch these; for each, whether it is there. Raises Unavailable, also under another view."""
+        ...
+
+    async def give(self, place: Place, own: Place, tag: Tag, generation: int, chunk: Chunk) -> None:
+        """Have a node fetch a chunk from this one. Raises Unavailable, also under another view; StoreError."""
+        ...
+
+
+class Handover:
+    """What a node answers to others that would drop their copies, and its own drops: never both at once."""
+
+    def __init__(self, blobs: LocalBlobs, views: Views, others: Others) -> None:
+        self._blobs = blobs
+        self._views = views
+        self._others = others
+        self.lock = asyncio.Lock()
+
+    async def confirm(self, tag: Tag, generation: int, wants: Sequence[Want]) -> list[bool]:
+        """The answer of a home. Raises Unavailable if this node's newest view is another one, StoreError."""
+        if self._views.tag() < tag:
+            await self._views.refreshed()
+        async with self.lock:
+            if self._views.tag() != tag:
+                raise errors.Unavailable("this node knows other members or weights; it will be asked again")
+            chunks = [want.chunk for want in wants]
+            return await self._blobs.touch(chunks, generation=generation)
+
+    async def take(self, tag: Tag, generation: int, giver: str, chunk: Chunk) -> None:
+        """Fetch a chunk from a node that leaves. Raises Unavailable, also under another view; StoreError."""
+        if self._views.tag() < tag:
+            await self._views.refreshed()
+        if self._views.tag() != tag:
+            raise errors.Unavailable("this node knows other members or weights; it will be asked again")
+        await self._blobs.put(await self._others.fetch(Place(0, giver), chunk), generation=generation)
+
+    async def drop(self, tag: Tag, generation: int, chunks: Sequence[Chunk]) -> int:
+        """Drop copies that the homes have confirmed; how many went. Raises StoreError."""
+        dropped = 0
+        for chunk in chunks:
+            async with self.lock:
+                if self._views.tag() != tag:
+                    break
+                # touched later than the homes were: by somebody who may count on this copy
+                dropped += await self._blobs.drop(chunk, generation + 1)
+        return dropped
+
+
+class Repairer:
+    """Repairs one node's share; belongs to one event loop."""
+
+    def __init__(
+        self,
+        node_id: int,
+        blobs: LocalBlobs,
+        others: Others,
+        views: Views,
+        wanted: Wanted,
+        generation: Callable[[], Awaitable[int]],
+        pace: Pace,
+    ) -> None:
+        self._node_id = node_id
+        self._blobs = blobs
+        self._others = others
+        self._views = views
+        self._wanted = wanted
+        self._generation = generation
+        self._pace = pace
+        self.handover = Handover(blobs, views, others)
+        self.missing = 0
+        """Of this node's share, as far as the last pass knows."""
+        self.surplus = 0
+        """Copies that others should have taken over, as far as the last pass knows."""
+        self._room = Room(FETCH_BYTES_MAX)
+
+    async def run(self, progress: Progress) -> None:
+        """One pass; ``progress.left`` is what this node lacks still, or could not give away.
+
+        Raises Unavailable: also when the view changes, after which everything is looked at anew.
+        """
+        view = await self._views.refreshed()
+        leaving = next((place for place in view.leaving if place.node_id == self._node_id), None)
+        if leaving is not None:
+            await self._hand_over(leaving, view, progress)
+            return
+        generation = await self._generation()
+        refresh_at = _now() + REFRESH_S
+        lacking = surplus = 0
+        async for page in self._wanted():
+            if _now() >= refresh_at:
+                await self._views.refreshed()
+                generation = await self._generation()
+                refresh_at = _now() + REFRESH_S
+            self._check(view)
+            found = await self._blobs.has([want.chunk for want in page])
+            mine = [self._is_mine(want, view) for want in page]
+            rows = list(zip(page, mine, found, strict=True))
+            lacked = [want for want, here, held in rows if here and not held]
+            others = [want for want, here, held in rows if held and not here]
+            lacking += len(lacked)
+            self.missing = max(self.missing, lacking - progress.fixed)
+            fetched = await asyncio.gather(*(self._bring(want, view, generation, progress) for want in lacked))
+            confirmed = await self._confirmed_everywhere(others, view, generation)
+            dropped = await self.handover.drop(view.tag, generation, confirmed)
+            surplus += len(others) - dropped
+            progress.fixed += sum(fetched)
+            progress.dropped += dropped
+            progress.left = lacking - progress.fixed + surplus
+            progress.chunks += len(page)
+        self.missing, self.surplus = lacking - progress.fixed, surplus
+
+    def _check(self, view: View) -> None:
+        if self._views.tag() != view.tag:
+            raise errors.Unavailable("the members or their weights have changed meanwhile")
+
+    async def heal(self, chunk: Chunk) -> None:
+        """Fetch a good copy of a chunk that is damaged here. Raises ChunkMissing, Unavailable, StoreError."""
+        view = await self._views.refreshed()
+        await self._fetch(chunk, view, await self._generation())
+
+    def _is_mine(self, want: Want, view: View) -> bool:
+        kept_by = homes(want.chunk.digest, view.places, want.replicas)
+        return any(place.node_id == self._node_id for place in kept_by)
+
+    # -- Fetching -----------------------------------------------------------------------------------------------------
+
+    async def _bring(self, want: Want, view: View, generation: int, progress: Progress) -> bool:
+        length = want.chunk.length
+        async with self._share(length):
+            try:
+                await self._pace.take(length)
+                await self._fetch(want.chunk, view, generation)
+            except errors.StoreFull:
+                raise
+            except (errors.IntegrityError, errors.Unavailable) as problem:
+                _log.warning("a chunk of this node's share is lacking still: %s", problem)
+                return False
+        progress.bytes += length
+        return True
+
+    async def _fetch(self, chunk: Chunk, view: View, generation: int) -> None:
+        problems: list[errors.ObjmetaError] = []
+        for place in (*order(chunk.digest, view.places), *view.leaving):
+            if place.node_id == self._node_id:
+                continue
+            try:
+                data = await self._others.fetch(place, chunk)
+            except (errors.IntegrityError, errors.Unavailable) as problem:
+                problems.append(problem)
+                continue
+            await self._blobs.put(data, generation=generation)
+            return
+        reasons = "; ".join(map(str, problems)) or "there is no other node"
+        text = f"nobody gave a good copy of chunk {chunk.digest.hex()} ({reasons})"
+        if any(isinstance(problem, errors.Unavailable) for problem in problems):
+            raise errors.Unavailable(text)
+        raise ChunkMissing(text)
+
+    # -- Giving away --------------------------------------------------------------------------------------------------
+
+    async def _confirmed_everywhere(self, wants: Sequence[Want], view: View, generation: int) -> list[Chunk]:
+        """Those that all homes say they have."""
+        taken = await self._taken(wants, view, generation)
+        wanted = [(want.chunk, copies(want.replicas, len(view.places))) for want in wants]
+        return [chunk for chunk, number in wanted if len(taken[chunk]) == number]
+
+    async def _confirmed(self, place: Place, tag: Tag, generation: int, wants: list[Want]) -> list[Want]:
+        """Those that a home has not confirmed."""
+        try:
+            held = await self._others.confirm(place, tag, generation, wants)
+        except errors.ObjmetaError as problem:
+            _log.info("%s does not take over surplus copies yet: %s", place.address, problem)
+            return wants
+        return [want for want, there in zip(wants, held, strict=True) if not there]
+
+    # -- Leaving ------------------------------------------------------------------------------------------------------
+
+    async def _hand_over(self, own: Place, view: View, progress: Progress) -> None:
+        """A pass of a node that leaves; what is left is ``surplus``."""
+        generation = await self._generation()
+        after = b""
+        left = 0
+        while page := await self._blobs.held(after, HELD_PAGE):
+            await self._views.refreshed()
+            self._check(view)
+            after = page[-1].digest
+            wants = [Want(held.chunk, held.replicas) for held in page if not held.damaged]
+            taken = await self._taken(wants, view, generation)
+            left += sum(
+                await asyncio.gather(
+                    *(self._left(want, taken[want.chunk], own, view, generation, progress) for want in wants)
+                )
+            )
+            progress.chunks += len(page)
+            progress.left = left
+        self.missing, self.surplus = 0, left
+
+    async def _taken(self, wants: Sequence[Want], view: View, generation: int) -> dict[Chunk, set[Place]]:
+        """Which homes have each of these."""
+        asked: dict[Place, list[Want]] = {}
+        for want in wants:
+            for place in homes(want.chunk.digest, view.places, want.replicas):
+                asked.setdefault(place, []).append(want)
+        taken: dict[Chunk, set[Place]] = {want.chunk: set() for want in wants}
+
+        async def ask(place: Place, some: list[Want]) -> None:
+            refused = {want.chunk for want in await self._confirmed(place, view.tag, generation, some)}
+            for want in some:
+                if want.chunk not in refused:
+                    taken[want.chunk].add(place)
+
+        await asyncio.gather(*(ask(place, some) for place, some in asked.items()))
+        return taken
+
+    async def _left(
+        self, want: Want, taken: set[Place], own: Place, view: View, generation: int, progress: Progress
+    ) -> bool:
+        """Whether too few others take a chunk."""
+        wanted = copies(want.replicas, len(view.places))
+        length = want.chunk.length
+        for place in order(want.chunk.digest, view.places):
+            if len(taken) >= wanted:
+                break
+            if place in taken:
+                continue
+            async with self._share(length):
+                await self._pace.take(length)
+                try:
+                    await self._others.give(place, own, view.tag, generation, want.chunk)
+                except errors.ObjmetaError as problem:
+                    _log.info("%s does not take a chunk over: %s", place.address, problem)
+                    continue
+            taken.add(place)
+            progress.fixed += 1
+            progress.bytes += length
+        return len(taken) < enough(want.replicas, len(view.places))
+
+    def _share(self, length: int) -> AbstractAsyncContextManager[None]:
+        """A share of what may be under way."""
+        return self._room.share(min(max(length, FETCH_BYTES_MAX // FETCHES_MAX), FETCH_BYTES_MAX))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -62,8 +62,9 @@ async def _write(endpoints: Sequence[str], numbers: Iterable[int]) -> None:
 
 
 @contextmanager
-def _driver(endpoints: Sequence[str], writers: int) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "bench.driver", "objmeta", "--endpoints", ",".join(endpoints)]
+def load(endpoints: Sequence[str], kind: str, writers: int) -> Iterator[subprocess.Popen[str]]:
+    """A load process (``bench.driver``) that waits for commands."""
+    command = [sys.executable, "-m", "bench.driver", kind, "--endpoints", ",".join(endpoints)]
     process = subprocess.Popen(
         [*command, "--writers", str(writers)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -83,7 +84,8 @@ def _line(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def _ask(process: subprocess.Popen[str], command: str) -> dict[str, object]:
+def ask(process: subprocess.Popen[str], command: str) -> dict[str, object]:
+    """Have it do something; its answer."""
     assert process.stdin is not None
     process.stdin.write(command + "\n")
     process.stdin.flush()
@@ -92,8 +94,9 @@ def _ask(process: subprocess.Popen[str], command: str) -> dict[str, object]:
     return answer
 
 
-def _paced(process: subprocess.Popen[str], seconds: float, rate: float) -> list[float]:
-    latencies = _ask(process, f"pace {seconds} {rate}")["latencies_ms"]
+def paced(process: subprocess.Popen[str], seconds: float, rate: float) -> list[float]:
+    """The latencies of so many puts a second, in milliseconds."""
+    latencies = ask(process, f"pace {seconds} {rate}")["latencies_ms"]
     assert isinstance(latencies, list)
     return latencies
 
@@ -136,8 +139,9 @@ def _differing(cluster: LocalCluster) -> tuple[int, int]:
     return differing, total
 
 
-def _percentiles(latencies: list[float]) -> tuple[float, float]:
-    latencies.sort()
+def percentiles(latencies: Sequence[float]) -> tuple[float, float]:
+    """The 50th and the 99th."""
+    latencies = sorted(latencies)
     return latencies[len(latencies) // 2], latencies[len(latencies) * 99 // 100]
 
 
@@ -164,13 +168,13 @@ def main() -> int:
         runner.run(_write(cluster.endpoints, range(registers)))
         print(f"{registers:,} registers written in {time.monotonic() - began:.0f} s")
 
-        driver = stack.enter_context(_driver(cluster.endpoints, arguments.writers))
-        greatest = _ask(driver, f"run {arguments.seconds}")
+        driver = stack.enter_context(load(cluster.endpoints, "objmeta", arguments.writers))
+        greatest = ask(driver, f"run {arguments.seconds}")
         puts, seconds = greatest["puts"], greatest["seconds"]
         assert isinstance(puts, int)
         assert isinstance(seconds, float)
         rate = puts / seconds / 2
-        alone = _paced(driver, arguments.seconds, rate)
+        alone = paced(driver, arguments.seconds, rate)
         print(f"greatest load {2 * rate:,.0f} puts/s")
 
         cluster.kill(_AWAY)
@@ -185,7 +189,7 @@ def main() -> int:
         latencies: list[float] = []
         repair: RepairStatus | None = None
         while True:
-            latencies += _paced(driver, _SLICE_S, rate)
+            latencies += paced(driver, _SLICE_S, rate)
             repair = _repair_of(runner.run(client.status()), _AWAY)
             if repair is not None and repair.complete_s is not None:
                 took = time.monotonic() - began - repair.complete_s
@@ -193,13 +197,13 @@ def main() -> int:
             if time.monotonic() - began > _PATIENCE_S:
                 print(f"the node has not caught up: {repair}")
                 return 1
-        busy = _percentiles(latencies)
+        busy = percentiles(latencies)
         print(
             f"caught up in {took:.1f} s: {repair.compared:,} registers compared ({repair.compared / took:,.0f}/s), "
             f"{repair.repaired:,} repaired ({repair.repaired / took:,.0f}/s) by {repair.records:,} records"
         )
-        alone += _paced(driver, arguments.seconds, rate)
-        quiet = _percentiles(alone)
+        alone += paced(driver, arguments.seconds, rate)
+        quiet = percentiles(alone)
         print(f"puts at half the greatest load: p50 {quiet[0]:.1f} ms, p99 {quiet[1]:.1f} ms before and after")
         print(f"puts at half the greatest load: p50 {busy[0]:.1f} ms, p99 {busy[1]:.1f} ms meanwhile")
         differing, ranges = _differing(cluster)

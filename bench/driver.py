@@ -23,12 +23,15 @@ import grpc
 import objmeta
 from bench import http2
 from bench.etcd import PUT, put_request
+from gateway.transfer import open_store
 from objmeta.errors import Unavailable
 
 Put = Callable[[int], Awaitable[object]]
 """Makes the put of that number durable."""
 
 OBJECT_BYTES = 1024
+CHUNK_BYTES = 20_480
+"""Of an object that is too long for its record, so that it is a chunk at nodes."""
 ETCD_VALUE_BYTES = 300
 BUCKET = "bench"
 _CONNECTIONS_PER_DRIVER = 4
@@ -74,7 +77,19 @@ async def _objmeta(endpoints: list[str]) -> Put:
     return put
 
 
-_KINDS = {"etcd-grpc": _etcd, "etcd-bare": _etcd_bare, "objmeta": _objmeta}
+async def _objects(endpoints: list[str]) -> Put:
+    store = await open_store(",".join(endpoints))
+    data = os.urandom(CHUNK_BYTES)
+    lane = os.urandom(8).hex()
+
+    async def put(number: int) -> object:
+        content = number.to_bytes(8, "big") + data[8:]  # no two objects share a chunk
+        return await store.put_stream(BUCKET, f"{lane}/{number:012d}", content)
+
+    return put
+
+
+_KINDS = {"etcd-grpc": _etcd, "etcd-bare": _etcd_bare, "objmeta": _objmeta, "objects": _objects}
 
 
 async def _run(put: Put, writers: int, seconds: float, numbers: itertools.count[int]) -> dict[str, float]:

@@ -28,6 +28,14 @@ RENEWALS_MAX: Final = 5
 """An operation that outlives so many generations is given up: each is hours."""
 
 
+def decode_list(page: bytes) -> tuple[Chunk, ...]:
+    """The chunks that a chunk lists. Raises IntegrityError."""
+    try:
+        return msgspec.msgpack.decode(page, type=tuple[Chunk, ...])
+    except msgspec.MsgspecError as wrong:
+        raise errors.IntegrityError(f"a list of chunks cannot be read: {wrong}") from None
+
+
 class Content(NamedTuple):
     """Content that is stored in chunks: what a commit needs."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.blobservice import BlobService
+from gateway.commits import decode_list
 from gateway.placement import Said
 from gateway.transfer import Store, open_store
 from gateway.upkeep.keeper import REPAIR_MIB_PER_S, SCRUB_MIB_PER_S, Keeper, UpkeepSettings
@@ -59,7 +60,10 @@ class DataNode(Node):
             caught_up=self._caught_up,
             check=self.registers,
         )
-        handlers = (BlobService(self._blobs, self.registers, settings.node_id).handler(), self._keeper.service.handler())
+        handlers = (
+            BlobService(self._blobs, self.registers, settings.node_id).handler(),
+            self._keeper.service.handler(),
+        )
         super().__init__(settings, handlers)
         self.may_leave = self._keeper.may_leave
 
@@ -112,7 +116,7 @@ class DataNode(Node):
         return self.marks(self.registers().configuration.epoch, joint=True)
 
     async def _listed(self, chunk: Chunk) -> Sequence[Chunk]:
-        return ()
+        return decode_list(await self._own_store.blobs.get(chunk))
 
 
 async def serve(

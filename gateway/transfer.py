@@ -25,7 +25,7 @@ from blake3 import blake3
 
 from gateway.bloblocal import LocalBlobs
 from gateway.blobs import BlobStore
-from gateway.commits import RENEWALS_MAX, Commits
+from gateway.commits import RENEWALS_MAX, Commits, decode_list
 from gateway.files import creating, in_thread, reading, recycle_buffers, update, writing
 from gateway.uploading import Progress, Upload
 from objmeta import AsyncClient, Chunk, Disks, Embedded, ObjectVersion, connect_async, errors
@@ -228,13 +228,7 @@ class Store:
         found = self._lists.get(version.lists)
         if found is None:
             pages = [await self.blobs.get(chunk) for chunk in version.lists]
-            try:
-                listed = [msgspec.msgpack.decode(page, type=tuple[Chunk, ...]) for page in pages]
-            except msgspec.MsgspecError as wrong:
-                raise errors.IntegrityError(
-                    f"the list of chunks of {version.bucket}/{version.key} cannot be read: {wrong}"
-                ) from None
-            found = self._lists[version.lists] = tuple(chunk for page in listed for chunk in page)
+            found = self._lists[version.lists] = tuple(chunk for page in pages for chunk in decode_list(page))
             while len(self._lists) > CACHED_LISTS_MAX:
                 self._lists.popitem(last=False)
         return found

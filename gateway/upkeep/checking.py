@@ -164,10 +164,17 @@ class Checker:
 
     async def _chunks(self, version: ObjectVersion) -> tuple[Sequence[Chunk], Finding | None]:
         """Its chunks, those that list others included, and what is wrong with them."""
-        chunks = version.chunks
+        try:
+            chunks = await self._store.chunks_of(version)
+        except errors.IntegrityError as problem:
+            detail = f"the list of its chunks cannot be read: {problem}"
+            return version.lists, _of(version, Verdict.LOST, detail=detail)
+        except errors.Unavailable as problem:
+            detail = f"the list of its chunks cannot be read: {problem}"
+            return version.lists, _of(version, Verdict.UNREACHABLE, detail=detail)
         if sum(chunk.length for chunk in chunks) != version.size:
             return chunks, _of(version, Verdict.DAMAGED, detail="its chunks do not add up to its size")
-        return chunks, None
+        return (*version.lists, *chunks), None
 
     # -- Copies -------------------------------------------------------------------------------------------------------
 

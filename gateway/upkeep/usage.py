@@ -33,15 +33,18 @@ async def physical(store: Store, versions: AsyncIterator[ObjectVersion]) -> tupl
                 async for version in versions:
                     if version.is_inline:
                         inline += version.size
-                    named = [Wanted(chunk.digest, chunk.length, 0) for chunk in version.chunks]
+                    named = [
+                        Wanted(chunk.digest, chunk.length, 0)
+                        for chunk in (*version.lists, *await store.chunks_of(version))
+                    ]
                     await in_thread(spool.add, named)
                 start = b""
                 while True:
                     page = await in_thread(spool.page, start, _PAGE)
-                    chunks = [each.chunk for each in page.marks()]
-                    unique += sum(chunk.length for chunk in chunks)
-                    for found in await asyncio.gather(*(place.look(chunks, False) for place in places.places)):
-                        pairs = zip(chunks, found, strict=True)
+                    stored_once = [each.chunk for each in page.marks()]
+                    unique += sum(chunk.length for chunk in stored_once)
+                    for found in await asyncio.gather(*(place.look(stored_once, False) for place in places.places)):
+                        pairs = zip(stored_once, found, strict=True)
                         stored += sum(chunk.length for chunk, copy in pairs if copy is Copy.GOOD)
                     start = page.end
                     if not start:

@@ -66,30 +66,32 @@ RoundFactory = Callable[..., Round]
 
 
 class Run:
-    """One round in flight: feeds replies and timers to the round and its effects to the transport."""
+    """One round in flight: feeds replies to the round and its effects to the transport; ``limit`` is for its owner."""
 
-    __slots__ = ("_engine", "_round", "_timers", "moved", "outcome")
+    __slots__ = ("_engine", "_round", "_straggling", "ballot", "limit", "moved", "outcome")
 
     def __init__(self, engine: Engine, round_: Round | FirstWrite, deadline: float) -> None:
         loop = engine.loop
         self._engine = engine
         self._round = round_
+        self._straggling: asyncio.TimerHandle | None = None
+        self.ballot = round_.ballot
         self.moved = False
         """Whether an acceptor was found to be in another configuration, and the two were brought together."""
         self.outcome: asyncio.Future[Outcome] = loop.create_future()
-        limit = min(deadline, loop.time() + engine.settings.round_timeout_s)
-        self._timers = [loop.call_at(limit, self._on_timeout)]
+        self.limit = min(deadline, loop.time() + engine.settings.round_timeout_s)
+        """When to :meth:`time_out`."""
         self._perform(round_.start())
 
     def _perform(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Send):
-                send = self._engine.transport.send
+                send, request, on_reply = self._engine.transport.send, effect.request, self._on_reply
                 for acceptor in effect.to:
-                    send(acceptor, effect.request, self._on_reply)
+                    send(acceptor, request, on_reply)
             elif isinstance(effect, AwaitStragglers):
-                loop = self._engine.loop
-                self._timers.append(loop.call_later(self._engine.settings.straggler_wait_s, self._on_stragglers_late))
+                wait_s = self._engine.settings.straggler_wait_s
+                self._straggling = self._engine.loop.call_later(wait_s, self._on_stragglers_late)
             else:
                 self.stop()
                 if not self.outcome.done():
@@ -98,12 +100,13 @@ class Run:
     def _on_reply(self, acceptor: int, reply: Reply) -> None:
         if self.outcome.done():
             return  # cancelled, or over: a late reply must not carry the round on
-        if isinstance(reply, Refused) and reply.reason is Refusal.DAMAGED:
-            self._engine.ballots.saw(mending_ballot(reply.greatest))
-        if isinstance(reply, Refused) and reply.reason is Refusal.CONFIGURATION:
-            self.moved = self._engine.bring_together(acceptor, reply) or self.moved
-            if self.outcome.done():
-                return
+        if isinstance(reply, Refused):
+            if reply.reason is Refusal.DAMAGED:
+                self._engine.ballots.saw(mending_ballot(reply.greatest))
+            if reply.reason is Refusal.CONFIGURATION:
+                self.moved = self._engine.bring_together(acceptor, reply) or self.moved
+                if self.outcome.done():
+                    return
         try:
             self._perform(self._round.on_reply(acceptor, reply))
         except Exception as error:  # of the change function, mostly: it belongs to the operation, not to the transport
@@ -114,19 +117,20 @@ class Run:
         if not self.outcome.done():
             self._perform(self._round.on_stragglers_late())
 
-    def _on_timeout(self) -> None:
-        self._perform(self._round.on_timeout())
+    def time_out(self) -> None:
+        """No quorum in time."""
+        if not self.outcome.done():
+            self._perform(self._round.on_timeout())
 
     def abort(self) -> None:
         """End the round now: the configuration it was begun in is no more."""
         self.moved = True
-        if not self.outcome.done():
-            self._on_timeout()
+        self.time_out()
 
     def stop(self) -> None:
-        """Let the timers go."""
-        for timer in self._timers:
-            timer.cancel()
+        """Wait for nobody any more."""
+        if self._straggling is not None:
+            self._straggling.cancel()
 
 
 class Changer:
@@ -145,6 +149,8 @@ class Changer:
         self._first_write_factory = first_write_factory
         self._queues = Queues(engine.loop)
         self._runs: dict[Run, None] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+        """One for all rounds, at the limit of the first of them or before: nearly all are over long before theirs."""
         self._touched: dict[bytes, None] = {}
         self._kept: dict[bytes, KeptPromise] = {}
 
@@ -155,24 +161,50 @@ class Changer:
         for run in list(self._runs):
             run.abort()
 
+    def close(self) -> None:
+        """Let the timer go; nobody waits for a round any more."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
     async def change(self, request: ChangeRequest, deadline: float) -> ChangeReply:
         """Apply a change exactly once; see :meth:`objmeta.register.engine.Engine.change`."""
         own = Waiting(request, deadline)
-        reply = await self._queues.enter(own)
-        if reply is not None:
-            return reply
+        if not self._queues.lead(request.name):
+            reply = await self._queues.wait(own)
+            if reply is not None:
+                return reply
         taken = self._queues.take_along(own)
         own.answer = None
+        first: Outcome | None = None
         try:
-            return await _Lead(self, self._engine, request.name, taken).until_answered(own)
+            if len(taken) == 1 and self._may_be_first(request) and deadline > self._engine.loop.time():
+                first = await self._first_write(request, deadline)
+                if isinstance(first, Done):
+                    return _reply(_result(first))
+            return await _Lead(self, self._engine, request.name, taken).until_answered(own, first)
         finally:
             self._queues.give_back(request.name, [each for each in taken if each is not own])
             self._queues.hand_on(request.name)
 
     # -- One attempt --------------------------------------------------------------------------------------------------
 
+    async def _first_write(self, request: ChangeRequest, deadline: float) -> Outcome:
+        """The short way for a register that may be new."""
+        engine = self._engine
+        write = self._first_write_factory(
+            engine.quorums,
+            engine.configuration.epoch,
+            self._own_acceptor or 0,
+            request.name,
+            request.change,
+            fence=request.fence,
+            generation=request.generation,
+        )
+        return await self._outcome(Run(engine, write, deadline))
+
     async def attempt(
-        self, taken: list[Waiting], change: Change, dead: tuple[RecordRef, ...], deadline: float, first: bool
+        self, taken: list[Waiting], change: Change, dead: tuple[RecordRef, ...], deadline: float
     ) -> Outcome:
         """One round for all of them."""
         engine = self._engine
@@ -181,62 +213,71 @@ class Changer:
         kept = self._kept.pop(name, None)
         if kept is not None and request.generation < engine.generations.known():
             kept = None  # begun some time ago: phase one tells whether it is too long, before anything is proposed
-        round_: Round | FirstWrite
-        if first:
-            round_ = self._first_write_factory(
-                engine.quorums,
-                engine.configuration.epoch,
-                self._own_acceptor or 0,
-                name,
-                change,
-                fence=request.fence,
-                generation=request.generation,
-            )
-        else:
-            again = name in self._touched or self._queues.is_awaited(name)
-            self.remember(name)
-            round_ = self._round_factory(
-                engine.quorums,
-                name,
-                kept.ballot if kept else engine.ballots.next(),
-                change,
-                fence=request.fence,
-                generation=request.generation,
-                dead=dead,
-                following=engine.ballots.next() if again and change.operations else ZERO,
-                kept=kept,
-                earlier=any(each.proposed for each in taken),
-            )
+        again = name in self._touched or self._queues.is_awaited(name)
+        self._remember(name)
+        round_ = self._round_factory(
+            engine.quorums,
+            name,
+            kept.ballot if kept else engine.ballots.next(),
+            change,
+            fence=request.fence,
+            generation=request.generation,
+            dead=dead,
+            following=engine.ballots.next() if again and change.operations else ZERO,
+            kept=kept,
+            earlier=any(each.proposed for each in taken),
+        )
         run = Run(engine, round_, deadline)
+        outcome = await self._outcome(run)
+        if isinstance(outcome, Done) and outcome.following > outcome.ballot and not run.moved:
+            assert outcome.state is not None, "a promise goes along with a write"
+            self._keep(name, KeptPromise(outcome.following, outcome.ballot, outcome.state))
+        return outcome
+
+    async def _outcome(self, run: Run) -> Outcome:
+        """See a round that was begun to its end."""
         self._runs[run] = None
+        if self._alarm is None or run.limit < self._alarm.when():
+            self._set_alarm(run.limit)
         try:
             outcome = await run.outcome
         finally:
             self._runs.pop(run, None)
             run.stop()
         if isinstance(outcome, Denied) and outcome.reason is Refusal.CONFIGURATION and run.moved:
-            return Lost(round_.ballot, outcome.proposed)
-        if isinstance(outcome, Done) and outcome.following > outcome.ballot and not run.moved:
-            assert outcome.state is not None, "a promise goes along with a write"
-            self._keep(name, KeptPromise(outcome.following, outcome.ballot, outcome.state))
+            return Lost(run.ballot, outcome.proposed)
         return outcome
+
+    def _set_alarm(self, at: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._engine.loop.call_at(at, self._on_alarm)
+
+    def _on_alarm(self) -> None:
+        self._alarm = None
+        now = self._engine.loop.time()
+        for run in [run for run in self._runs if run.limit <= now]:
+            run.time_out()
+        limits = [run.limit for run in self._runs if not run.outcome.done()]
+        if limits:
+            self._set_alarm(min(limits))
 
     def _keep(self, name: bytes, kept: KeptPromise) -> None:
         if len(self._kept) >= self._engine.settings.promises_kept_max:
             del self._kept[next(iter(self._kept))]  # the one that was kept longest
         self._kept[name] = kept
 
-    def may_be_first(self, request: ChangeRequest) -> bool:
+    def _may_be_first(self, request: ChangeRequest) -> bool:
         """Whether this register is at home here and was not seen lately: a hint, the acceptor decides."""
         engine, name = self._engine, request.name
-        if self._own_acceptor is None or engine.configuration.is_joint or name in self._touched:
+        if self._own_acceptor is None or engine.configuration.is_joint or name in self._touched or name in self._kept:
             return False
         if home_of(name, engine.quorums.members) != self._own_acceptor or not request.change.operations:
             return False
-        self.remember(name)
+        self._remember(name)
         return True
 
-    def remember(self, name: bytes) -> None:
+    def _remember(self, name: bytes) -> None:
         """That this register was seen."""
         if len(self._touched) >= self._engine.settings.names_remembered_max:
             self._touched.clear()
@@ -254,17 +295,22 @@ class _Lead:
         """Those without an answer; the list is the caller's and shrinks."""
         self._dead: set[RecordRef] = set()
 
-    async def until_answered(self, own: Waiting) -> ChangeReply:
-        """Run rounds until the leader's own change has its answer; others get theirs on the way."""
+    async def until_answered(self, own: Waiting, first: Outcome | None) -> ChangeReply:
+        """Run rounds until the leader's own change has its answer; others get theirs on the way.
+
+        ``first``: what came of the first attempt, if there was one.
+        """
         engine, settings = self._engine, self._engine.settings
         cap = settings.backoff_s_min
         while True:
-            self._expire(own)
-            first = len(self._open) == 1 and self._changer.may_be_first(own.request)
+            if first is None:
+                self._expire(own)
             change, deadline = self._changes(), min(each.deadline for each in self._open)
-            dead = tuple(sorted(self._dead))
             try:
-                outcome = await self._changer.attempt(self._open, change, dead, deadline, first)
+                if first is None:
+                    outcome = await self._changer.attempt(self._open, change, tuple(sorted(self._dead)), deadline)
+                else:
+                    outcome, first = first, None
             except asyncio.CancelledError:
                 self._proposed(True)  # what was sent for the others may be with some acceptor
                 raise

@@ -329,3 +329,4 @@ class Engine:
     async def close(self) -> None:
         """Stop erasing. Whoever made the transport closes it."""
         await self.eraser.close()
+        self._changer.close()

@@ -49,18 +49,25 @@ class Queues:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._queues: dict[bytes, collections.deque[Waiting]] = {}
+        self._queues: dict[bytes, collections.deque[Waiting] | None] = {}
+        """None: nobody has waited yet."""
 
-    async def enter(self, waiting: Waiting) -> ChangeReply | None:
+    def lead(self, name: bytes) -> bool:
+        """Take the lead of a register that nobody works on (then :meth:`hand_on` must follow); whether that was so."""
+        if name in self._queues:
+            return False
+        self._queues[name] = None
+        return True
+
+    async def wait(self, waiting: Waiting) -> ChangeReply | None:
         """Wait for an answer by another leader, or (None) for the lead; then :meth:`hand_on` must follow.
 
         Raises NoQuorum if the deadline came while it was in the queue and nothing of it was ever proposed.
         """
         name = waiting.request.name
-        queue = self._queues.get(name)
+        queue = self._queues[name]
         if queue is None:
-            self._queues[name] = collections.deque()
-            return None
+            queue = self._queues[name] = collections.deque()
         waiting.answer = self._loop.create_future()
         waiting.timer = self._loop.call_at(waiting.deadline, _expire, queue, waiting)
         queue.append(waiting)
@@ -83,8 +90,10 @@ class Queues:
         A second copy of an operation waits for the next round, which finds the first one's record.
         """
         taken = [leader]
-        operations = set(leader.request.change.operations)
         queue = self._queues[leader.request.name]
+        if not queue:
+            return taken
+        operations = set(leader.request.change.operations)
         terms = (leader.request.fence, leader.request.generation)
         while queue and len(taken) < ROUND_CHANGES_MAX:
             first = queue[0]
@@ -99,7 +108,9 @@ class Queues:
 
     def give_back(self, name: bytes, taken: list[Waiting]) -> None:
         """A leader leaves before those it took along have their answers: they are first in the queue again."""
-        self._queues[name].extendleft(reversed([each for each in taken if each.answer is not None]))
+        queue = self._queues[name]
+        if queue is not None:  # else nobody waited whom it could have taken along
+            queue.extendleft(reversed([each for each in taken if each.answer is not None]))
 
     def hand_on(self, name: bytes) -> None:
         """Give the lead to the next one who still waits."""

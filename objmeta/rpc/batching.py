@@ -43,8 +43,8 @@ class Outbox(Generic[Item]):
         """Queue an item of ``size`` bytes."""
         self._items.append((item, size))
         self.size += size
-        self._idle.clear()
-        self._wake()
+        if self._waiting is not None:
+            self._wake()
 
     def clear(self) -> list[Item]:
         """Take everything out."""
@@ -94,6 +94,7 @@ class Outbox(Generic[Item]):
         await self._idle.wait()
 
     def _wake(self) -> None:
-        waiting = self._waiting
+        waiting, self._waiting = self._waiting, None
         if waiting is not None and not waiting.done():
+            self._idle.clear()
             waiting.set_result(None)

@@ -84,7 +84,7 @@ class PeerLink:
         outbox = self._outbox
         self._pending[number] = on_reply
         outbox.put((number, item), len(item))
-        while len(outbox) > _QUEUE_ITEMS_MAX or outbox.size > _QUEUE_BYTES_MAX:
+        while outbox.size > _QUEUE_BYTES_MAX or len(outbox) > _QUEUE_ITEMS_MAX:
             dropped, _ = outbox.drop_oldest()
             self._pending.pop(dropped, None)
 

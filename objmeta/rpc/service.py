@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, cast
 
 import grpc
@@ -85,7 +86,7 @@ class ClientService:
 
     def __init__(self, door: Door) -> None:
         self._door = door
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._clients: set[_Client] = set()
         self.streams = ServedStreams()
         self.messages_sent = 0
 
@@ -97,12 +98,13 @@ class ClientService:
     @property
     def in_flight(self) -> int:
         """How many operations are being worked on."""
-        return len(self._tasks)
+        return sum(len(client.tasks) for client in self._clients)
 
     async def drained(self, timeout_s: float) -> None:
         """Wait until no operation is in flight, or for ``timeout_s``."""
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks), timeout=timeout_s)
+        tasks = [task for client in self._clients for task in client.tasks.values()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
 
     async def _stream(self, _: object, context: Any) -> None:
         node_id, members = self._door.place()
@@ -114,28 +116,13 @@ class ClientService:
         if membership is not None:
             metadata.append((wire.MEMBERSHIP, wire.encode(membership)))
         await context.send_initial_metadata(tuple(metadata))
-        loop = asyncio.get_running_loop()
-        outbox: Outbox[bytes] = Outbox(loop, _ANSWERS_A_MESSAGE_MAX)
-        tasks: set[asyncio.Task[None]] = set()
-
-        async def take(message: bytes) -> None:
-            batch = wire.decode_client_batch(message)
-            if not batch.items:
-                outbox.nudge()
-            for number, timeout_s, operation in batch.items:
-                task = loop.create_task(self._answer(number, timeout_s, operation, outbox))
-                for running in (tasks, self._tasks):
-                    running.add(task)
-                    task.add_done_callback(running.discard)
-            while len(tasks) > _IN_FLIGHT_MAX:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-
+        client = _Client(self.answer)
+        self._clients.add(client)
         try:
-            await self.streams.serve(context, outbox, self._frame, take)
+            await self.streams.serve(context, client.outbox, self._frame, client.take)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await client.cancel()
+            self._clients.remove(client)
 
     def _frame(self, items: list[bytes]) -> bytes:
         self.messages_sent += 1
@@ -143,7 +130,8 @@ class ClientService:
         epoch = membership.configuration.epoch if membership is not None else 0
         return wire.encode((wire.raw(items), self._door.in_touch(), epoch, self._door.generation()))
 
-    async def _answer(self, number: int, timeout_s: float, operation: wire.Operation, outbox: Outbox[bytes]) -> None:
+    async def answer(self, number: int, timeout_s: float, operation: wire.Operation) -> bytes:
+        """Perform an operation; the item that answers it, also when it failed."""
         allowed_s = min(timeout_s, _TIMEOUT_S_MAX) if timeout_s > 0 else 0.0
         result: wire.Result
         try:
@@ -157,13 +145,14 @@ class ClientService:
         if len(item) > ITEM_BYTES_MAX:
             too_long = f"the answer has {len(item)} bytes, at most {ITEM_BYTES_MAX} can travel; ask for less at a time"
             item = wire.encode((number, wire.failure(StoreError(too_long))))
-        outbox.put(item, len(item))
+        return item
 
     async def _perform(self, operation: wire.Operation, timeout_s: float) -> wire.Result:
+        if isinstance(operation, wire.ChangeName):  # nearly all are, and patterns cost more
+            generation = max(operation.generation, FIRST_GENERATION)
+            request = ChangeRequest(operation.name, operation.change, operation.fence, generation)
+            return wire.Changed(await self._door.proposer(operation.sent_on).change(request, timeout_s))
         match operation:
-            case wire.ChangeName(name, change, fence, generation, sent_on):
-                request = ChangeRequest(name, change, fence, max(generation, FIRST_GENERATION))
-                return wire.Changed(await self._door.proposer(sent_on).change(request, timeout_s))
             case wire.ReadNames(names, fence):
                 return wire.States(await self._door.registers().read(names, timeout_s, fence))
             case wire.FetchRecords(name, refs, with_data):
@@ -183,6 +172,42 @@ class ClientService:
                 return wire.Collection(await self._door.registers().collect(run, min(wait_s, timeout_s)))
             case wire.BeginCycle(wait_s):
                 return wire.CycleBegun(await self._door.registers().begin_cycle(min(wait_s, timeout_s)))
+
+
+class _Client:
+    """The operations of one stream, each in a task of its own, and their answers on the way out."""
+
+    def __init__(self, answer: Callable[[int, float, wire.Operation], Awaitable[bytes]]) -> None:
+        self._answer = answer
+        self._loop = asyncio.get_running_loop()
+        self._taken = 0
+        self.outbox: Outbox[bytes] = Outbox(self._loop, _ANSWERS_A_MESSAGE_MAX)
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+        """Those under way; each takes itself out (a callback at its end would cost more)."""
+
+    async def take(self, message: bytes) -> None:
+        batch = wire.decode_client_batch(message)
+        if not batch.items:
+            self.outbox.nudge()
+        for number, timeout_s, operation in batch.items:
+            self._taken += 1
+            self.tasks[self._taken] = self._loop.create_task(self._work(self._taken, number, timeout_s, operation))
+        while len(self.tasks) > _IN_FLIGHT_MAX:
+            await asyncio.wait(tuple(self.tasks.values()), return_when=asyncio.FIRST_COMPLETED)
+
+    async def _work(self, place: int, number: int, timeout_s: float, operation: wire.Operation) -> None:
+        try:
+            item = await self._answer(number, timeout_s, operation)
+            self.outbox.put(item, len(item))
+        finally:
+            del self.tasks[place]
+
+    async def cancel(self) -> None:
+        """Give up what is under way."""
+        tasks = tuple(self.tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _unforeseen(operation: wire.Operation, defect: Exception) -> ObjmetaError:

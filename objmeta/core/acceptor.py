@@ -134,11 +134,11 @@ class AcceptorView(Protocol):
 def step(view: AcceptorView, request: Request) -> Reply:
     """Answer one request, writing what it changes through ``view``."""
     try:
+        if isinstance(request, Accept):
+            return _accept(view, request, view.row(request.name) or _NEVER_TOUCHED)
         if isinstance(request, Read):
             row = view.row(request.name) or _NEVER_TOUCHED
             return Found(row.accepted, row.state)
-        if isinstance(request, Accept):
-            return _accept(view, request, view.row(request.name) or _NEVER_TOUCHED)
         if isinstance(request, Prepare):
             return _prepare(view, request)
         if isinstance(request, Fetch):
@@ -190,12 +190,11 @@ def _accept(view: AcceptorView, request: Accept, row: Row) -> Accepted | Refused
         return Refused(ballot, Refusal.STALE_TERM)
     if request.generation is not None and request.generation < view.generation_floor:
         return Refused(ballot, Refusal.STALE_GENERATION)
-    brought = {record.ref for record in request.records}
-    first = request.state.refs[0].sequence if request.state.refs else 0
-    for ref in request.state.refs:
+    brought = {record.ref: record for record in request.records}
+    refs = request.state.refs
+    for ref in refs:
         held = view.held(request.name, ref.version_id)
-        elsewhere = tuple(h for h in held if h.sequence < first and h not in request.dead)
-        if elsewhere:
+        if held and (elsewhere := tuple(h for h in held if h.sequence < refs[0].sequence and h not in request.dead)):
             return Refused(ballot, Refusal.HELD_ELSEWHERE, held=elsewhere)
         if ref not in brought and ref not in held:
             return Refused(ballot, Refusal.RECORD_MISSING)
@@ -203,18 +202,17 @@ def _accept(view: AcceptorView, request: Accept, row: Row) -> Accepted | Refused
         view.drop_records(request.name, request.dead)
     promised = max(ballot, request.following)
     view.put_records(request.name, request.records)
-    whole = _whole_after(view, request, row)
+    whole = _whole_after(view, request, row, brought)
     view.put_row(request.name, Row(promised, ballot, request.state, whole), True)
     return Accepted(ballot, _following(request, promised))
 
 
-def _whole_after(view: AcceptorView, request: Accept, row: Row) -> bool:
+def _whole_after(view: AcceptorView, request: Accept, row: Row, brought: dict[RecordRef, Record]) -> bool:
     """Whether the chain of the request's state is held: it goes on from one that is, or came along to its beginning."""
     refs = request.state.refs
     own = row.state.refs[-1] if row.state is not None and row.state.refs else None
     if not refs or refs[-1] == own:
         return row.whole
-    brought = {record.ref: record for record in request.records}
     if refs[0] not in brought:
         (brought[refs[0]],) = view.records(request.name, refs[:1], False)
     cursor: RecordRef | None = refs[0]

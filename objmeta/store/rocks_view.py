@@ -54,6 +54,7 @@ _ROWS_END: Final = b"s"
 _POSITION: Final = struct.Struct(">16sQQQQQ24s")
 _NUMBER: Final = struct.Struct(">Q")
 _LENGTH: Final = struct.Struct(">I")
+_ROW_HEAD: Final = struct.Struct(">6QB")
 _BALLOT_BYTES: Final = 24
 _FLAG_AT: Final = 2 * _BALLOT_BYTES
 _WHOLE: Final = 0x80
@@ -119,26 +120,24 @@ class View:
 
     def row(self, name: bytes) -> Row | None:
         rows = self._rows
-        if name in rows:
-            return rows[name]
-        try:
-            stored = self._tree.get(_ROW + name)
-            row = rows[name] = None if stored is None else _row(stored)
-        except IntegrityError as error:
-            raise RowDamaged(f"what is stored of a register cannot be read: {error}") from error
-        return row
+        if name not in rows:
+            try:
+                stored = self._tree.get(_ROW + name)
+                rows[name] = None if stored is None else _row(stored)
+            except IntegrityError as error:
+                raise RowDamaged(f"what is stored of a register cannot be read: {error}") from error
+        return rows[name]
 
     def held(self, name: bytes, version_id: bytes) -> tuple[RecordRef, ...]:
         key = (name, version_id)
         held = self._held.get(key)
         if held is None:
-            if not self._has_row(name):
-                return ()  # records are only ever stored together with a row
-            prefix = _record_prefix(name) + _escaped(version_id)
             found = []
-            for at, _ in self._tree.items(_RECORD + prefix, _RECORD + _beyond(prefix)):
-                (sequence,) = _NUMBER.unpack_from(at, 1 + len(prefix))
-                found.append(RecordRef(sequence, version_id, at[1 + len(prefix) + _DIGEST_AT :]))
+            if self._has_row(name):  # records are only ever stored together with a row
+                prefix = _record_prefix(name) + _escaped(version_id)
+                for at, _ in self._tree.items(_RECORD + prefix, _RECORD + _beyond(prefix)):
+                    (sequence,) = _NUMBER.unpack_from(at, 1 + len(prefix))
+                    found.append(RecordRef(sequence, version_id, at[1 + len(prefix) + _DIGEST_AT :]))
             held = self._held[key] = tuple(found)
         return held
 
@@ -207,6 +206,8 @@ class View:
     # -- Inside -------------------------------------------------------------------------------------------------------
 
     def _has_row(self, name: bytes) -> bool:
+        if name in self._rows:
+            return self._rows[name] is not None
         try:
             return self.row(name) is not None
         except RowDamaged:
@@ -262,7 +263,7 @@ class BatchView(View):
             held = self.held(name, ref.version_id)
             if ref in held:
                 continue
-            self._held[name, ref.version_id] = tuple(sorted((*held, ref)))
+            self._held[name, ref.version_id] = tuple(sorted((*held, ref))) if held else (ref,)
             key = _record_key(name, ref)
             parent = _ENCODER.encode(record.parent)
             self._overlay.put(_RECORD + key, _LENGTH.pack(len(parent)) + parent + record.body)
@@ -353,7 +354,7 @@ def _stored_row(row: Row) -> bytes:
     if state is None:
         return row.promised.pack()
     flag = state.flag | (_WHOLE if row.whole else 0)
-    return b"".join((row.promised.pack(), row.accepted.pack(), bytes((flag,)), _ENCODER.encode(state)))
+    return _ROW_HEAD.pack(*row.promised, *row.accepted, flag) + _ENCODER.encode(state)
 
 
 def _row(stored: bytes) -> Row:

@@ -43,6 +43,11 @@ def check_bucket(name: str) -> str:
 
 def check_key(key: str) -> str:
     """Return ``key`` if it is a valid object key; raises InvalidArgument naming the rule it breaks."""
+    _encoded(key)
+    return key
+
+
+def _encoded(key: str) -> bytes:
     try:
         encoded = key.encode()
     except UnicodeEncodeError:
@@ -52,7 +57,7 @@ def check_key(key: str) -> str:
         raise InvalidArgument(f"{found}; it must have 1 to {KEY_BYTES_MAX}")
     if "\x00" in key:
         raise InvalidArgument(f"key {_shortened(key)!r} holds a NUL character, which no file system can show")
-    return key
+    return encoded
 
 
 def bucket_register(bucket: str) -> bytes:
@@ -67,7 +72,7 @@ def object_prefix(bucket_id: bytes) -> bytes:
 
 def object_register(bucket_id: bytes, key: str) -> bytes:
     """The register of an object's head."""
-    return OBJECTS + bucket_id + check_key(key).encode()
+    return OBJECTS + bucket_id + _encoded(key)
 
 
 def value_register(key: bytes) -> bytes:

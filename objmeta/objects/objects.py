@@ -174,7 +174,6 @@ class Objects:
         then on a failure is an unknown outcome; and where the bucket was removed meanwhile, what is under its dead id,
         which nothing can be added to any more, says whether the change was applied.
         """
-        check_key(key)
         if generation < 0:
             raise InvalidArgument(f"a generation is at least 1, or 0 for the newest, not {generation}")
         proposed: BucketHead | None = None

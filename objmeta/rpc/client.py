@@ -262,8 +262,10 @@ class RemoteRegisters:
         if not self._members:
             return links
         home = home_of(name, self._members)
-        first = next((at for at, link in enumerate(links) if link.node_id == home), 0)
-        return links[first:] + links[:first] if first else links
+        for first, link in enumerate(links):
+            if link.node_id == home:
+                return links[first:] + links[:first] if first else links
+        return links
 
     # -- What the links report ----------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@
 * What is proposed on a kept promise was promised by a quorum of that configuration, at its epoch (rule 10).
 * A value accepted under a ballot is built on every value chosen under a lower one.
 * A chosen value is never forgotten: no quorum of the newest configuration is without it, or something built on it.
-* Every record on the chain of a chosen value is durable on a quorum (rule 7).
+* Every record on the chain of a chosen value is durable on a quorum (rule 7), unless its bucket is gone.
 * A register is erased only where every member of a configuration that is not joint held the very tombstone under one
   ballot (rules 8 and 9).  What comes after begins a new life of the register, above the old one's sequences.
 * An operation is on a chain at most once, over all lives of a register, and an acknowledged one is on it.
@@ -26,6 +26,9 @@ from objmeta.core.configuration import Configuration
 from objmeta.core.home import scope_of
 from objmeta.core.messages import TOMBSTONE, Accept, Accepted, Promise, RecordRef, Reply, Request, Row, State
 from objmeta.core.quorum import Quorums
+from objmeta.model.names import BUCKETS, object_prefix
+from objmeta.model.values import BucketHead, decode_value
+from objmeta.objects.buckets import GONE
 from objmeta.testing.checkers import Violation
 from objmeta.testing.disk import Entry, Table
 from objmeta.testing.telling import tell_ballot, tell_id, tell_ref, tell_row, tell_state
@@ -67,6 +70,8 @@ class Watch:
         """The durable tables, by acceptor; the mapping is kept up to date by its owner."""
         self._configurations = {a: table.membership.configuration for a, table in tables.items()}
         self._registers: dict[bytes, _Register] = {}
+        self._gone: set[bytes] = set()
+        """What names of objects in buckets that are gone begin with."""
 
     def chain(self, name: bytes) -> list[RecordRef]:
         """The records of the chosen chain, oldest first."""
@@ -186,8 +191,7 @@ class Watch:
         """Everything once more."""
         for name, register in self._registers.items():
             self._not_forgotten(name, register)
-            for ref in register.chain[register.needed_from :]:
-                self._held_by_quorum(name, ref)
+            self._chain_is_held(name, register)
 
     # -- What happened ------------------------------------------------------------------------------------------------
 
@@ -233,8 +237,7 @@ class Watch:
                 self._vote(acceptor, name, register, configuration)
             if is_newest:
                 self._not_forgotten(name, register)
-                for ref in register.chain[register.needed_from :]:
-                    self._held_by_quorum(name, ref)
+                self._chain_is_held(name, register)
 
     def _erased(self, acceptor: int, name: bytes) -> None:
         register = self._register(name)
@@ -282,6 +285,10 @@ class Watch:
             register.chain.append(ref)
             self._held_by_quorum(name, ref)
         self._not_forgotten(name, register)
+        if name.startswith(BUCKETS):
+            head = decode_value(state.value)
+            if isinstance(head, BucketHead) and head.status == GONE:
+                self._gone.add(object_prefix(head.bucket_id))
 
     # -- Rules --------------------------------------------------------------------------------------------------------
 
@@ -328,6 +335,12 @@ class Watch:
             self._violated(
                 f"register {name!r}: acceptors {without} form a quorum without the chosen {tell_ballot(greatest)}"
             )
+
+    def _chain_is_held(self, name: bytes, register: _Register) -> None:
+        """All records still; what lies in a bucket that is gone cannot be brought to every new member (decision 8)."""
+        if not any(name.startswith(prefix) for prefix in self._gone):
+            for ref in register.chain[register.needed_from :]:
+                self._held_by_quorum(name, ref)
 
     def _held_by_quorum(self, name: bytes, ref: RecordRef) -> None:
         holders = [a for a, table in self._tables.items() if ref in table.kept.get(name, ())]

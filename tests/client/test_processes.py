@@ -75,7 +75,7 @@ def test_one_client_in_many_threads(target: str, fresh: str) -> None:
 
 def test_the_synchronous_client_has_every_method(target: str, fresh: str) -> None:
     public = {name for name in dir(objmeta.AsyncClient) if not name.startswith("_")}
-    assert public <= set(dir(objmeta.Client))
+    assert public - set(dir(objmeta.Client)) == {"local_marks"}  # asynchronous generators, for the collector
     with objmeta.connect(target) as client:
         client.create_bucket(fresh)
         put = client.put_object(fresh, "a/b", data=b"x")

@@ -241,11 +241,15 @@ class LocalBlobs:
 
     async def _prepare(self) -> None:
         """Make the directories; goes on when the caller is cancelled, and :meth:`close` waits for it."""
-        preparing = in_thread(_prepare, self.path)
+        preparing = in_thread(self._make)
         self._preparing.add(preparing)
         preparing.add_done_callback(self._preparing.discard)
         await asyncio.shield(preparing)
         self._ready = True
+
+    def _make(self) -> None:
+        _prepare(self.path)
+        self._index.commit(())  # so that it is made, and takes over what is there, before anything comes in
 
     @contextmanager
     def _noted(self) -> Iterator[None]:

@@ -327,4 +327,4 @@ async def test_closing_waits_for_what_a_cancelled_caller_began(tmp_path: Path, m
     assert not path.exists()
     go_on.set()
     await closing
-    assert len(list(path.iterdir())) == 258
+    assert (path / "ff").is_dir()

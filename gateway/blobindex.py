@@ -92,7 +92,6 @@ class View:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self.floor, self.newest = connection.execute("SELECT floor, newest FROM place").fetchone()
 
     def find(self, digest: bytes) -> Row | None:
         """The row of a chunk."""
@@ -125,6 +124,10 @@ class View:
 
 class Change(View):
     """A transaction that writes."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(connection)
+        self.floor, self.newest = connection.execute("SELECT floor, newest FROM place").fetchone()
 
     def save(self, row: Row) -> None:
         """Add a row, or replace it."""
@@ -169,20 +172,16 @@ class Index:
 
     def read(self, question: Callable[[View], _T]) -> _T:
         """Ask something, in one snapshot. Raises StoreError, IntegrityError."""
-        with self._gate, explained(self._directory):
-            connection, kept = self._reader()
-            try:
-                connection.execute("BEGIN")
-                answer = question(View(connection))
-                connection.execute("ROLLBACK")
-            except BaseException:
-                connection.close()
-                raise
-            if kept and len(self._idle) < _IDLE_MAX:
-                self._idle.append(connection)
-            else:
-                connection.close()
+        with self._reading() as connection:
+            connection.execute("BEGIN")
+            answer = question(View(connection))
+            connection.execute("ROLLBACK")
             return answer
+
+    def find(self, digest: bytes) -> Row | None:
+        """The row of a chunk. Raises StoreError, IntegrityError."""
+        with self._reading() as connection:
+            return View(connection).find(digest)
 
     def commit(self, steps: Sequence[Callable[[Change], _T]]) -> list[_T | Exception]:
         """Do steps one after the other and make them durable together; what each returned, or the error it raised.
@@ -201,6 +200,20 @@ class Index:
                     connection.execute("ROLLBACK")
                 raise
             return results
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._gate, explained(self._directory):
+            connection, kept = self._reader()
+            try:
+                yield connection
+            except BaseException:
+                connection.close()
+                raise
+            if kept and len(self._idle) < _IDLE_MAX:
+                self._idle.append(connection)
+            else:
+                connection.close()
 
     def close(self) -> None:
         """Release the files; the next use opens them again."""
@@ -313,7 +326,7 @@ class _Gate:
     """Lets everybody in, except while it is shut; who shuts it waits until nobody is inside."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(threading.Lock())
         self._inside = 0
         self._shut = False
 

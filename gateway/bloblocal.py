@@ -41,7 +41,7 @@ from gateway.blobs import (
 )
 from gateway.files import creating, in_thread, recycle_buffers, update
 from gateway.groupsync import Batches, GroupSync, sync_directories
-from gateway.packs import PACKED_BYTES_MAX, Packs
+from gateway.packs import PACKED_BYTES_MAX, Packs, check_room
 from objmeta import Chunk, errors
 
 LEFTOVER_AGE_S: Final = 900.0
@@ -62,11 +62,13 @@ _Small = tuple[Row, bytes, int, bool]
 class LocalBlobs:
     """Satisfies :class:`gateway.blobs.BlobPlace`. The directory is made at the first put.
 
-    ``timeout_s`` bounds how long an operation waits for other processes.
+    ``timeout_s`` bounds how long an operation waits for other processes; chunks of up to ``packed_bytes_max`` bytes are
+    packed.
     """
 
-    def __init__(self, path: Path, *, timeout_s: float = 10.0) -> None:
+    def __init__(self, path: Path, *, timeout_s: float = 10.0, packed_bytes_max: int = PACKED_BYTES_MAX) -> None:
         self.path = path
+        self._packed_bytes_max = packed_bytes_max
         self._bytes = Bytes(path, Packs(path / "packs"))
         self._index = Index(path, lambda: blobsweep.found(self._bytes), timeout_s)
         self._ready = False
@@ -85,7 +87,7 @@ class LocalBlobs:
             yield data
 
         for _ in range(TRIES):
-            if len(data) <= PACKED_BYTES_MAX:
+            if len(data) <= self._packed_bytes_max:
                 there = await self._pack(chunk, data, generation)
             else:
                 there = await self._store(chunk, frames(), generation)
@@ -115,7 +117,7 @@ class LocalBlobs:
 
         pieces = hashed()
         try:
-            if chunk.length <= PACKED_BYTES_MAX:
+            if chunk.length <= self._packed_bytes_max:
                 await self.put(b"".join([piece async for piece in pieces]), generation=generation)
             elif not await self._store(chunk, pieces, generation):
                 raise self._swept_away(chunk)
@@ -298,6 +300,8 @@ class LocalBlobs:
         if row is not None and not good:
             await self._commit(rules.distrust(row, generation))
         path = self._bytes.own(chunk.digest)
+        with self._noted():
+            check_room(self.path, chunk.length)
         temporary = self.path / "tmp" / f"{os.getpid()}-{os.urandom(8).hex()}"
         with self._noted():
             async with creating(temporary) as file:
@@ -312,7 +316,7 @@ class LocalBlobs:
         """The row of a chunk, and whether its bytes are good."""
 
         def look() -> tuple[Row | None, bool]:
-            row = self._index.read(lambda view: view.find(chunk.digest))
+            row = self._index.find(chunk.digest)
             if row is None or row.length != chunk.length:
                 return row, False
             return row, not rules.is_bad(self._bytes, row)
@@ -322,12 +326,12 @@ class LocalBlobs:
     def _read(self, chunk: Chunk) -> bytes | None:
         """A chunk's bytes, None if they are not the chunk's. Raises OSError."""
         own = Row(chunk.digest, chunk.length)
-        if chunk.length > PACKED_BYTES_MAX:
+        if chunk.length > self._packed_bytes_max:
             with suppress(FileNotFoundError):
                 return self._bytes.read(own)
         before: Row | None = None
         for _ in range(TRIES):
-            row = self._index.read(lambda view: view.find(chunk.digest))
+            row = self._index.find(chunk.digest)
             if row is None or row.length != chunk.length or row == before:
                 break
             with suppress(FileNotFoundError):  # it may have moved from one pack to another

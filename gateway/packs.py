@@ -13,6 +13,7 @@ Rules.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -30,6 +31,8 @@ PACKED_BYTES_MAX: Final = 64 << 10
 """Longer chunks have files of their own."""
 PACK_BYTES_MAX: Final = 64 << 20
 """A pack that is longer is closed. Compaction copies at most half of one at a time."""
+RESERVE_BYTES_MAX: Final = 32 << 20
+_RESERVE_SHARE: Final = 16
 HEADER: Final = struct.Struct(">4sI32s")
 _MARK: Final = b"\x8fOC1"
 _ENDING: Final = ".pack"
@@ -52,6 +55,7 @@ class Packs:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._directory = f"{directory}{os.sep}"
         self._lock = threading.Lock()
         self._current: _Open | None = None
         self._open: dict[int, _Open] = {}
@@ -60,7 +64,10 @@ class Packs:
 
     def path(self, pack: int) -> Path:
         """The file of a pack."""
-        return self.directory / f"{pack:0{2 * _ID_BYTES}x}{_ENDING}"
+        return Path(self._name(pack))
+
+    def _name(self, pack: int) -> str:
+        return f"{self._directory}{pack:0{2 * _ID_BYTES}x}{_ENDING}"
 
     def sizes(self) -> dict[int, int]:
         """The packs there are, and the lengths of their files. Raises OSError."""
@@ -82,6 +89,7 @@ class Packs:
             offsets: list[int] = []
             parts: list[bytes] = []
             size = position = os.fstat(pack.descriptor).st_size
+            check_room(pack.descriptor, sum(len(data) for _, data in chunks))
             for digest, data in chunks:
                 parts += (HEADER.pack(_MARK, len(data), digest), data)
                 offsets.append(position + HEADER.size)
@@ -111,7 +119,7 @@ class Packs:
 
     def read(self, pack: int, offset: int, length: int) -> bytes:
         """Content, as it is there. Raises OSError (FileNotFoundError: the pack is gone)."""
-        descriptor = os.open(self.path(pack), os.O_RDONLY)
+        descriptor = os.open(self._name(pack), os.O_RDONLY)
         try:
             return os.pread(descriptor, length, offset)
         finally:
@@ -218,6 +226,18 @@ class Packs:
     def _release(self, pack: _Open) -> None:
         if pack.retired and not pack.pending and self._open.pop(pack.pack, None) is not None:
             os.close(pack.descriptor)
+
+
+def check_room(where: int | Path, length: int) -> None:
+    """Raise OSError (ENOSPC) if so many bytes more would leave less than is kept for the index on a disk.
+
+    Deleting has to write to the index before it frees anything, so a place that fills the disk to the last byte could
+    not be collected any more.
+    """
+    room = os.statvfs(where)
+    reserve = min(RESERVE_BYTES_MAX, room.f_blocks * room.f_frsize // _RESERVE_SHARE)
+    if room.f_bavail * room.f_frsize < length + reserve:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _lock(descriptor: int) -> bool:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -171,71 +170,6 @@ async def test_cancelled_reads_leave_nothing_open(blobs: LocalBlobs) -> None:
     while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < deadline:
         await asyncio.get_running_loop().run_in_executor(None, os.sched_yield)
     assert len(os.listdir("/proc/self/fd")) <= before
-
-
-# -- Disks in trouble -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB, where the machine allows to mount one."""
-    path = tmp_path / "tiny"
-    path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", path], check=False).returncode:
-        pytest.skip("no right to mount a small file system here")
-    yield path
-    subprocess.run(["umount", path], check=True)
-
-
-async def test_a_full_disk(tiny_disk: Path) -> None:
-    blobs = LocalBlobs(tiny_disk / "blobs")
-    kept = await blobs.put(b"k" * (1 << 20), generation=0)
-    with pytest.raises(errors.StoreFull, match=str(tiny_disk)):
-        await blobs.put(os.urandom(8 << 20), generation=0)
-    assert not temporaries(blobs)
-    assert await blobs.get(kept) == b"k" * (1 << 20)
-    await blobs.put(os.urandom(1 << 20), generation=0)
-    await blobs.close()
-
-
-async def test_a_limit_of_file_size(blobs: LocalBlobs) -> None:
-    await blobs.put(b"first", generation=0)
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
-    try:
-        with pytest.raises(errors.StoreFull):
-            await blobs.put(os.urandom(2 << 20), generation=0)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    assert not temporaries(blobs)
-
-
-@pytest.mark.parametrize("length", [6, 200_000])
-async def test_a_sync_that_fails_fails_the_put(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
-    kept = await blobs.put(b"first", generation=0)
-    data = os.urandom(length)
-
-    def failing(descriptor: int) -> None:
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", failing)
-        patch.setattr(os, "fdatasync", failing)
-        with pytest.raises(errors.StoreError, match="Input/output"):
-            await blobs.put(data, generation=0)
-        assert "Input/output" in (await blobs.status())[0].detail
-        assert await blobs.get(kept) == b"first"
-    assert not temporaries(blobs)
-    with pytest.raises(ChunkMissing):
-        await blobs.get(Chunk(blake3(data).digest(), length))
-    assert await blobs.get(await blobs.put(data, generation=0)) == data
-    assert (await blobs.status())[0].detail == ""
-
-
-async def test_a_path_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "blobs").write_text("not a directory")
-    with pytest.raises(errors.StoreError, match="blobs"):
-        await LocalBlobs(tmp_path / "blobs").put(b"data", generation=0)
 
 
 # -- Several processes ------------------------------------------------------------------------------------------------

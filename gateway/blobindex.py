@@ -63,6 +63,7 @@ _SCHEMA: Final = (
         replicas INTEGER NOT NULL,
         damaged INTEGER NOT NULL
     ) WITHOUT ROWID""",
+    "CREATE INDEX packed ON chunks (pack, offset) WHERE pack != 0",
     "INSERT INTO place VALUES (1, 0, 0)",
 )
 _COLUMNS: Final = "digest, length, pack, offset, touched, unmarked_since, replicas, damaged"
@@ -118,7 +119,7 @@ class View:
 
     def in_pack(self, pack: int) -> list[Row]:
         """The rows of a pack, in the order of its file."""
-        question = f"SELECT {_COLUMNS} FROM chunks WHERE pack = ? ORDER BY offset"
+        question = f"SELECT {_COLUMNS} FROM chunks WHERE pack = ? AND pack != 0 ORDER BY offset"
         return [Row._make(row) for row in self._connection.execute(question, (pack,))]
 
 

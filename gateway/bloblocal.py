@@ -49,6 +49,9 @@ LEFTOVER_AGE_MAX_S: Final = 86_400.0
 LEFTOVERS_MAX: Final = 1000
 STEPS_MAX: Final = 256
 """In one commit: more would gain nothing and make the first wait for the last."""
+APPENDED_MAX: Final = 64
+"""In one append to a pack, which is written in one go: at most 16 MiB. More would gain little: a sync costs no more for
+64 of 20 KiB than for 256."""
 APPENDS_AT_ONCE: Final = 2
 """While one batch of small chunks commits its rows, the next is written to its pack."""
 TRIES: Final = 8
@@ -350,7 +353,7 @@ class _Lanes:
         self._pool = ThreadPoolExecutor(1 + APPENDS_AT_ONCE, thread_name_prefix="objmeta-blobs")
         self.files = GroupSync()
         self.commits: Batches[Callable[[Change], object], object] = Batches(self._commit, STEPS_MAX, 1)
-        self.appends: Batches[_Small, Outcome] = Batches(self._append, STEPS_MAX, APPENDS_AT_ONCE)
+        self.appends: Batches[_Small, Outcome] = Batches(self._append, APPENDED_MAX, APPENDS_AT_ONCE)
 
     def is_ours(self) -> bool:
         """Whether they belong to the running loop and process."""

@@ -130,7 +130,8 @@ def compact(index: Index, place: Bytes) -> None:
     place.packs.close()  # so that this process's own is not left out
     used = index.read(lambda view: view.packed(HEADER.size))
     copied = 0
-    for pack, size in place.packs.sizes().items():
+    sizes = place.packs.sizes()
+    for pack, size in sorted(sizes.items(), key=lambda item: used.get(item[0], 0)):  # what frees most with least
         if copied + used.get(pack, 0) > COMPACTED_BYTES_MAX or 2 * used.get(pack, 0) > size:
             continue
         with place.packs.locked(pack) as is_ours:
@@ -166,7 +167,7 @@ def _in_pack(index: Index, pack: int) -> list[Row]:
 
 
 def _move(index: Index, place: Bytes, contents: list[tuple[Row, bytes]]) -> None:
-    pack, offsets = place.packs.append([(row.digest, data) for row, data in contents])
+    pack, offsets = place.packs.append([(row.digest, data) for row, data in contents], to_free=True)
     try:
         steps = [partial(_moved, row, pack, offset) for (row, _), offset in zip(contents, offsets, strict=True)]
         for result in index.commit(steps):

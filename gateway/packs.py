@@ -27,8 +27,8 @@ from typing import Final
 from gateway.blobs import CHUNK_LENGTH_MAX, digest_now
 from gateway.forking import tell_of_forks
 
-PACKED_BYTES_MAX: Final = 64 << 10
-"""Longer chunks have files of their own."""
+PACKED_BYTES_MAX: Final = 256 << 10
+"""Longer chunks have files of their own (decision 11)."""
 PACK_BYTES_MAX: Final = 64 << 20
 """A pack that is longer is closed. Compaction copies at most half of one at a time."""
 RESERVE_BYTES_MAX: Final = 32 << 20
@@ -79,9 +79,10 @@ class Packs:
                         found[int(entry.name.removesuffix(_ENDING), 16)] = entry.stat().st_size
         return found
 
-    def append(self, chunks: Sequence[tuple[bytes, bytes]]) -> tuple[int, list[int]]:
+    def append(self, chunks: Sequence[tuple[bytes, bytes]], *, to_free: bool = False) -> tuple[int, list[int]]:
         """Append chunks (digest and content), durably; the pack, and where in it each content begins.
 
+        ``to_free``: what comes of it is more room, so it may use what is kept for that.
         Say :meth:`settled` when their rows are committed, or will not be.  Raises OSError; nothing was appended then.
         """
         with self._lock:
@@ -89,13 +90,14 @@ class Packs:
             offsets: list[int] = []
             parts: list[bytes] = []
             size = position = os.fstat(pack.descriptor).st_size
-            check_room(pack.descriptor, sum(len(data) for _, data in chunks))
+            if not to_free:
+                check_room(pack.descriptor, sum(len(data) for _, data in chunks))
             for digest, data in chunks:
                 parts += (HEADER.pack(_MARK, len(data), digest), data)
                 offsets.append(position + HEADER.size)
                 position += HEADER.size + len(data)
             try:
-                _write(pack.descriptor, b"".join(parts), size)
+                _write(pack.descriptor, parts, size)
             except OSError:
                 os.ftruncate(pack.descriptor, size)
                 raise
@@ -248,8 +250,11 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _write(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
+def _write(descriptor: int, parts: list[bytes], offset: int) -> None:
+    done = os.pwritev(descriptor, parts, offset)
+    if done == sum(map(len, parts)):
+        return
+    view, offset = memoryview(b"".join(parts))[done:], offset + done
     while view:
         written = os.pwrite(descriptor, view, offset)
         view = view[written:]

@@ -51,7 +51,7 @@ def as_before_there_was_an_index(path: Path, contents: list[bytes]) -> list[Chun
 
 
 async def test_a_directory_without_an_index_is_taken_over(tmp_path: Path) -> None:
-    contents = [b"%d" % number for number in range(50)] + [os.urandom(200_000)]
+    contents = [b"%d" % number for number in range(50)] + [os.urandom(400_000)]
     chunks = as_before_there_was_an_index(tmp_path / "blobs", contents)
     blobs = LocalBlobs(tmp_path / "blobs")
     assert [await blobs.get(chunk) for chunk in chunks] == contents
@@ -68,7 +68,7 @@ async def test_a_directory_without_an_index_is_taken_over(tmp_path: Path) -> Non
 
 
 async def test_an_index_that_is_lost_is_made_anew(blobs: LocalBlobs) -> None:
-    contents = [b"%d" % number * 100 for number in range(300)] + [os.urandom(200_000)]
+    contents = [b"%d" % number * 100 for number in range(300)] + [os.urandom(400_000)]
     chunks = await asyncio.gather(*(blobs.put(data, generation=3) for data in contents))
     await blobs.close()
     pack, _ = whereabouts(blobs.path, chunks[0])
@@ -84,12 +84,12 @@ async def test_an_index_that_is_lost_is_made_anew(blobs: LocalBlobs) -> None:
 
 async def test_an_index_that_is_damaged_is_named(blobs: LocalBlobs) -> None:
     short = await blobs.put(b"short", generation=1)
-    long = await blobs.put(bytes(200_000), generation=1)
+    long = await blobs.put(bytes(400_000), generation=1)
     await blobs.close()
     index = blobs.path / INDEX
     index.write_bytes(b"\0" * index.stat().st_size)
     again = LocalBlobs(blobs.path)
-    assert await again.get(long) == bytes(200_000)
+    assert await again.get(long) == bytes(400_000)
     for attempt in (again.get(short), again.put(b"more", generation=1), again.has((short,))):
         with pytest.raises(errors.StoreError, match="index"):
             await attempt
@@ -182,7 +182,7 @@ async def test_processes_one_after_the_other_go_on_with_the_same_pack(tmp_path: 
 
 async def test_files_whose_commit_never_came_are_swept(blobs: LocalBlobs) -> None:
     await blobs.put(b"first", generation=3)
-    (orphan,) = as_before_there_was_an_index(blobs.path, [os.urandom(200_000)])
+    (orphan,) = as_before_there_was_an_index(blobs.path, [os.urandom(400_000)])
     for cycle in (4, 5):
         assert (await blobs.sweep(Sweep(cycle, cycle - 1, b"", b"", ()))).deleted == 0
     assert await blobs.has((orphan,)) == [True]

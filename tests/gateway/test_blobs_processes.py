@@ -28,7 +28,7 @@ from blake3 import blake3
 from objmeta import Chunk, errors
 
 home, seed, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-contents = [bytes([number]) * (100 if number % 3 else 70_000) for number in range(24)]
+contents = [bytes([number]) * (100 if number % 3 else 300_000) for number in range(24)]
 chunks = [Chunk(blake3(data).digest(), len(data)) for data in contents]
 
 def generation():
@@ -80,7 +80,7 @@ async def main():
         print(chunk.digest.hex(), length, flush=True)
 
     while True:
-        await asyncio.gather(*(one(length) for length in (100, 5_000, 30_000, 100_000) * 3))
+        await asyncio.gather(*(one(length) for length in (100, 5_000, 30_000, 300_000) * 3))
 
 asyncio.run(main())
 """
@@ -163,7 +163,7 @@ def test_killed_writers_leave_nothing_broken_and_nothing_behind(tmp_path: Path) 
 def test_a_sweep_that_is_killed_loses_nothing_that_is_marked(tmp_path: Path) -> None:
     """It is killed between removing bytes and the commit, at worst: what is due may be half gone, nothing else."""
     path = tmp_path / "blobs"
-    contents = [os.urandom(70_000 if number % 4 == 0 else 3_000) for number in range(400)]
+    contents = [os.urandom(300_000 if number % 4 == 0 else 3_000) for number in range(400)]
     kept = {blake3(data).digest(): data for data in contents[::3]}
 
     async def fill() -> None:

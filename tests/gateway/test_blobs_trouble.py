@@ -42,14 +42,14 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", path], check=False).returncode:
         pytest.skip("no right to mount a small file system here")
     yield path
-    subprocess.run(["umount", path], check=True)
+    subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def mount(path: Path, options: str) -> None:
     subprocess.run(["mount", "-o", options, path], check=True)
 
 
-@pytest.mark.parametrize("length", [30_000, 300_000])
+@pytest.mark.parametrize("length", [30_000, 400_000])
 async def test_a_full_disk(tiny_disk: Path, length: int) -> None:
     blobs = LocalBlobs(tiny_disk / "blobs")
     kept: dict[Chunk, bytes] = {}
@@ -87,7 +87,7 @@ async def test_a_full_disk_in_a_batch(tiny_disk: Path) -> None:
 @pytest.mark.parametrize("closed", [True, False])
 async def test_a_disk_that_turns_read_only(tiny_disk: Path, closed: bool) -> None:
     blobs = LocalBlobs(tiny_disk / "blobs")
-    contents = [b"short", os.urandom(200_000)]
+    contents = [b"short", os.urandom(400_000)]
     chunks = [await blobs.put(data, generation=1) for data in contents]
     if closed:
         await blobs.close()
@@ -103,7 +103,7 @@ async def test_a_disk_that_turns_read_only(tiny_disk: Path, closed: bool) -> Non
         assert await blobs.has(chunks) == [True, True]
         assert len(await blobs.held()) == 2
         assert (await blobs.usage()).chunks == 2
-        for data in (b"more", os.urandom(200_000)):
+        for data in (b"more", os.urandom(400_000)):
             with pytest.raises(errors.StoreError, match=str(tiny_disk)):
                 await blobs.put(data, generation=1)
         with pytest.raises(errors.StoreError):
@@ -126,7 +126,7 @@ async def test_a_limit_of_file_size(blobs: LocalBlobs) -> None:
     assert not temporaries(blobs)
 
 
-@pytest.mark.parametrize("length", [6, 200_000])
+@pytest.mark.parametrize("length", [6, 400_000])
 async def test_a_sync_that_fails_fails_the_put(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     kept = await blobs.put(b"first", generation=0)
     data = os.urandom(length)

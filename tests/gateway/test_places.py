@@ -110,10 +110,10 @@ async def test_held_goes_in_order_and_in_pages(place: BlobPlace) -> None:
 
 
 async def test_usage(place: BlobPlace) -> None:
-    await asyncio.gather(*(place.put(os.urandom(length), generation=1) for length in (10, 20, 200_000)))
+    await asyncio.gather(*(place.put(os.urandom(length), generation=1) for length in (10, 20, 400_000)))
     usage = await place.usage()
-    assert (usage.chunks, usage.chunk_bytes, usage.damaged) == (3, 200_030, 0)
-    assert usage.stored_bytes >= 200_030
+    assert (usage.chunks, usage.chunk_bytes, usage.damaged) == (3, 400_030, 0)
+    assert usage.stored_bytes >= 400_030
 
 
 # -- Damage -----------------------------------------------------------------------------------------------------------
@@ -160,12 +160,12 @@ async def test_what_lost_its_bytes_is_not_held(lab: Lab, length: int) -> None:
 
 async def test_verify_finds_what_is_damaged_and_goes_on(lab: Lab) -> None:
     place = lab.place
-    chunks = [await place.put(os.urandom(length), generation=1) for length in (10, 1000, 200_000, 300_000) * 3]
+    chunks = [await place.put(os.urandom(length), generation=1) for length in (10, 1000, 400_000, 500_000) * 3]
     for chunk in chunks[:3]:
         lab.spoil(chunk)
     after, checked, damaged = b"", 0, set()
     while True:
-        verified = await place.verify(after, 250_000)
+        verified = await place.verify(after, 450_000)
         checked += verified.checked
         damaged |= set(verified.damaged)
         after = verified.next
@@ -326,7 +326,7 @@ async def test_a_surplus_copy_is_dropped_if_it_was_not_touched(place: BlobPlace,
 
 async def test_puts_touches_and_sweeps_at_once(place: BlobPlace) -> None:
     """A chunk that was touched at or above a floor is there as long as no higher floor has passed."""
-    contents = [b"%d" % number * (1 + 9000 * (number % 3)) for number in range(30)]
+    contents = [b"%d" % number * (1 + 70_000 * (number % 3)) for number in range(30)]
     chunks = [named(data) for data in contents]
     generation = 1
 

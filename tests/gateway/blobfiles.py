@@ -43,6 +43,15 @@ def spoil(place: Path, chunk: Chunk) -> None:
         file.write(bytes((last ^ 1,)))
 
 
+def spoil_named(place: Path, digest: str) -> None:
+    """The same for a chunk whose length the index knows."""
+    with _index(place) as connection:
+        (length,) = connection.execute(
+            "SELECT length FROM chunks WHERE digest = ?", (bytes.fromhex(digest),)
+        ).fetchone()
+    spoil(place, Chunk(bytes.fromhex(digest), length))
+
+
 def lose(place: Path, chunk: Chunk) -> None:
     """Remove the file that has a chunk's bytes, and all others that are in the same one."""
     whereabouts(place, chunk)[0].unlink()

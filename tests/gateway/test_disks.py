@@ -13,6 +13,7 @@ import pytest
 
 from gateway import ObjmetaFileSystem
 from gateway.blobdisks import BLOBS
+from tests.gateway import blobfiles
 
 BIG = os.urandom(3 << 20)
 
@@ -27,7 +28,7 @@ def open_files(paths: list[Path]) -> ObjmetaFileSystem:
 
 
 def chunks(path: Path) -> list[str]:
-    return sorted(file.name for file in (path / BLOBS).glob("??/*") if len(file.name) == 64)
+    return blobfiles.chunks(path / BLOBS)
 
 
 def test_bytes_are_on_every_disk_and_any_one_may_be_lost(paths: list[Path]) -> None:
@@ -50,12 +51,12 @@ def test_a_damaged_chunk_is_read_elsewhere_and_mended(paths: list[Path]) -> None
     files = open_files(paths)
     files.mkdir("bucket")
     files.pipe_file("bucket/big", BIG)
-    name = chunks(paths[0])[0]
-    damaged = paths[0] / BLOBS / name[:2] / name
-    whole = damaged.read_bytes()
-    damaged.write_bytes(whole[:-1] + bytes((whole[-1] ^ 1,)))
+    for name in chunks(paths[0]):
+        blobfiles.spoil_named(paths[0] / BLOBS, name)
     assert files.cat_file("bucket/big") == BIG
-    assert damaged.read_bytes() == whole
+    shutil.rmtree(paths[1] / BLOBS)
+    shutil.rmtree(paths[2] / BLOBS)
+    assert files.cat_file("bucket/big") == BIG, "what was damaged was not mended"
     files.close()
 
 

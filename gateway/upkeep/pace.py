@@ -1,4 +1,4 @@
-"""A bound on bytes per second for work that nobody waits for."""
+"""Bounds for work that nobody waits for: on bytes per second, and on its part of a processor."""
 
 from __future__ import annotations
 
@@ -22,3 +22,20 @@ class Pace:
         now = asyncio.get_running_loop().time()
         self._free_at = max(self._free_at, now - _BURST_S) + count / self._bytes_per_s
         await asyncio.sleep(max(0.0, self._free_at - now))
+
+
+class Rest:
+    """Pauses of ``multiple`` times what the work between them took."""
+
+    def __init__(self, multiple: float) -> None:
+        self._multiple = multiple
+        self._since = asyncio.get_running_loop().time()
+
+    def begin(self) -> None:
+        """What follows is work."""
+        self._since = asyncio.get_running_loop().time()
+
+    async def pause(self) -> None:
+        """It was done; what follows is work again."""
+        await asyncio.sleep(self._multiple * (asyncio.get_running_loop().time() - self._since))
+        self.begin()

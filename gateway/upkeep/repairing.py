@@ -35,7 +35,7 @@ from gateway.bloblocal import LocalBlobs
 from gateway.blobpeer import Room
 from gateway.blobs import ChunkMissing
 from gateway.placement import Place, copies, enough, homes, order
-from gateway.upkeep.pace import Pace
+from gateway.upkeep.pace import Pace, Rest
 from gateway.upkeep.runs import Progress
 from gateway.upkeep.views import Tag, View, Views
 from objmeta import Chunk, errors
@@ -45,6 +45,8 @@ FETCHES_MAX: Final = 16
 FETCH_BYTES_MAX: Final = 32 << 20
 """and no more than this together, so that long ones fit into memory."""
 HELD_PAGE: Final = 500
+REST: Final = 2.0
+"""As a multiple of the time that looking chunks up takes."""
 REFRESH_S: Final = 5.0
 """How old what is known of weights, zones and the generation may be."""
 
@@ -157,13 +159,16 @@ class Repairer:
         generation = await self._generation()
         refresh_at = _now() + REFRESH_S
         lacking = surplus = 0
+        rest = Rest(REST)
         async for page in self._wanted():
             if _now() >= refresh_at:
                 await self._views.refreshed()
                 generation = await self._generation()
                 refresh_at = _now() + REFRESH_S
             self._check(view)
+            rest.begin()
             found = await self._blobs.has([want.chunk for want in page])
+            await rest.pause()
             mine = [self._is_mine(want, view) for want in page]
             rows = list(zip(page, mine, found, strict=True))
             lacked = [want for want, here, held in rows if here and not held]

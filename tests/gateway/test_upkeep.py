@@ -18,6 +18,7 @@ from gateway.upkeep.repairing import Repairer, Want
 from gateway.upkeep.runs import Progress, Runner
 from gateway.upkeep.scrubbing import Scrubber
 from gateway.upkeep.views import Tag, Views, register
+from gateway.upkeep.watched import WatchedBlobs
 from objmeta import Chunk, KeyValue, errors
 from objmeta.client import Membership
 from objmeta.core.configuration import Configuration
@@ -321,6 +322,50 @@ async def test_damage_that_nobody_can_heal_is_counted(tmp_path: Path) -> None:
     progress = Progress()
     await Scrubber(blobs, Pace(math.inf), None).run(progress)
     assert (progress.fixed, progress.left, (await blobs.usage()).damaged) == (0, 1, 1)
+    await blobs.close()
+
+
+# -- A disk in trouble, a node that leaves ----------------------------------------------------------------------------
+
+
+async def test_a_disk_that_cannot_read_is_told(tmp_path: Path) -> None:
+    blobs = WatchedBlobs(tmp_path / "blobs")
+    good, bad = [await blobs.put(bytes([number]) * LENGTH, generation=1) for number in range(2)]
+    assert await blobs.trouble() == ""
+    name = bad.digest.hex()
+    path = blobs.path / name[:2] / name
+    path.unlink()
+    path.mkdir()  # no file, and not missing either
+    with pytest.raises(errors.StoreError):
+        await blobs.get(bad)
+    assert str(blobs.path) in await blobs.trouble()
+    assert await blobs.get(good) == bytes(LENGTH)
+    await blobs.close()
+
+
+async def test_a_disk_that_cannot_be_written_to_is_tried_again(tmp_path: Path) -> None:
+    blobs = WatchedBlobs(tmp_path / "blobs")
+    tmp_path.joinpath("blobs").write_bytes(b"in the way")
+    with pytest.raises(errors.StoreError):
+        await blobs.put(bytes(LENGTH), generation=1)
+    assert await blobs.trouble() != ""
+    await blobs.probe()
+    assert await blobs.trouble() != ""
+    tmp_path.joinpath("blobs").unlink()
+    await blobs.probe()
+    assert await blobs.trouble() == ""
+    await blobs.close()
+
+
+async def test_a_node_that_leaves_acknowledges_nothing(tmp_path: Path) -> None:
+    leaves = False
+    blobs = WatchedBlobs(tmp_path / "blobs", lambda: leaves)
+    chunk = await blobs.put(bytes(LENGTH), generation=1)
+    leaves = True
+    with pytest.raises(errors.Unavailable):
+        await blobs.put(b"1" * LENGTH, generation=1)
+    assert await blobs.touch((chunk,), generation=2) == [False]
+    assert await blobs.get(chunk) == bytes(LENGTH)
     await blobs.close()
 
 

@@ -34,6 +34,8 @@ PATIENCE_S: Final = 60.0
 PROBE_S: Final = 5.0
 ASK_TIMEOUT_S: Final = 5.0
 LEAVE_LOOK_S_MAX: Final = 10.0
+GONE_S: Final = 10.0
+"""A node that leaves and has not answered for so long is not waited for: it is the one that is to be replaced."""
 REPAIR_MIB_PER_S: Final = 64.0
 SCRUB_MIB_PER_S: Final = 32.0
 _MIB: Final = 1 << 20
@@ -154,13 +156,17 @@ class Keeper:
     async def may_leave(self, joint: Membership, tell: Callable[[str], None]) -> None:
         """Return when nobody relies on the members that leave, as far as they answer (MayLeave)."""
         old, new = map(set, joint.configuration.member_sets)
-        leaving, pause_s = old - new, LOOK_S
+        addresses = joint.address_of
+        leaving, pause_s = {node_id for node_id in old - new if node_id in addresses}, LOOK_S
+        heard_at = dict.fromkeys(leaving, asyncio.get_running_loop().time())
         while leaving and self._views.tag()[0] == joint.configuration.epoch:
             for node_id in sorted(leaving):
                 try:
-                    left = await self._left_at(joint.address_of[node_id])
+                    left = await self._left_at(addresses[node_id])
+                    heard_at[node_id] = asyncio.get_running_loop().time()
                 except errors.Unavailable:
-                    left = 0  # it has ended: nobody hears of what it has
+                    gone = asyncio.get_running_loop().time() >= heard_at[node_id] + GONE_S
+                    left = 0 if gone else -1
                 if not left:
                     leaving.discard(node_id)
                 else:
@@ -174,9 +180,13 @@ class Keeper:
         node = self._nodes.upkeep(address)
         try:
             number = await node.start(REPAIR, ASK_TIMEOUT_S)
+            seen = number - 1
             while True:
                 status = await node.status(ASK_TIMEOUT_S)
-                if status.repair.number >= number and not status.repair.running:
+                if status.repair.number < seen:
+                    return -1  # it was started anew
+                seen = status.repair.number
+                if seen >= number and not status.repair.running:
                     return -1 if status.repair.problem else status.surplus
                 await asyncio.sleep(LOOK_S)
         except errors.StoreError:

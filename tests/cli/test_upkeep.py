@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+import objmeta
+from gateway.placement import PLACES, Said, decode_places
 from tests.cli.conftest import Outcome, Run, Shell, eventually
 from tests.cli.test_cluster import alive, announced
 
@@ -164,3 +166,26 @@ def test_a_cluster_repairs_what_fsck_finds(shell: Shell) -> None:
                 file.unlink()
     assert "unreachable: objmeta://box/large" in gateway("fsck", code=5).out
     assert gateway("repair", code=1).err.startswith("gateway: ")
+
+
+def test_a_node_registers_its_zone_and_weight(shell: Shell) -> None:
+    serve = shell.start(
+        *("serve", "--data", "node", "--listen", "127.0.0.1:0", "--zone", "rack 1", "--weight", "2.5", "--json")
+    )
+    address = str(announced(serve)["address"])
+    (status,) = shell("--store", address, "status", "--json").records
+    assert (status["nodes"][0]["data"]["zone"], status["nodes"][0]["data"]["weight"]) == ("rack 1", 2.5)
+    query = "SELECT zone, weight FROM places"
+    assert shell("--store", address, "sql", "--json", query).records == [{"zone": "rack 1", "weight": 2.5}]
+
+    def registered() -> bool:
+        with objmeta.connect(address) as client:
+            kept = client.get(PLACES)
+        return kept is not None and decode_places(kept.value) == {1: Said(2.5, "rack 1")}
+
+    eventually(registered)
+    serve.send_signal(signal.SIGTERM)
+    _, err = serve.communicate(timeout=20)
+    assert serve.returncode == 0, err
+    for wrong in (["--weight", "-1"], ["--repair-rate", "0"], ["--zone", "x" * 65]):
+        shell("serve", "--data", "other", *wrong, code=2)

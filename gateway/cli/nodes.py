@@ -38,7 +38,7 @@ _LOOK_S: Final = 0.2
 @click.option("--zone", metavar="NAME", default="", help="What the node may fail together with: a rack, a building.")
 @click.option("--weight", metavar="N", type=float, default=1.0, show_default=True, help="Its capacity, in any unit.")
 @click.option(
-    "--repair-rate", metavar="MIB", type=float, default=64.0, show_default=True, help="MiB/s that repair may fetch."
+    "--repair-rate", metavar="MIB", type=float, default=32.0, show_default=True, help="MiB/s that repair may fetch."
 )
 @click.option(
     "--scrub-rate", metavar="MIB", type=float, default=32.0, show_default=True, help="MiB/s that the scrub may read."

@@ -36,7 +36,7 @@ ASK_TIMEOUT_S: Final = 5.0
 LEAVE_LOOK_S_MAX: Final = 10.0
 GONE_S: Final = 10.0
 """A node that leaves and has not answered for so long is not waited for: it is the one that is to be replaced."""
-REPAIR_MIB_PER_S: Final = 64.0
+REPAIR_MIB_PER_S: Final = 32.0
 SCRUB_MIB_PER_S: Final = 32.0
 _MIB: Final = 1 << 20
 

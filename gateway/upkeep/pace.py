@@ -31,11 +31,7 @@ class Rest:
         self._multiple = multiple
         self._since = asyncio.get_running_loop().time()
 
-    def begin(self) -> None:
-        """What follows is work."""
-        self._since = asyncio.get_running_loop().time()
-
     async def pause(self) -> None:
         """It was done; what follows is work again."""
         await asyncio.sleep(self._multiple * (asyncio.get_running_loop().time() - self._since))
-        self.begin()
+        self._since = asyncio.get_running_loop().time()

@@ -27,9 +27,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Final, NamedTuple, Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import replace
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from gateway.bloblocal import LocalBlobs
 from gateway.blobpeer import Room
@@ -40,10 +41,12 @@ from gateway.upkeep.runs import Progress
 from gateway.upkeep.views import Tag, View, Views
 from objmeta import Chunk, errors
 
-FETCHES_MAX: Final = 16
+FETCHES_MAX: Final = 8
 """Under way at once: enough that small chunks share a sync,"""
 FETCH_BYTES_MAX: Final = 32 << 20
 """and no more than this together, so that long ones fit into memory."""
+CHUNK_COST_BYTES: Final = 128 << 10
+"""What fetching a chunk costs beside its bytes, as so many bytes: small ones cost calls and commits, not transfer."""
 HELD_PAGE: Final = 500
 REST: Final = 2.0
 """As a multiple of the time that looking chunks up takes."""
@@ -51,6 +54,8 @@ REFRESH_S: Final = 5.0
 """How old what is known of weights, zones and the generation may be."""
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Want(NamedTuple):
@@ -60,7 +65,7 @@ class Want(NamedTuple):
     replicas: int
 
 
-Wanted = Callable[[], AsyncIterator[Sequence[Want]]]
+Wanted = Callable[[], AsyncGenerator[Sequence[Want], None]]
 """Everything that the own acceptor's records name: pages in order of digest, each chunk once."""
 
 
@@ -159,31 +164,35 @@ class Repairer:
         generation = await self._generation()
         refresh_at = _now() + REFRESH_S
         lacking = surplus = 0
-        rest = Rest(REST)
-        async for page in self._wanted():
-            if _now() >= refresh_at:
-                await self._views.refreshed()
-                generation = await self._generation()
-                refresh_at = _now() + REFRESH_S
-            self._check(view)
-            rest.begin()
-            found = await self._blobs.has([want.chunk for want in page])
-            await rest.pause()
-            mine = [self._is_mine(want, view) for want in page]
-            rows = list(zip(page, mine, found, strict=True))
-            lacked = [want for want, here, held in rows if here and not held]
-            others = [want for want, here, held in rows if held and not here]
-            lacking += len(lacked)
-            self.missing = max(self.missing, lacking - progress.fixed)
-            fetched = await asyncio.gather(*(self._bring(want, view, generation, progress) for want in lacked))
-            confirmed = await self._confirmed_everywhere(others, view, generation)
-            dropped = await self.handover.drop(view.tag, generation, confirmed)
-            surplus += len(others) - dropped
-            progress.fixed += sum(fetched)
-            progress.dropped += dropped
-            progress.left = lacking - progress.fixed + surplus
-            progress.chunks += len(page)
+        async with aclosing(self._wanted()) as pages:
+            async for page in pages:
+                if _now() >= refresh_at:
+                    await self._views.refreshed()
+                    generation = await self._generation()
+                    refresh_at = _now() + REFRESH_S
+                self._check(view)
+                lacked, others = await self._sorted(page, view)
+                lacking += len(lacked)
+                self.missing = max(self.missing, lacking - progress.fixed)
+                fetched = await _all(self._bring(want, view, generation, progress) for want in lacked)
+                confirmed = await self._confirmed_everywhere(others, view, generation)
+                dropped = await self.handover.drop(view.tag, generation, confirmed)
+                surplus += len(others) - dropped
+                progress.fixed += sum(fetched)
+                progress.dropped += dropped
+                progress.left = lacking - progress.fixed + surplus
+                progress.chunks += len(page)
         self.missing, self.surplus = lacking - progress.fixed, surplus
+
+    async def _sorted(self, page: Sequence[Want], view: View) -> tuple[list[Want], list[Want]]:
+        """What this node is to keep and lacks, and what it has in others' stead."""
+        rest = Rest(REST)
+        found = await self._blobs.has([want.chunk for want in page])
+        await rest.pause()
+        rows = [(want, self._is_mine(want, view), held) for want, held in zip(page, found, strict=True)]
+        return [want for want, mine, held in rows if mine and not held], [
+            want for want, mine, held in rows if held and not mine
+        ]
 
     def _check(self, view: View) -> None:
         if self._views.tag() != view.tag:
@@ -204,7 +213,7 @@ class Repairer:
         length = want.chunk.length
         async with self._share(length):
             try:
-                await self._pace.take(length)
+                await self._pace.take(length + CHUNK_COST_BYTES)
                 await self._fetch(want.chunk, view, generation)
             except errors.StoreFull:
                 raise
@@ -221,33 +230,49 @@ class Repairer:
                 continue
             try:
                 data = await self._others.fetch(place, chunk)
-            except (errors.IntegrityError, errors.Unavailable) as problem:
+            except (errors.StoreError, errors.Unavailable) as problem:
                 problems.append(problem)
                 continue
             await self._blobs.put(data, generation=generation)
             return
         reasons = "; ".join(map(str, problems)) or "there is no other node"
         text = f"nobody gave a good copy of chunk {chunk.digest.hex()} ({reasons})"
-        if any(isinstance(problem, errors.Unavailable) for problem in problems):
-            raise errors.Unavailable(text)
-        raise ChunkMissing(text)
+        if all(isinstance(problem, errors.IntegrityError) for problem in problems):
+            raise ChunkMissing(text)
+        raise errors.Unavailable(text)
 
     # -- Giving away --------------------------------------------------------------------------------------------------
 
     async def _confirmed_everywhere(self, wants: Sequence[Want], view: View, generation: int) -> list[Chunk]:
         """Those that all homes say they have."""
-        taken = await self._taken(wants, view, generation)
+        taken, _ = await self._taken(wants, view, generation)
         wanted = [(want.chunk, copies(want.replicas, len(view.places))) for want in wants]
         return [chunk for chunk, number in wanted if len(taken[chunk]) == number]
 
-    async def _confirmed(self, place: Place, tag: Tag, generation: int, wants: list[Want]) -> list[Want]:
-        """Those that a home has not confirmed."""
-        try:
-            held = await self._others.confirm(place, tag, generation, wants)
-        except errors.ObjmetaError as problem:
-            _log.info("%s does not take over surplus copies yet: %s", place.address, problem)
-            return wants
-        return [want for want, there in zip(wants, held, strict=True) if not there]
+    async def _taken(
+        self, wants: Sequence[Want], view: View, generation: int
+    ) -> tuple[dict[Chunk, set[Place]], set[Place]]:
+        """Which homes have each of these, and which did not answer, or not under this view."""
+        asked: dict[Place, list[Want]] = {}
+        for want in wants:
+            for place in homes(want.chunk.digest, view.places, want.replicas):
+                asked.setdefault(place, []).append(want)
+        taken: dict[Chunk, set[Place]] = {want.chunk: set() for want in wants}
+        silent: set[Place] = set()
+
+        async def ask(place: Place, some: list[Want]) -> None:
+            try:
+                held = await self._others.confirm(place, view.tag, generation, some)
+            except errors.ObjmetaError as problem:
+                _log.info("%s does not take over surplus copies yet: %s", place.address, problem)
+                silent.add(place)
+                return
+            for want, there in zip(some, held, strict=True):
+                if there:
+                    taken[want.chunk].add(place)
+
+        await _all(ask(place, some) for place, some in asked.items())
+        return taken, silent
 
     # -- Leaving ------------------------------------------------------------------------------------------------------
 
@@ -261,38 +286,23 @@ class Repairer:
             self._check(view)
             after = page[-1].digest
             wants = [Want(held.chunk, held.replicas) for held in page if not held.damaged]
-            taken = await self._taken(wants, view, generation)
+            taken, silent = await self._taken(wants, view, generation)
+            hopeful = replace(view, places=tuple(place for place in view.places if place not in silent))
             left += sum(
-                await asyncio.gather(
-                    *(self._left(want, taken[want.chunk], own, view, generation, progress) for want in wants)
+                await _all(
+                    self._left(want, taken[want.chunk], own, hopeful, generation, progress, len(view.places))
+                    for want in wants
                 )
             )
             progress.chunks += len(page)
             progress.left = left
         self.missing, self.surplus = 0, left
 
-    async def _taken(self, wants: Sequence[Want], view: View, generation: int) -> dict[Chunk, set[Place]]:
-        """Which homes have each of these."""
-        asked: dict[Place, list[Want]] = {}
-        for want in wants:
-            for place in homes(want.chunk.digest, view.places, want.replicas):
-                asked.setdefault(place, []).append(want)
-        taken: dict[Chunk, set[Place]] = {want.chunk: set() for want in wants}
-
-        async def ask(place: Place, some: list[Want]) -> None:
-            refused = {want.chunk for want in await self._confirmed(place, view.tag, generation, some)}
-            for want in some:
-                if want.chunk not in refused:
-                    taken[want.chunk].add(place)
-
-        await asyncio.gather(*(ask(place, some) for place, some in asked.items()))
-        return taken
-
     async def _left(
-        self, want: Want, taken: set[Place], own: Place, view: View, generation: int, progress: Progress
+        self, want: Want, taken: set[Place], own: Place, view: View, generation: int, progress: Progress, nodes: int
     ) -> bool:
-        """Whether too few others take a chunk."""
-        wanted = copies(want.replicas, len(view.places))
+        """Whether too few others take a chunk; ``view`` is of those of all ``nodes`` that answer."""
+        wanted = copies(want.replicas, nodes)
         length = want.chunk.length
         for place in order(want.chunk.digest, view.places):
             if len(taken) >= wanted:
@@ -300,7 +310,7 @@ class Repairer:
             if place in taken:
                 continue
             async with self._share(length):
-                await self._pace.take(length)
+                await self._pace.take(length + CHUNK_COST_BYTES)
                 try:
                     await self._others.give(place, own, view.tag, generation, want.chunk)
                 except errors.ObjmetaError as problem:
@@ -309,11 +319,22 @@ class Repairer:
             taken.add(place)
             progress.fixed += 1
             progress.bytes += length
-        return len(taken) < enough(want.replicas, len(view.places))
+        return len(taken) < enough(want.replicas, nodes)
 
     def _share(self, length: int) -> AbstractAsyncContextManager[None]:
         """A share of what may be under way."""
         return self._room.share(min(max(length, FETCH_BYTES_MAX // FETCHES_MAX), FETCH_BYTES_MAX))
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all; when one fails the others are stopped first."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _now() -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -57,7 +57,7 @@ class LocalWants:
         self._replicas = replicas
         self._directory = directory
 
-    async def pages(self) -> AsyncIterator[Sequence[Want]]:
+    async def pages(self) -> AsyncGenerator[Sequence[Want], None]:
         """All of them. Raises Unavailable while the acceptor cannot be read, StoreError."""
         spool = await in_thread(Spool, self._directory)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,7 +74,7 @@ class World:
         self.wants[chunk.digest] = Want(chunk, replicas)
         return chunk
 
-    async def pages(self) -> AsyncIterator[Sequence[Want]]:
+    async def pages(self) -> AsyncGenerator[Sequence[Want], None]:
         self.before_page()
         yield [self.wants[digest] for digest in sorted(self.wants)]
 

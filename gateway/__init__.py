@@ -9,7 +9,7 @@
     transfer                        bytes and metadata joined: put, get, streams, copies
         (uploading, parts, commits)
     blobs                           where chunks live: locally, on several disks, on nodes
-        (blob*, packs, groupsync, files, forking)
+        (blob*, packs, groupsync, files, forking, room)
     chunking, placement             where content is cut, and on which nodes its chunks belong
     retention                       the rules of buckets, by which versions go
     upkeep                          repair, scrub and checks of chunks that are stored (marks: what is named)

@@ -17,9 +17,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar, cast
 
@@ -37,9 +38,10 @@ from gateway.blobs import (
     Swept,
     Usage,
     Verified,
+    digest_now,
     digest_of,
 )
-from gateway.files import creating, in_thread, recycle_buffers, update
+from gateway.files import created, in_thread, recycle_buffers
 from gateway.groupsync import Batches, GroupSync, sync_directories
 from gateway.packs import PACKED_BYTES_MAX, Packs, check_room
 from objmeta import Chunk, errors
@@ -86,14 +88,11 @@ class LocalBlobs:
         """Store a chunk; durable on return. Raises StaleGeneration, StoreFull, StoreError."""
         chunk = Chunk(await digest_of(data), len(data))
 
-        async def frames() -> AsyncIterator[bytes]:
-            yield data
-
         for _ in range(TRIES):
             if len(data) <= self._packed_bytes_max:
                 there = await self._pack(chunk, data, generation)
             else:
-                there = await self._store(chunk, frames(), generation)
+                there = await self._store(chunk, [data], generation)
             if there:
                 return chunk
         raise self._swept_away(chunk)
@@ -104,32 +103,21 @@ class LocalBlobs:
         Raises IntegrityError if the pieces are not that chunk, StaleGeneration, StoreFull, StoreError; nothing is
         visible then.
         """
-        hasher = blake3()
+        parts: list[bytes | memoryview] = []
         length = 0
-
-        async def hashed() -> AsyncGenerator[bytes | memoryview, None]:
-            nonlocal length
-            async for frame in frames:
-                length += len(frame)
-                if length > chunk.length:
-                    continue
-                await update(hasher, frame)
-                yield frame
-            if length != chunk.length or hasher.digest() != chunk.digest:
-                raise errors.IntegrityError(f"what arrived is not chunk {chunk.digest.hex()}, and was not stored")
-
-        pieces = hashed()
-        try:
-            if chunk.length <= self._packed_bytes_max:
-                await self.put(b"".join([piece async for piece in pieces]), generation=generation)
-            elif not await self._store(chunk, pieces, generation):
-                raise self._swept_away(chunk)
-        except errors.ObjmetaError:
-            async for _ in frames:
-                pass
-            raise
-        finally:
-            await pieces.aclose()
+        async for frame in frames:
+            length += len(frame)
+            if length <= chunk.length:
+                parts.append(frame)
+        if length != chunk.length:
+            raise not_that_chunk(chunk)
+        if chunk.length <= self._packed_bytes_max:
+            data = b"".join(parts)
+            if digest_now(data) != chunk.digest:
+                raise not_that_chunk(chunk)
+            await self.put(data, generation=generation)
+        elif not await self._store(chunk, parts, generation):
+            raise self._swept_away(chunk)
 
     async def touch(self, chunks: Sequence[Chunk], *, generation: int, replicas: int = 0) -> list[bool]:
         """See :class:`gateway.blobs.BlobStore`."""
@@ -291,14 +279,15 @@ class LocalBlobs:
         with self._noted():
             return await (await self._here()).appends.submit(small)
 
-    async def _store(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview], generation: int) -> bool:
-        """Store a long chunk; False if a sweep came between."""
+    async def _store(self, chunk: Chunk, parts: Sequence[bytes | memoryview], generation: int) -> bool:
+        """Store a long chunk; False if a sweep came between.
+
+        Few steps, each in one visit to a thread: the visits cost as much as the writing.
+        """
         with self._noted():
             lanes = await self._here()
         row, good = await self._look(chunk)
         if good and row is not None and (await self.touch((chunk,), generation=generation))[0]:
-            async for _ in frames:
-                pass
             return True
         if row is not None and not good:
             await self._commit(rules.distrust(row, generation))
@@ -307,11 +296,8 @@ class LocalBlobs:
             check_room(self.path, chunk.length)
         temporary = self.path / "tmp" / f"{os.getpid()}-{os.urandom(8).hex()}"
         with self._noted():
-            async with creating(temporary) as file:
-                async for frame in frames:
-                    await file.write(frame)
-                await file.flush()
-                await lanes.files.settle(file.fileno(), temporary, path)
+            async with created(temporary, partial(_write, chunk, parts)) as descriptor:
+                await lanes.files.settle(descriptor, temporary, path)
         new = Row(chunk.digest, chunk.length)
         return await self._commit(rules.store(self._bytes, new, generation, True)) is Outcome.STORED
 
@@ -385,6 +371,24 @@ class _Lanes:
 
 
 # -- Helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _write(chunk: Chunk, parts: Sequence[bytes | memoryview], descriptor: int) -> None:
+    """Write a chunk to a new file, if it is the chunk. Raises IntegrityError, OSError."""
+    hasher = blake3()
+    for part in parts:
+        hasher.update(part)
+    if hasher.digest() != chunk.digest:
+        raise not_that_chunk(chunk)
+    for part in parts:
+        rest = memoryview(part)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+
+
+def not_that_chunk(chunk: Chunk) -> errors.IntegrityError:
+    """What is raised when something else arrives than what was announced."""
+    return errors.IntegrityError(f"what arrived is not chunk {chunk.digest.hex()}, and was not stored")
 
 
 def _existing(path: Path) -> Path:

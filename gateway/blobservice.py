@@ -20,6 +20,7 @@ The node bounds how many calls it works on; the others wait unread, and a client
 from __future__ import annotations
 
 import asyncio
+import gc
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -29,6 +30,7 @@ import grpc
 import msgspec
 
 from gateway.blobs import CHUNK_LENGTH_MAX, BlobPlace, ChunkMissing
+from gateway.room import Room
 from objmeta import Chunk, errors
 
 SERVICE: Final = "objmeta.blobs.v1.Blobs"
@@ -45,6 +47,10 @@ NAMES_MAX: Final = 1000
 """Chunks that are asked for in one message."""
 PUTS_MAX: Final = 64
 """Enough that chunks share a sync; each holds a frame or a message."""
+ARRIVING_BYTES_MAX: Final = 32 << 20
+"""A long chunk is written when all of it is there: so much is held for that, unless one chunk alone is longer."""
+TIDY_BYTES: Final = 32 << 20
+"""Calls of gRPC end in cycles that hold what they received: after so much Python is told to look for them."""
 GETS_MAX: Final = 16
 """Each holds a chunk."""
 FRAME_TIMEOUT_S: Final = 30.0
@@ -110,6 +116,8 @@ class BlobService:
         self._check = check
         self._node_id = node_id
         self._puts = asyncio.Semaphore(PUTS_MAX)
+        self._arrived = 0
+        self._room = Room(ARRIVING_BYTES_MAX)
         self._gets = asyncio.Semaphore(GETS_MAX)
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -135,9 +143,14 @@ class BlobService:
             try:
                 self._check()
                 chunk, generation = decode_header(await _next(frames))
-                await self._blobs.receive(chunk, _data(chunk, frames), generation=generation)
+                async with self._room.share(min(chunk.length, ARRIVING_BYTES_MAX)):
+                    await self._blobs.receive(chunk, _data(chunk, frames), generation=generation)
             except errors.ObjmetaError as error:
                 await _abort(context, error)
+            self._arrived += chunk.length
+            if self._arrived >= TIDY_BYTES:
+                self._arrived = 0
+                gc.collect()
         return b""
 
     async def _get(self, request: bytes, context: Any) -> AsyncIterator[bytes]:

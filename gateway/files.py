@@ -83,6 +83,46 @@ async def creating(path: Path) -> AsyncIterator[AsyncBufferedIOBase]:
                 os.unlink(path)
 
 
+@asynccontextmanager
+async def created(path: Path, fill: Callable[[int], None]) -> AsyncIterator[int]:
+    """The descriptor of a new file that ``fill`` wrote, in a thread; removed at the end unless it got another name.
+
+    When the caller is cancelled, what the thread made goes when the thread is done with it.
+    """
+    making = in_thread(_make, path, fill)
+    try:
+        descriptor = await asyncio.shield(making)
+    except asyncio.CancelledError:
+        making.add_done_callback(partial(_unmake, path))
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait((making,))
+        raise
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            os.unlink(path)
+
+
+def _make(path: Path, fill: Callable[[int], None]) -> int:
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    try:
+        fill(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        os.unlink(path)
+        raise
+    return descriptor
+
+
+def _unmake(path: Path, making: asyncio.Future[int]) -> None:
+    if not making.cancelled() and making.exception() is None:
+        os.close(making.result())
+        with suppress(OSError):
+            os.unlink(path)
+
+
 async def _open(path: Path, mode: Literal["rb", "wb", "xb"]) -> AsyncBufferedIOBase:
     """Open a file. When the caller is cancelled, what the thread opened is closed, also if cancelled again."""
     opening = asyncio.ensure_future(_open_in_thread(path, mode))

@@ -30,7 +30,7 @@ from gateway.files import creating, in_thread, reading, recycle_buffers, update,
 from gateway.uploading import Progress, Upload
 from objmeta import AsyncClient, Chunk, Disks, Embedded, ObjectVersion, connect_async, errors
 
-READ_BYTES: Final = 4 << 20
+READ_BYTES: Final = 2 << 20
 """A file is read in pieces of this length."""
 WINDOW: Final = 12
 """Chunks that are read ahead: enough that reading, sending, hashing and writing overlap."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +25,7 @@ from blake3 import blake3
 from gateway.blobs import digest_now
 from gateway.chunking import WINDOW_BYTES, Cutter
 from gateway.commits import Commits, Content
-from gateway.files import HASH_INLINE_MAX, in_thread
+from gateway.files import HASH_INLINE_MAX
 from objmeta import Chunk, ObjectVersion, errors
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ class ChunkWriter:
         self._commits = commits
         self._bucket = bucket
         self._cutter = Cutter()
+        self._cutting: ThreadPoolExecutor | None = None
         self._hasher = blake3()
         self._under_way: deque[tuple[Chunk, asyncio.Task[int]]] = deque()
         self._in_flight = 0
@@ -216,6 +218,8 @@ class ChunkWriter:
             task.cancel()
         await self.settle()
         self._cutter = Cutter()
+        if self._cutting is not None:
+            self._cutting.shutdown(wait=False)
 
     async def _send(self, ended: bool) -> None:
         if not self._oldest:
@@ -224,7 +228,9 @@ class ChunkWriter:
         if self._cutter.buffered <= HASH_INLINE_MAX:
             pieces, chunks = self._cut(ended)
         else:
-            pieces, chunks = await in_thread(self._cut, ended)
+            if self._cutting is None:  # one thread of its own: each thread's allocator keeps some of what was freed
+                self._cutting = ThreadPoolExecutor(1, thread_name_prefix="objmeta-cut")
+            pieces, chunks = await asyncio.get_running_loop().run_in_executor(self._cutting, self._cut, ended)
         generation, there = await self._ask(chunks)
         for chunk, piece, is_there in zip(chunks, pieces, there, strict=True):
             while self._under_way and self._in_flight + chunk.length > IN_FLIGHT_BYTES:

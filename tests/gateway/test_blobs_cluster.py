@@ -16,10 +16,11 @@ from blake3 import blake3
 
 from gateway.blobclient import ClusterBlobs, Members
 from gateway.bloblocal import LocalBlobs
-from gateway.blobpeer import PENDING_MAX, Peer, Room, Unreachable
+from gateway.blobpeer import PENDING_MAX, Peer, Unreachable
 from gateway.blobs import ChunkMissing
 from gateway.blobservice import SERVICE, BlobService, encode_header
 from gateway.placement import Place, homes, order
+from gateway.room import Room
 from objmeta import Chunk, errors
 from tests.gateway import blobfiles
 

@@ -33,9 +33,9 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from gateway.bloblocal import LocalBlobs
-from gateway.blobpeer import Room
 from gateway.blobs import ChunkMissing
 from gateway.placement import Place, copies, enough, homes, order
+from gateway.room import Room
 from gateway.upkeep.pace import Pace, Rest
 from gateway.upkeep.runs import Progress
 from gateway.upkeep.views import Tag, View, Views

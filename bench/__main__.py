@@ -5,7 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
-MEASUREMENTS = ("puts", "listing", "embedded_file", "hotkey", "availability", "catchup", "erasure", "chunks", "upkeep")
+MEASUREMENTS = (
+    "puts",
+    "listing",
+    "embedded_file",
+    "cluster_file",
+    "hotkey",
+    "availability",
+    "catchup",
+    "erasure",
+    "chunks",
+    "upkeep",
+)
 
 
 def main() -> int:

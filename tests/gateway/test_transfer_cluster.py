@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from gateway.blobpeer import Peer, Progress
 from gateway.transfer import Store, open_store
-from objmeta import Chunk, errors
+from objmeta import Chunk, ObjectVersion, errors
 from objmeta.node import LocalCluster
 from tests.gateway import blobfiles
 
@@ -105,6 +106,81 @@ async def test_a_node_stops_cleanly_and_comes_back(cluster: LocalCluster, store:
     cluster.start(1)
     cluster.wait_ready((1,))
     assert len(await store.read(version)) == 100_000
+
+
+async def test_a_node_that_is_down_from_the_start_costs_a_put_nothing(cluster: LocalCluster, store: Store) -> None:
+    await asyncio.to_thread(cluster.stop, 3)
+    data = random.Random(2).randbytes(20 * MIB)
+    version = await store.put_stream(BUCKET, "key", data)
+    assert all(count_copies(cluster, chunk) == 2 for chunk in version.chunks)
+    assert await store.read(version) == data
+    assert sent(cluster, version) == {1, 2}
+
+
+def sent(cluster: LocalCluster, version: ObjectVersion) -> set[int]:
+    """The nodes that hold something of a version."""
+    return {
+        node_id
+        for node_id in cluster.node_ids
+        if any(blobfiles.is_held(blobs_of(cluster, node_id), chunk) for chunk in version.chunks)
+    }
+
+
+async def test_damaged_and_missing_copies_are_healed_when_they_are_read(cluster: LocalCluster, store: Store) -> None:
+    data = random.Random(3).randbytes(3 * MIB)
+    version = await store.put_stream(BUCKET, "key", data)
+    async with asyncio.timeout(20):
+        while any(count_copies(cluster, chunk) < 3 for chunk in version.chunks):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    chunk = version.chunks[0]
+    for node_id in (1, 2):
+        blobfiles.spoil(blobs_of(cluster, node_id), chunk)
+    peers = {node_id: Peer(cluster.endpoint(node_id)) for node_id in (1, 2)}
+    async with asyncio.timeout(30):
+        healed: set[int] = set()
+        while healed != {1, 2}:
+            assert await store.blobs.get(chunk) == data[: chunk.length]
+            healed = {node_id for node_id, peer in peers.items() if await is_good(peer, chunk)}
+    for peer in peers.values():
+        await peer.close()
+
+
+async def is_good(peer: Peer, chunk: Chunk) -> bool:
+    try:
+        await peer.get(chunk, Progress(0), 5)
+    except errors.IntegrityError:
+        return False
+    return True
+
+
+async def test_what_the_nodes_have_is_not_sent_again(cluster: LocalCluster, store: Store) -> None:
+    data = random.Random(4).randbytes(24 * MIB)
+    upload = store.upload(BUCKET, "broken off")
+    await upload.write(data[: 20 * MIB])
+    async with asyncio.timeout(30):
+        while await stored_bytes(cluster) < 2 * 6 * MIB:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await upload.discard()
+    another = await open_store(",".join(cluster.endpoints))
+    version = await another.put_stream(BUCKET, "key", data)
+    middle = 11 * MIB
+    changed = data[:middle] + random.Random(5).randbytes(MIB) + data[middle:]
+    before = await stored_bytes(cluster)
+    assert before <= 3 * len(data) + 3 * 8 * MIB
+    newer = await another.put_stream(BUCKET, "key", changed)
+    await another.close()
+    assert len(set(newer.chunks) - set(version.chunks)) < 12
+    assert await stored_bytes(cluster) - before < 3 * 16 * MIB
+    assert await store.read(newer) == changed
+
+
+async def stored_bytes(cluster: LocalCluster) -> int:
+    total = 0
+    for node_id in cluster.node_ids:
+        peer = Peer(cluster.endpoint(node_id))
+        total += (await peer.usage(5)).chunk_bytes
+        await peer.close()
+    return total
 
 
 # -- Memory -----------------------------------------------------------------------------------------------------------

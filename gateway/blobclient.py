@@ -25,7 +25,7 @@ from objmeta import Chunk, errors
 
 HEDGE_S: Final = 0.25
 STAND_IN_S: Final = 1.0
-"""So long a node may take to store a chunk before another one is asked as well."""
+"""So long a node may take to store or touch a chunk before it counts as silent."""
 HEALS_MAX: Final = 4
 """Copies that are mended at a time: each holds a chunk.  What is not mended now is by repair, or by the next get."""
 CLOSE_S_MAX: Final = 5.0
@@ -136,7 +136,7 @@ class ClusterBlobs:
     async def touch(self, chunks: Sequence[Chunk], *, generation: int, replicas: int = 0) -> list[bool]:
         """Whether each chunk is there in as many copies as a put waits for, all durably touched with ``generation``.
 
-        Nodes that are down or silent for ``HEDGE_S`` count as if they had none. Raises StaleGeneration.
+        Nodes that are down or silent for ``STAND_IN_S`` count as if they had none. Raises StaleGeneration.
         """
         places = await self._known()
         needed = enough(replicas, len(places))
@@ -155,7 +155,7 @@ class ClusterBlobs:
         waiting = set(tasks)
         try:
             while waiting and any(count < needed for count in found):
-                done, waiting = await asyncio.wait(waiting, timeout=HEDGE_S, return_when=asyncio.FIRST_COMPLETED)
+                done, waiting = await asyncio.wait(waiting, timeout=STAND_IN_S, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
                     break
                 for task in done:

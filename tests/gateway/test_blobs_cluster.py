@@ -447,7 +447,7 @@ async def test_the_next_in_order_stands_in(five: list[BlobNode], trouble: str) -
 
 async def test_what_is_there_is_touched_and_what_is_not_is_told(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
     await stored(blobs, nodes, b"an index of its own")
-    there = [await stored(blobs, nodes, os.urandom(size), generation=6) for size in (10, 100_000)]
+    there = [await stored(blobs, nodes, os.urandom(size), generation=6) for size in (10, 2 << 20)]
     absent = Chunk(b"x" * 32, 10)
     assert await blobs.touch([*there, absent], generation=7) == [True, True, False]
     for node in nodes:

@@ -203,6 +203,8 @@ class BucketWork:
         try:
             try:
                 await work(proposer, bucket)
+            except UnknownOutcome:  # a floor that an abandoned eraser was raising came between prepare and accept
+                await work(proposer, bucket)
             except NoSuchBucket:  # a removal whose proposer crashed had its last message still under way
                 await self._create(proposer, bucket)
                 await work(proposer, bucket)
@@ -211,6 +213,8 @@ class BucketWork:
 
     async def _create(self, proposer: Proposer, bucket: str) -> None:
         outcome, error = await self._try(proposer, self._buckets(proposer, _PATIENCE_S).create(bucket), "create")
+        if outcome == "unknown":
+            raise UnknownOutcome(error)
         if outcome != "applied" and "exists" not in error:
             raise NoProgress(f"create of bucket {bucket} through proposer {proposer.number}: {error}")
 

@@ -34,6 +34,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from gateway.bloblocal import LocalBlobs
 from gateway.blobs import ChunkMissing
+from gateway.packs import PACKED_BYTES_MAX
 from gateway.placement import Place, copies, enough, homes, order
 from gateway.room import Room
 from gateway.upkeep.pace import Pace, Rest
@@ -41,10 +42,13 @@ from gateway.upkeep.runs import Progress
 from gateway.upkeep.views import Tag, View, Views
 from objmeta import Chunk, errors
 
-FETCHES_MAX: Final = 8
-"""Under way at once: enough that small chunks share a sync,"""
+FETCHES_MAX: Final = 4
+"""Chunks, or groups of short ones, under way at once,"""
 FETCH_BYTES_MAX: Final = 32 << 20
 """and no more than this together, so that long ones fit into memory."""
+GROUP_MAX: Final = 64
+"""Short chunks that are fetched and stored together. One by one they cost a sync for each few, which those who write
+wait for."""
 CHUNK_COST_BYTES: Final = 128 << 10
 """What fetching a chunk costs beside its bytes, as so many bytes: small ones cost calls and commits, not transfer."""
 HELD_PAGE: Final = 500
@@ -174,7 +178,7 @@ class Repairer:
                 lacked, others = await self._sorted(page, view)
                 lacking += len(lacked)
                 self.missing = max(self.missing, lacking - progress.fixed)
-                fetched = await _all(self._bring(want, view, generation, progress) for want in lacked)
+                fetched = await _all(self._bring(some, view, generation, progress) for some in _grouped(lacked))
                 confirmed = await self._confirmed_everywhere(others, view, generation)
                 dropped = await self.handover.drop(view.tag, generation, confirmed)
                 surplus += len(others) - dropped
@@ -200,8 +204,8 @@ class Repairer:
 
     async def heal(self, chunk: Chunk) -> None:
         """Fetch a good copy of a chunk that is damaged here. Raises ChunkMissing, Unavailable, StoreError."""
-        view = await self._views.refreshed()
-        await self._fetch(chunk, view, await self._generation())
+        data = await self._fetched(chunk, await self._views.refreshed())
+        await self._blobs.put(data, generation=await self._generation())
 
     def _is_mine(self, want: Want, view: View) -> bool:
         kept_by = homes(want.chunk.digest, view.places, want.replicas)
@@ -209,32 +213,33 @@ class Repairer:
 
     # -- Fetching -----------------------------------------------------------------------------------------------------
 
-    async def _bring(self, want: Want, view: View, generation: int, progress: Progress) -> bool:
-        length = want.chunk.length
+    async def _bring(self, wants: Sequence[Want], view: View, generation: int, progress: Progress) -> int:
+        """Fetch some chunks, and store them together; how many of them."""
+        length = sum(want.chunk.length for want in wants)
         async with self._share(length):
-            try:
-                await self._pace.take(length + CHUNK_COST_BYTES)
-                await self._fetch(want.chunk, view, generation)
-            except errors.StoreFull:
-                raise
-            except (errors.IntegrityError, errors.Unavailable) as problem:
-                _log.warning("a chunk of this node's share is lacking still: %s", problem)
-                return False
-        progress.bytes += length
-        return True
+            await self._pace.take(length + CHUNK_COST_BYTES * len(wants))
+            found = await _all(self._tried(want.chunk, view) for want in wants)
+            contents = [data for data in found if data is not None]
+            await _all(self._blobs.put(data, generation=generation) for data in contents)
+        progress.bytes += sum(map(len, contents))
+        return len(contents)
 
-    async def _fetch(self, chunk: Chunk, view: View, generation: int) -> None:
+    async def _tried(self, chunk: Chunk, view: View) -> bytes | None:
+        try:
+            return await self._fetched(chunk, view)
+        except (errors.IntegrityError, errors.Unavailable) as problem:
+            _log.warning("a chunk of this node's share is lacking still: %s", problem)
+            return None
+
+    async def _fetched(self, chunk: Chunk, view: View) -> bytes:
         problems: list[errors.ObjmetaError] = []
         for place in (*order(chunk.digest, view.places), *view.leaving):
             if place.node_id == self._node_id:
                 continue
             try:
-                data = await self._others.fetch(place, chunk)
+                return await self._others.fetch(place, chunk)
             except (errors.StoreError, errors.Unavailable) as problem:
                 problems.append(problem)
-                continue
-            await self._blobs.put(data, generation=generation)
-            return
         reasons = "; ".join(map(str, problems)) or "there is no other node"
         text = f"nobody gave a good copy of chunk {chunk.digest.hex()} ({reasons})"
         if all(isinstance(problem, errors.IntegrityError) for problem in problems):
@@ -324,6 +329,13 @@ class Repairer:
     def _share(self, length: int) -> AbstractAsyncContextManager[None]:
         """A share of what may be under way."""
         return self._room.share(min(max(length, FETCH_BYTES_MAX // FETCHES_MAX), FETCH_BYTES_MAX))
+
+
+def _grouped(wants: Sequence[Want]) -> list[list[Want]]:
+    """Long chunks one by one, and short ones in groups, which share a sync."""
+    short = [want for want in wants if want.chunk.length <= PACKED_BYTES_MAX]
+    groups = [[want] for want in wants if want.chunk.length > PACKED_BYTES_MAX]
+    return groups + [short[at : at + GROUP_MAX] for at in range(0, len(short), GROUP_MAX)]
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

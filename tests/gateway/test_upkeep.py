@@ -24,7 +24,7 @@ from objmeta.client import Membership
 from objmeta.core.configuration import Configuration
 
 STORE = bytes(16)
-LENGTH = 100_000
+LENGTH = 300_000
 GENERATION = 7
 
 
@@ -155,6 +155,16 @@ async def test_a_home_fetches_what_it_lacks_from_whoever_has_it(world: World) ->
     assert (made.dropped, made.left) == (1, 0)
     assert await world.holders(chunk) == {1, 2, 3}
     assert [(await node.repair()).fixed for node in nodes] == [0, 0, 0, 0]
+
+
+async def test_short_chunks_come_in_groups_and_what_is_lost_stops_none(world: World) -> None:
+    nodes = world.add(2, members(1, (1, 2)))
+    for number in range(150):
+        await world.put(number.to_bytes(2, "big") * 100, [2])
+    await world.put(b"lost" * 100, [])
+    made = await nodes[0].repair()
+    assert (made.fixed, made.left, made.bytes, made.chunks) == (150, 1, 150 * 200, 151)
+    assert len(await nodes[0].blobs.held()) == 150
 
 
 async def test_a_damaged_copy_counts_as_lacking(world: World) -> None:

@@ -141,7 +141,7 @@ def judge(
         change.raise_floor(sweep.floor)
         change.note(sweep.cycle)
         rows = change.page(start, sweep.end, PAGE_ROWS)
-        deleted = deleted_bytes = kept = unmarked = 0
+        deleted = deleted_bytes = kept = unmarked = touched = 0
         for old in rows:
             new = _judged(old, sweep, marks.get(old.digest), change.newest)
             if new is None:
@@ -152,10 +152,11 @@ def judge(
             else:
                 kept += not new.unmarked_since
                 unmarked += bool(new.unmarked_since)
+                touched += not new.unmarked_since and old.digest not in marks
                 if new != old:
                     change.save(new)
         after = rows[-1].digest + b"\0" if len(rows) == PAGE_ROWS else b""
-        return after, Swept(deleted, deleted_bytes, kept, unmarked)
+        return after, Swept(deleted, deleted_bytes, kept, unmarked, touched)
 
     return step
 

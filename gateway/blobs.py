@@ -80,12 +80,16 @@ class Sweep(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Swept(msgspec.Struct, frozen=True, array_like=True):
-    """What a sweep did. ``unmarked``: kept for now, and gone in the next cycle unless it is named or touched."""
+    """What a sweep did. ``unmarked``: kept for now, and gone in the next cycle unless it is named or touched.
+
+    ``touched``: those of ``kept`` that nothing names, but somebody touched lately.
+    """
 
     deleted: int = 0
     deleted_bytes: int = 0
     kept: int = 0
     unmarked: int = 0
+    touched: int = 0
 
     def __add__(self, other: Swept) -> Swept:
         return Swept(
@@ -93,6 +97,7 @@ class Swept(msgspec.Struct, frozen=True, array_like=True):
             self.deleted_bytes + other.deleted_bytes,
             self.kept + other.kept,
             self.unmarked + other.unmarked,
+            self.touched + other.touched,
         )
 
 

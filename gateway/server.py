@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from gateway.blobservice import BlobService
+from gateway.collectors import SPOOLS, NodeCollector
 from gateway.commits import decode_list
+from gateway.cycles import INTERVAL_S
 from gateway.placement import Said
 from gateway.transfer import Store, open_store
 from gateway.upkeep.keeper import REPAIR_MIB_PER_S, SCRUB_MIB_PER_S, Keeper, UpkeepSettings
@@ -50,20 +52,30 @@ class DataNode(Node):
         self._blobs = WatchedBlobs(settings.data / "blobs", self._leaves)
         self._store: Store | None = None
         self._keeping: asyncio.Task[None] | None = None
-        wants = LocalWants(self._named, self._listed, self._replicas, settings.data / "spools")
+        wants = LocalWants(self._named, self._listed, self._replicas, settings.data / SPOOLS)
+        upkeep = upkeep or UpkeepSettings()
         self._keeper = Keeper(
             settings.node_id,
             self._blobs,
             lambda: self._own_store.client,
             wants.pages,
-            upkeep or UpkeepSettings(),
+            upkeep,
             membership=self.membership,
             caught_up=self._caught_up,
             check=self.registers,
         )
+        self._collector = NodeCollector(
+            settings.node_id,
+            lambda cycle: self.marks(cycle.epoch),
+            self._blobs,
+            lambda: self._own_store,
+            settings.data / SPOOLS,
+            upkeep.collect_interval_s,
+        )
         handlers = (
             BlobService(self._blobs, self.registers, settings.node_id).handler(),
             self._keeper.service.handler(),
+            self._collector.handler(),
         )
         super().__init__(settings, handlers)
         self.may_leave = self._keeper.may_leave
@@ -82,6 +94,7 @@ class DataNode(Node):
             await asyncio.gather(self._keeping, return_exceptions=True)
             self._keeping = None
         await self._keeper.close()
+        await self._collector.close()
         if self._store is not None:
             store, self._store = self._store, None
             await store.close()
@@ -92,14 +105,17 @@ class DataNode(Node):
         with suppress(errors.ObjmetaError):
             await self.ready()
             try:
-                await self._keeper.run()
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._keeper.run())
+                    tasks.create_task(self._collector.run())
             except Exception:
                 _log.exception("node %d does not look after its chunks any more", self.settings.node_id)
 
     @property
     def _own_store(self) -> Store:
         """The store as seen through this node."""
-        assert self._store is not None, "what works in the background begins when the node listens"
+        if self._store is None:
+            raise errors.Unavailable(f"node {self.settings.node_id} does not serve yet")
         return self._store
 
     def _leaves(self) -> bool:
@@ -153,6 +169,7 @@ def main() -> int:
     parser.add_argument("--weight", type=float, default=1.0, help="its capacity, in any unit")
     parser.add_argument("--repair-rate", type=float, default=REPAIR_MIB_PER_S, help="MiB/s that repair may fetch")
     parser.add_argument("--scrub-rate", type=float, default=SCRUB_MIB_PER_S, help="MiB/s that the scrub may read")
+    parser.add_argument("--collect-interval", type=float, default=INTERVAL_S, help="seconds between two collections")
     given = parser.parse_args()
     try:
         settings = NodeSettings(
@@ -164,7 +181,12 @@ def main() -> int:
             insecure=given.insecure,
         )
         said = Said(given.weight, given.zone)
-        upkeep = UpkeepSettings(said=said, repair_mib_per_s=given.repair_rate, scrub_mib_per_s=given.scrub_rate)
+        upkeep = UpkeepSettings(
+            said=said,
+            repair_mib_per_s=given.repair_rate,
+            scrub_mib_per_s=given.scrub_rate,
+            collect_interval_s=given.collect_interval,
+        )
         run(serve(settings, upkeep))
     except errors.ObjmetaError as problem:
         print(f"error: {problem}", file=sys.stderr)

@@ -12,54 +12,86 @@ from gateway.cli.options import common
 from gateway.cli.session import with_store
 
 if TYPE_CHECKING:
+    from gateway.cycles import Cycled
     from gateway.retention import Retained
     from gateway.transfer import Store
     from objmeta.client import Collected
 
 _ANSWER_S: Final = 5.0
+_GRACE_S: Final = 5.0
 
 
 @click.command()
 @common
-@click.option("--dry-run", is_flag=True, help="Only say which versions the rules of their buckets let go.")
-def gc(dry_run: bool) -> None:
-    """Erase for good what was deleted, now.
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option(
+    "--grace",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=_GRACE_S,
+    show_default=True,
+    help="The time that programs at work have between two steps.",
+)
+def gc(dry_run: bool, grace: float) -> None:
+    """Erase for good what was deleted, and free its space, now.
 
     First, versions that the rules of their bucket let go are removed (see 'gateway bucket set').
 
-    Removed objects and buckets leave traces, so that nothing that was on its way can bring them back. Nodes erase these
-    in the background, an hour or two later; a store in a directory does so with this command alone. All nodes must be
-    up. The exit code is 5 if one is not, or if something else kept it from finishing.
+    Removed objects and buckets leave traces, so that nothing that was on its way can bring them back, and their data
+    stays for a while, for whoever is reading it. Nodes take both away in the background, some hours later; a store in
+    a directory does so bit by bit when it is opened, and all at once with this command. All nodes must be up. The exit
+    code is 5 if one is not, or if something else kept it from finishing.
+
+    Whatever is written meanwhile is safe. A read of something that is removed while this runs may fail.
     """
     if dry_run:
-        with_store(_plan)
+        _end((), with_store(_plan).problem)
         return
-    retained, found = with_store(_collect)
+    retained, found, cycled = with_store(lambda store: _collect(store, grace))
     if retained.removed:
         what = f"{output.count_text(retained.removed, 'version')}, {output.size_text(retained.removed_bytes)}"
         output.emit_text(f"removed {what}, by the rules of their buckets")
+    unreachable = tuple(found.unreachable) or (cycled.unreachable if cycled else ())
+    problem = found.problem or retained.problem or (cycled.problem if cycled else "")
     record = {
         "versions_removed": retained.removed,
         "versions_removed_bytes": retained.removed_bytes,
         "versions_left": retained.failed,
         "registers_erased": found.erased,
         "registers_left": found.left,
-        "waiting_for": list(found.unreachable),
-        "problem": found.problem or retained.problem,
+        "copies_deleted": cycled.deleted if cycled else 0,
+        "copies_deleted_bytes": cycled.deleted_bytes if cycled else 0,
+        "copies_left": cycled.waiting if cycled else 0,
+        "waiting_for": list(unreachable),
+        "problem": problem,
     }
     text = f"erased {output.count_text(found.erased, 'register')}"
     output.emit(record, f"{text}, {found.left} could not be erased yet" if found.left else text)
-    if found.unreachable:
-        nodes = f"node{'s' * (len(found.unreachable) > 1)} {', '.join(map(str, found.unreachable))}"
+    if cycled is not None:
+        left = f", {cycled.waiting} are in use still" if cycled.waiting else ""
+        output.emit_text(f"deleted {_copies(cycled)}{left}")
+    _end(unreachable, problem)
+
+
+def _copies(cycled: Cycled) -> str:
+    copies = output.count_text(cycled.deleted, "copy of a chunk", "copies of chunks")
+    return f"{copies}, {output.size_text(cycled.deleted_bytes)}"
+
+
+def _end(unreachable: tuple[int, ...], problem: str) -> None:
+    if unreachable:
+        nodes = f"node{'s' * (len(unreachable) > 1)} {', '.join(map(str, unreachable))}"
         say(f"waiting for {nodes}: nothing can be erased while a node is away")
-    elif found.problem or retained.problem:
-        say(f"stopped early: {found.problem or retained.problem}")
+    elif problem:
+        say(f"stopped early: {problem}")
     else:
         return
     raise click.exceptions.Exit(errors.UNAVAILABLE)
 
 
-async def _plan(store: Store) -> None:
+async def _plan(store: Store) -> Cycled:
+    from gateway.collectors import workers_of
+    from gateway.cycles import run_cycle
     from gateway.retention import Retention
 
     count = size = 0
@@ -68,13 +100,23 @@ async def _plan(store: Store) -> None:
         output.emit_text(f"{output.shown(f'{version.bucket}/{version.key}')}  {version.version_id}")
         count, size = count + 1, size + version.size
     output.emit_text(f"{output.count_text(count, 'version')}, {output.size_text(size)}, would be removed")
+    async with workers_of(store) as meet:
+        cycled = await run_cycle(store.client, meet, trial=True)
+    record = {"copies_unused": cycled.deleted, "copies_unused_bytes": cycled.deleted_bytes}
+    output.emit(record, f"{_copies(cycled)}, that nothing uses any more, would be deleted")
+    return cycled
 
 
-async def _collect(store: Store) -> tuple[Retained, Collected]:
+async def _collect(store: Store, grace_s: float) -> tuple[Retained, Collected, Cycled | None]:
+    from gateway.collectors import workers_of
+    from gateway.cycles import run_cycles
     from gateway.retention import Retention
 
     retained = await Retention(store.client).apply()
     found = await store.client.collect(timeout_s=_ANSWER_S)
     while not found.done:
         found = await store.client.collect(found.run, _ANSWER_S)
-    return retained, found
+    if found.unreachable:
+        return retained, found, None
+    async with workers_of(store) as meet:
+        return retained, found, await run_cycles(store.client, meet, grace_s=grace_s)

@@ -43,6 +43,14 @@ _LOOK_S: Final = 0.2
 @click.option(
     "--scrub-rate", metavar="MIB", type=float, default=32.0, show_default=True, help="MiB/s that the scrub may read."
 )
+@click.option(
+    "--collect-interval",
+    metavar="SECONDS",
+    type=float,
+    default=21_600.0,
+    show_default=True,
+    help="How often what nothing uses any more is deleted.",
+)
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine, although nothing is encrypted yet.")
 def serve(
     data: str,
@@ -55,6 +63,7 @@ def serve(
     weight: float,
     repair_rate: float,
     scrub_rate: float,
+    collect_interval: float,
     insecure: bool,
 ) -> None:
     """Run one node of a cluster.
@@ -93,7 +102,12 @@ def serve(
         insecure=insecure,
         erase_interval_s=erase_interval,
     )
-    upkeep = UpkeepSettings(said=Said(weight, zone), repair_mib_per_s=repair_rate, scrub_mib_per_s=scrub_rate)
+    upkeep = UpkeepSettings(
+        said=Said(weight, zone),
+        repair_mib_per_s=repair_rate,
+        scrub_mib_per_s=scrub_rate,
+        collect_interval_s=collect_interval,
+    )
     run(run_node(settings, upkeep, announce))
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+from gateway.cycles import INTERVAL_S
 from gateway.placement import Said
 from gateway.upkeep.asking import Nodes
 from gateway.upkeep.pace import Pace
@@ -62,9 +63,18 @@ class UpkeepSettings:
     repair_interval_s: float = 3600.0
     """Repair runs this often although nothing seems to have happened."""
 
+    collect_interval_s: float = INTERVAL_S
+    """What nothing names any more is collected this often."""
+
     def __post_init__(self) -> None:
         self.said.checked()
-        numbers = (self.repair_mib_per_s, self.scrub_mib_per_s, self.scrub_period_s, self.repair_interval_s)
+        numbers = (
+            self.repair_mib_per_s,
+            self.scrub_mib_per_s,
+            self.scrub_period_s,
+            self.repair_interval_s,
+            self.collect_interval_s,
+        )
         if not all(number > 0 and not math.isnan(number) for number in numbers):
             raise errors.InvalidArgument("rates and periods of upkeep are numbers above 0")
 

@@ -283,11 +283,12 @@ class Upkeep:
         """Nobody works any more: gaps are mended, and what is deleted is erased everywhere. Raises Stuck, Violation."""
         proposer = self.world.proposers[-1]
         if self.faults.repairs:
-            await self._mend_all(proposer)
+            await self.mend_all(proposer)
         if self.faults.erases:
             await self._erase_all(proposer)
 
-    async def _mend_all(self, proposer: Proposer) -> None:
+    async def mend_all(self, proposer: Proposer) -> None:
+        """Every acceptor is brought up to date. Raises Stuck, Violation."""
         members = proposer.engine.quorums.members
         for acceptor in members if len(members) > 1 else ():
             repairer = self._repairer(proposer, acceptor, 10.0)

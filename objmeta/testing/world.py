@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from objmeta.core.ballot import BallotSource
 from objmeta.core.configuration import Configuration, ConfigurationTag, Membership, single_set
@@ -32,6 +32,14 @@ class Interrupted(Exception):
     """A piece of work was cancelled, or its proposer crashed."""
 
 
+class Beside(Protocol):
+    """Something that runs in the same process as an acceptor, and crashes with it."""
+
+    def crash(self, rng: random.Random, lossy: bool) -> None: ...
+
+    def restart(self) -> None: ...
+
+
 class Node:
     """An acceptor: up or down, syncing or not. Satisfies :class:`objmeta.testing.network.Peer`."""
 
@@ -43,6 +51,7 @@ class Node:
         """Whether its disk was lost: it never comes back under this id."""
         self.slow_s = 0.0
         """How long a sync may take beyond the usual."""
+        self.beside: list[Beside] = []
         self._world = world
         self._life = 0
         self._syncing = False
@@ -94,10 +103,14 @@ class Node:
         self._unsent.clear()
         self._world.watch.on_durable(self.store.acceptor_id, disk.crash(survivors))
         self._world.watch.on_restart(self.store.acceptor_id)
+        for each in self.beside:
+            each.crash(rng, lossy)
 
     def restart(self) -> None:
         """Come back with what is durable, if anything is."""
         self.up = not self.lost
+        for each in self.beside if self.up else ():
+            each.restart()
 
     def _step(self, tag: ConfigurationTag, request: Request) -> Reply:
         if not isinstance(request, Prepare | Accept):
@@ -237,6 +250,8 @@ class World:
         self.clock_offsets_s: dict[int, float] = {}
         self._chaos_rng = self.random("chaos")
         self._ticks = 0
+        self.on_made: Callable[[int], None] = lambda acceptor: None
+        """Told of every acceptor that is made later."""
         self.note(f"seed {seed}, {faults}, {len(members)} acceptors, {len(self.proposers)} proposers, {settings}")
 
     def random(self, purpose: str) -> random.Random:
@@ -249,6 +264,7 @@ class World:
             self.note(f"A{acceptor} is made")
             node = self.nodes[acceptor] = Node(SimStore(acceptor, configuration, self.mutation.acceptor()), self)
             self._tables[acceptor] = node.store.disk.durable
+            self.on_made(acceptor)
 
     def wall_clock_us(self, process: int) -> int:
         """What the clock of a process shows: time for people, which jumps."""

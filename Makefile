@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint sim chaos cluster bench clean
+.PHONY: help demo test quick lint sim sim-data chaos cluster bench clean
 
 # Somebody else's environment must not decide what runs here.
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
@@ -23,6 +23,7 @@ help:
 	@echo 'make test               lint, types, import contracts and all tests'
 	@echo 'make quick              the same without the slow tests'
 	@echo 'make sim SEED=N         replay one simulated run;  make sim SEEDS=N  run many (now $(SEEDS))'
+	@echo 'make sim-data SEED=N    the same for data: blob nodes, placement and collection'
 	@echo 'make chaos [SEED=N]     real processes, real faults, a checked history; also CHAOS_SECONDS, NODES, FAULTS'
 	@echo 'make cluster [NODES=N]  start a local cluster; Ctrl-C stops it'
 	@echo 'make bench              measure puts (beside etcd), listings, large files'
@@ -55,6 +56,9 @@ quick: lint
 
 sim: $(READY)
 	$(BIN)/python -m objmeta.testing.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+sim-data: $(READY)
+	$(BIN)/python -m gateway.testing.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --seconds $(CHAOS_SECONDS) --nodes $(NODES) \

@@ -12,9 +12,11 @@
         (blob*, packs, groupsync, files, forking, room)
     chunking, placement             where content is cut, and on which nodes its chunks belong
     retention                       the rules of buckets, by which versions go
+    cycles, collect*                what nothing names any more is found and deleted (docs/collection.md)
     upkeep                          repair, scrub and checks of chunks that are stored (marks: what is named)
     server                          a node that keeps chunks as well, and looks after them
     oserrors                        objmeta's errors as OSErrors
+    testing                         the simulator of the data, for tests
 
 Everything public is named in ``__all__`` here.  A name is loaded when it is first used: importing ``gateway`` imports
 neither grpc nor duckdb, pyarrow, pandas or fsspec.

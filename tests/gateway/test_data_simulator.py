@@ -18,7 +18,7 @@ from objmeta.testing import loop
 from objmeta.testing.checkers import Violation
 from objmeta.testing.sim import SAFETY
 
-SEEDS = 40
+SEEDS = 25
 SEEDS_MAX = 300
 
 Directed = Callable[[DataWorld, DataClient], Awaitable[None]]

@@ -9,7 +9,7 @@
     transfer                        bytes and metadata joined: put, get, streams, copies
         (uploading, parts, commits)
     blobs                           where chunks live: locally, on several disks, on nodes
-        (blob*, packs, groupsync, files, forking, room)
+        (blob*, packs, groupsync, files, room)
     chunking, placement             where content is cut, and on which nodes its chunks belong
     retention                       the rules of buckets, by which versions go
     cycles, collect*                what nothing names any more is found and deleted (docs/collection.md)

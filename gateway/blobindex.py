@@ -31,8 +31,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from gateway.forking import tell_of_forks
 from objmeta import errors
+from objmeta.forking import tell_of_forks
 
 INDEX: Final = "index.db"
 FORMAT: Final = 1
@@ -222,12 +222,12 @@ class Index:
             self._close()
 
     def before_fork(self) -> None:
-        """See :class:`gateway.forking.Forkable`."""
+        """See :class:`objmeta.forking.Forkable`."""
         self._gate.shut()
         self._close()
 
     def after_fork(self, in_child: bool) -> None:
-        """See :class:`gateway.forking.Forkable`."""
+        """See :class:`objmeta.forking.Forkable`."""
         if in_child:
             self._gate, self._writing = _Gate(), threading.Lock()
         else:

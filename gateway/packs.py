@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.blobs import CHUNK_LENGTH_MAX, digest_now
-from gateway.forking import tell_of_forks
+from objmeta.forking import tell_of_forks
 
 PACKED_BYTES_MAX: Final = 256 << 10
 """Longer chunks have files of their own (decision 11)."""
@@ -162,11 +162,11 @@ class Packs:
                 self._retire(self._current)
 
     def before_fork(self) -> None:
-        """See :class:`gateway.forking.Forkable`."""
+        """See :class:`objmeta.forking.Forkable`."""
         self._lock.acquire()
 
     def after_fork(self, in_child: bool) -> None:
-        """See :class:`gateway.forking.Forkable`. The locks stay the parent's: closing does not give them up."""
+        """See :class:`objmeta.forking.Forkable`. The locks stay the parent's: closing does not give them up."""
         if in_child:
             for held in self._open.values():
                 os.close(held.descriptor)

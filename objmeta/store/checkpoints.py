@@ -5,7 +5,8 @@ thread of its own copies the log to the database, beside the commits.  The log c
 of it is copied and nobody reads from it; under load that moment never comes by itself.  So when the log is long and
 nearly all copied, the committing thread makes that moment after its commit: it keeps this process's readers out for a
 few milliseconds and copies what little is left.  Readers of other processes are not waited for; the next pass tries
-again.  The thread sleeps while nothing is written.
+again.  The thread sleeps while nothing is written, and has a connection during a pass only: none may be open while the
+process forks (``objmeta.forking``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from typing import Final
+
+from objmeta.forking import tell_of_forks
 
 STEPS_PER_PASS: Final = 2048
 """Steps between two passes: some 20 MiB of log when names are scattered (a page or two each), far less otherwise."""
@@ -27,7 +30,7 @@ _LOG: Final = logging.getLogger(__name__)
 class Checkpointer:
     """Copies the log in the background.
 
-    ``connect`` opens the connection it uses, in its own thread; whoever reads in this process holds ``reading``.
+    ``connect`` opens a connection for a pass, in its own thread; whoever reads in this process holds ``reading``.
     """
 
     def __init__(self, connect: Callable[[], sqlite3.Connection], reading: threading.Lock) -> None:
@@ -37,7 +40,9 @@ class Checkpointer:
         self._due = threading.Event()
         self._closing = False
         self._gap_is_small = False
+        self._passing = threading.Lock()
         self._thread: threading.Thread | None = None
+        tell_of_forks(self)
 
     def committed(self, steps: int, cursor: sqlite3.Cursor) -> None:
         """Called by the committing thread after each commit, with its cursor."""
@@ -75,22 +80,34 @@ class Checkpointer:
         if self._thread is not None:
             self._thread.join()
 
+    def before_fork(self) -> None:
+        """See :class:`objmeta.forking.Forkable`."""
+        self._passing.acquire()
+
+    def after_fork(self, in_child: bool) -> None:
+        """See :class:`objmeta.forking.Forkable`."""
+        self._passing.release()
+
     def _run(self) -> None:
+        while True:
+            self._due.wait()
+            self._due.clear()
+            if self._closing:
+                return
+            with self._passing:
+                self._pass()
+
+    def _pass(self) -> None:
         try:
             connection = self._connect()
         except Exception:
-            _LOG.exception("no connection for checkpoints: commits copy the log themselves")
+            _LOG.exception("no connection for a checkpoint: it will be tried again")
             return
         cursor = connection.cursor()
         try:
-            while True:
-                self._due.wait()
-                self._due.clear()
-                if self._closing:
-                    return
-                if _copy(cursor) > LOG_PAGES_RESTART:
-                    _copy(cursor)  # what came in during the first, long pass
-                    self._gap_is_small = True
+            if _copy(cursor) > LOG_PAGES_RESTART:
+                _copy(cursor)  # what came in during the first, long pass
+                self._gap_is_small = True
         finally:
             cursor.close()
             connection.close()

@@ -8,17 +8,14 @@ Rules.
   durable.  Each read is one snapshot on a connection of its own and never waits for a writer.
 * A commit that fails is made void by a later one before anybody hears of the failure: a log cut off by a crash could
   bring it back otherwise.  If not even that succeeds, the outcome is unknown and said to be.
-* After a fork the child is refused, and the connections it inherited are never closed there: closing them would reach
-  into the log that the parent is using.
+* After a fork the child is refused, and has inherited no connection (``sqlite_connections``): it may open the store
+  anew.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import starmap
@@ -33,14 +30,14 @@ from objmeta.core.configuration import Configuration, ConfigurationTag, Membersh
 from objmeta.core.inventory import DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import TOMBSTONE, RecordRef, Refusal, Reply
-from objmeta.errors import ForkedClient, IntegrityError, StoreError, UnknownOutcome
+from objmeta.errors import IntegrityError, StoreError, UnknownOutcome
 from objmeta.interfaces import Changes, Envelope
 from objmeta.store import directories
 from objmeta.store import sqlite_files as files
-from objmeta.store.checkpoints import Checkpointer
 from objmeta.store.checksums import agrees, is_name_sound, is_sound, proves_itself, store_sum
 from objmeta.store.inventories import HeldRow, NamedRef, digests, inventory
 from objmeta.store.pages import UNKNOWN, page
+from objmeta.store.sqlite_connections import Connections
 from objmeta.store.sqlite_view import Identity, TransactionView
 from objmeta.store.steps import answer, check_reads, check_tag, check_term, refusal
 
@@ -48,11 +45,6 @@ CHANGES_KEPT: Final = 100_000
 """Change numbers kept for :meth:`SqliteStore.changes`; a follower further behind reads everything anew."""
 _PRUNED_PER_BATCH_MAX: Final = 256
 """Old changes dropped per batch beyond those it added, so that no batch is slow."""
-_WRITER_CACHE_KIB: Final = 32 << 10
-_READER_CACHE_KIB: Final = 8 << 10
-_CHECKPOINT_CACHE_KIB: Final = 1 << 10
-_LOG_PAGES_BACKSTOP: Final = 16_384
-"""64 MiB: should the checkpoint thread fall behind or fail, commits copy the log themselves."""
 _PAGES_PER_SHRINKING: Final = 512
 """2 MiB: some ten milliseconds."""
 _TRUNCATIONS_TRIED: Final = 100
@@ -83,31 +75,6 @@ _SELECT_HELD_RECORDS: Final = (
 _Result = TypeVar("_Result")
 
 
-class _Connections:
-    """Both connections with their cursors; kept alive by a count of its own until it is closed, so that neither a
-    collector nor the end of a forked child closes them."""
-
-    def __init__(self, directory: Path) -> None:
-        self.writer = files.connect(directory, cache_kib=_WRITER_CACHE_KIB)
-        try:
-            self.reader = files.connect(directory, cache_kib=_READER_CACHE_KIB, read_only=True)
-        except BaseException:
-            self.writer.close()
-            raise
-        self.write = self.writer.cursor()
-        self.read = self.reader.cursor()
-        self.write.execute("PRAGMA busy_timeout = 0")  # _take_turn waits instead
-        self.write.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES_BACKSTOP}")
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
-
-    def close(self) -> None:
-        self.read.close()  # a cursor keeps its statement, and a statement the database open
-        self.write.close()
-        self.reader.close()
-        self.writer.close()
-        ctypes.pythonapi.Py_DecRef(ctypes.py_object(self))
-
-
 class SqliteStore:
     """Satisfies :class:`objmeta.interfaces.AcceptorStore`.
 
@@ -118,20 +85,11 @@ class SqliteStore:
     def __init__(self, directory: Path) -> None:
         """Use :meth:`open`, :meth:`create` or :meth:`open_or_create`."""
         self._directory = directory
-        self._pid = os.getpid()
-        self._writing = threading.Lock()
-        self._reading = threading.Lock()
-        self._closed = False
-        self._log_is_named = False
         directories.check_local(directory)
-        self._connections = _Connections(directory)
-        self._checkpointer = Checkpointer(
-            lambda: files.connect(directory, cache_kib=_CHECKPOINT_CACHE_KIB), self._reading
-        )
+        self._connections = Connections(directory)
         self._known: tuple[bytes, Membership] = (b"", Membership(Configuration(b"", 0, ())))
         try:
-            self._acceptor_id = self._reads(self._identify)
-            files.sync_log(directory)
+            self._acceptor_id = self._reads(lambda cursor: self._begin_view(cursor).acceptor_id)
         except BaseException:
             self.close()
             raise
@@ -195,24 +153,23 @@ class SqliteStore:
         return self._each_by_itself_if_damaged(self._read, batch)
 
     def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
-        def question() -> ScanAnswer:
-            cursor = self._connections.read
+        def question(cursor: sqlite3.Cursor) -> ScanAnswer:
             view = TransactionView(cursor, self._begin_view(cursor))
             check_tag(view.membership.configuration.tag, tag)
             check_term(view, request)
-            return page(self._snapshot(cursor), request)
+            with contextlib.closing(self._snapshot(cursor)) as snapshot:
+                return page(snapshot, request)
 
         return self._reads(question)
 
     def inventory(self, tag: ConfigurationTag, request: InventoryRequest) -> Inventory:
-        return self._reads(lambda: inventory(self._holdings(tag), request))
+        return self._asks(tag, lambda holdings: inventory(holdings, request))
 
     def digests(self, tag: ConfigurationTag, request: DigestRequest) -> Digests:
-        return self._reads(lambda: digests(self._holdings(tag), request))
+        return self._asks(tag, lambda holdings: digests(holdings, request))
 
     def changes(self, since: int, limit: int) -> Changes:
-        def question() -> Changes:
-            cursor = self._connections.read
+        def question(cursor: sqlite3.Cursor) -> Changes:
             oldest, newest = _change_numbers(cursor)
             if not oldest - 1 <= since <= newest:
                 return Changes((), newest, reload=True)
@@ -225,8 +182,8 @@ class SqliteStore:
         return self._reads(question)
 
     def count(self) -> int:
-        def question() -> int:
-            (found,) = self._connections.read.execute("SELECT count(*) FROM registers").fetchone()
+        def question(cursor: sqlite3.Cursor) -> int:
+            (found,) = cursor.execute("SELECT count(*) FROM registers").fetchone()
             return int(found)
 
         return self._reads(question)
@@ -239,9 +196,8 @@ class SqliteStore:
         while self._shrink():
             pass
         for _ in range(_TRUNCATIONS_TRIED):  # a log that stays is written over
-            self._check_usable()
-            with self._writing, files.explained(self._directory):
-                if self._checkpointer.truncate(self._connections.write):
+            with files.explained(self._directory), self._connections.writing() as cursor:
+                if self._connections.checkpointer.truncate(cursor):
                     return
             time.sleep(_PAUSE_S_MAX)
 
@@ -258,12 +214,7 @@ class SqliteStore:
 
     def close(self) -> None:
         """Release the files. Idempotent; does nothing in a forked child."""
-        if self._closed or os.getpid() != self._pid:
-            return
-        self._closed = True
-        self._checkpointer.close()
-        with self._writing, self._reading:
-            self._connections.close()
+        self._connections.close()
 
     # -- Batches ------------------------------------------------------------------------------------------------------
 
@@ -277,8 +228,7 @@ class SqliteStore:
         return replies
 
     def _read(self, batch: Sequence[Envelope]) -> list[Reply]:
-        def question() -> list[Reply]:
-            cursor = self._connections.read
+        def question(cursor: sqlite3.Cursor) -> list[Reply]:
             return answer(TransactionView(cursor, self._begin_view(cursor)), batch)
 
         return self._reads(question)
@@ -298,73 +248,52 @@ class SqliteStore:
 
     @contextlib.contextmanager
     def _transaction(self, steps: int) -> Iterator[sqlite3.Cursor]:
-        self._check_usable()
-        with self._writing, files.explained(self._directory):
-            if not self._log_is_named:  # SQLite does this only on the connection that made the log
-                directories.sync_directory(self._directory)
-                self._log_is_named = True
-            cursor = self._connections.write
+        with files.explained(self._directory), self._connections.writing() as cursor:
             _take_turn(cursor)
             try:
                 yield cursor
             except BaseException:
-                self._roll_back()
+                _roll_back(cursor)
                 raise
             try:
                 cursor.execute("COMMIT")
             except BaseException as error:
-                self._roll_back()
+                _roll_back(cursor)
                 if not (isinstance(error, sqlite3.Error) and _never_written(error)):
-                    self._make_void(error)
+                    self._make_void(cursor, error)
                 raise
-            self._checkpointer.committed(steps, cursor)
+            self._connections.checkpointer.committed(steps, cursor)
 
-    def _roll_back(self) -> None:
-        if self._connections.writer.in_transaction:  # after some errors SQLite has done so itself
-            self._connections.write.execute("ROLLBACK")
-
-    def _make_void(self, error: BaseException) -> None:
+    def _make_void(self, cursor: sqlite3.Cursor, error: BaseException) -> None:
         """The log may hold a commit that failed: overwrite it, so that no recovery finds it."""
-        cursor = self._connections.write
         try:
             cursor.execute("BEGIN IMMEDIATE")
             cursor.execute("UPDATE store SET one = 1")
             cursor.execute("COMMIT")
         except sqlite3.Error:
-            self._roll_back()
+            _roll_back(cursor)
             raise UnknownOutcome(
                 f"a commit to the store in {self._directory} failed and may yet show after a crash: check the disk"
             ) from error
 
-    def _reads(self, question: Callable[[], _Result]) -> _Result:
-        self._check_usable()
-        with self._reading, files.explained(self._directory):
-            cursor = self._connections.read
+    def _reads(self, question: Callable[[sqlite3.Cursor], _Result]) -> _Result:
+        with files.explained(self._directory), self._connections.reading() as cursor:
             cursor.execute("BEGIN")
             try:
-                return question()
+                return question(cursor)
             finally:
-                if self._connections.reader.in_transaction:
-                    cursor.execute("ROLLBACK")
+                _roll_back(cursor)
 
-    def _holdings(self, tag: ConfigurationTag) -> _Snapshot:
-        cursor = self._connections.read
-        check_tag(self._begin_view(cursor).membership.configuration.tag, tag)
-        return self._snapshot(cursor)
+    def _asks(self, tag: ConfigurationTag, question: Callable[[_Snapshot], _Result]) -> _Result:
+        def ask(cursor: sqlite3.Cursor) -> _Result:
+            check_tag(self._begin_view(cursor).membership.configuration.tag, tag)
+            with contextlib.closing(self._snapshot(cursor)) as snapshot:
+                return question(snapshot)
+
+        return self._reads(ask)
 
     def _snapshot(self, cursor: sqlite3.Cursor) -> _Snapshot:
         return _Snapshot(cursor, self._directory)
-
-    def _check_usable(self) -> None:
-        if os.getpid() != self._pid:
-            raise ForkedClient(
-                f"the store in {self._directory} was opened by the parent process: open it again in the forked child"
-            )
-        if self._closed:
-            raise StoreError(f"the store in {self._directory} is closed: open it again")
-
-    def _identify(self) -> int:
-        return self._begin_view(self._connections.read).acceptor_id
 
     def _begin_view(self, cursor: sqlite3.Cursor) -> Identity:
         row = cursor.execute(_SELECT_STORE).fetchone()
@@ -379,11 +308,15 @@ class SqliteStore:
 
 class _Snapshot:
     """Satisfies :class:`objmeta.store.pages.Snapshot` and :class:`objmeta.store.inventories.Holdings` inside a read
-    transaction."""
+    transaction; its own cursors are closed with it."""
 
     def __init__(self, cursor: sqlite3.Cursor, directory: Path) -> None:
         self._cursor = cursor
         self._directory = directory
+        self._opened = contextlib.ExitStack()
+
+    def close(self) -> None:
+        self._opened.close()
 
     def rows(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, int, bytes, bytes]]:
         self._check_beside(_ROW_BEFORE, start)
@@ -442,10 +375,16 @@ class _Snapshot:
         return starmap(NamedRef, self._between(_SELECT_HELD_RECORDS, beyond, end, order))
 
     def _between(self, select: str, start: tuple[object, ...], end: bytes, order: str) -> sqlite3.Cursor:
-        cursor = self._cursor.connection.cursor()  # of its own: rows and records are gone through side by side
+        # Of its own: rows and records are gone through side by side.
+        cursor = self._opened.enter_context(contextlib.closing(self._cursor.connection.cursor()))
         if end:
             return cursor.execute(f"{select} AND name < ? {order}", (*start, end))
         return cursor.execute(select + order, start)
+
+
+def _roll_back(cursor: sqlite3.Cursor) -> None:
+    if cursor.connection.in_transaction:  # after some errors SQLite has done so itself
+        cursor.execute("ROLLBACK")
 
 
 def _take_turn(cursor: sqlite3.Cursor) -> None:

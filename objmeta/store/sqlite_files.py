@@ -27,6 +27,7 @@ import msgspec
 from objmeta.core.ballot import ZERO
 from objmeta.core.configuration import Configuration, Membership
 from objmeta.errors import IntegrityError, StoreError
+from objmeta.forking import no_fork
 from objmeta.store.checksums import store_sum
 from objmeta.store.directories import check_local, explain_os, full, locked, make_directories, sync_directory, sync_file
 
@@ -118,7 +119,7 @@ def make(
 
 
 def _write_new(path: Path, acceptor_id: int, membership: Membership) -> None:
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+    with no_fork(), closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")

@@ -6,17 +6,21 @@ import gc
 import os
 import subprocess
 import sys
+import threading
+import traceback
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from objmeta.core.configuration import single_set
+from objmeta.core.listing import ScanRequest
 from objmeta.core.messages import Accepted, Prepare, Promise
 from objmeta.errors import ForkedClient
 from objmeta.store import rocks_files
 from objmeta.store.rocks import RocksStore
 from objmeta.store.sqlite import SqliteStore
-from tests.store.build import CONFIGURATION, ask, ask_one, ballot, put, record
+from tests.store.build import CONFIGURATION, ask, ask_one, ballot, put, record, scan
 
 BATCH = 8
 
@@ -100,6 +104,76 @@ def _fork(store: SqliteStore | RocksStore) -> None:
     print("done")
 
 
+def _fork_and_close(store: SqliteStore) -> None:
+    """Forks; the child opens the store anew, and writes before and after the parent closes its own."""
+    (opened, say_opened), (closed, say_closed) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        with _exiting():
+            os.close(say_closed)
+            own = SqliteStore.open(store.path)
+            assert ask_one(own, put(b"child-0", 1, record(1))) == Accepted(ballot(1))
+            os.write(say_opened, b"x")
+            assert os.read(closed, 1)
+            assert ask_one(own, put(b"child-1", 1, record(1))) == Accepted(ballot(1))
+    os.close(say_opened)
+    assert os.read(opened, 1)
+    assert ask_one(store, put(b"parent", 1, record(1))) == Accepted(ballot(1))
+    store.close()
+    os.write(say_closed, b"x")
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def _fork_while_busy(store: SqliteStore, children: str, writes: str) -> None:
+    """Forks while threads write, read and tidy up; each child opens the store anew and writes beside them."""
+    stop = threading.Event()
+    busy = [0, 0]
+
+    def write(thread: int) -> None:
+        while not stop.is_set():
+            names = [b"thread-%d/%d" % (thread, busy[thread] + index) for index in range(BATCH)]
+            replies = ask(store, *[put(each, 1, record(1, data=b"d" * 5000)) for each in names])
+            assert replies == [Accepted(ballot(1))] * BATCH
+            busy[thread] += BATCH
+
+    def read() -> None:
+        while not stop.is_set():
+            scan(store, ScanRequest(b""))
+
+    def tidy() -> None:
+        while not stop.is_set():
+            store.tidy()
+
+    with ThreadPoolExecutor(4) as pool:
+        working = [pool.submit(write, 0), pool.submit(write, 1), pool.submit(read), pool.submit(tidy)]
+        try:
+            for number in range(int(children)):
+                child = os.fork()
+                if child == 0:
+                    with _exiting():
+                        own = SqliteStore.open(store.path)
+                        for index in range(int(writes)):
+                            written = put(b"child-%d/%d" % (number, index), 1, record(1))
+                            assert ask_one(own, written) == Accepted(ballot(1))
+                assert os.waitpid(child, 0)[1] == 0
+        finally:
+            stop.set()
+    for each in working:
+        each.result()
+    print(*busy)
+
+
+@contextmanager
+def _exiting() -> Iterator[None]:
+    """Ends a forked child as a kill would: what was acknowledged has to be there, and nothing is tidied up."""
+    try:
+        yield
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
 def _open(kind: str, path: Path) -> SqliteStore | RocksStore:
     if kind == "sqlite":
         return SqliteStore.open_or_create(path, 1, lambda: CONFIGURATION)
@@ -119,7 +193,12 @@ def main(arguments: Sequence[str]) -> None:
         _fork(store)
     else:
         assert isinstance(store, SqliteStore), "only SQLite's store is shared by processes"
-        _compete(store, *rest)
+        if role == "compete":
+            _compete(store, *rest)
+        elif role == "fork-while-busy":
+            _fork_while_busy(store, *rest)
+        else:
+            _fork_and_close(store)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from contextlib import ExitStack
+import sqlite3
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,30 @@ def test_a_forked_child_that_ends_does_not_harm_its_parent(tmp_path: Path) -> No
     store = SqliteStore.open(directory)
     assert len(scan(store, ScanRequest(b""))[0]) == 101
     store.close()
+
+
+def sound_names(directory: Path) -> set[bytes]:
+    """The registers of a store, once SQLite has found nothing wrong with its files."""
+    with closing(sqlite3.connect(directory / "acceptor.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    store = SqliteStore.open(directory)
+    found = {row.name for row in scan(store, ScanRequest(b"", limit=100_000))[0]}
+    store.close()
+    return found
+
+
+def test_a_forked_child_keeps_what_it_wrote_when_its_parent_closes(tmp_path: Path) -> None:
+    directory = tmp_path / "acceptor"
+    with started("fork-and-close", "sqlite", str(directory)) as process:
+        finish(process)
+    assert sound_names(directory) == {b"parent", b"child-0", b"child-1"}
+
+
+def test_a_fork_in_the_midst_of_transactions(tmp_path: Path) -> None:
+    directory, children, writes = tmp_path / "acceptor", 12, 5
+    with started("fork-while-busy", "sqlite", str(directory), str(children), str(writes)) as process:
+        written = [int(count) for count in finish(process).split()]
+    assert all(written)
+    expected = {b"thread-%d/%d" % (thread, index) for thread in (0, 1) for index in range(written[thread])}
+    expected |= {b"child-%d/%d" % (number, index) for number in range(children) for index in range(writes)}
+    assert sound_names(directory) == expected

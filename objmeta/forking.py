@@ -3,12 +3,17 @@
 SQLite keeps what it knows of its locks in the process, and POSIX locks are not inherited: a child that opens a database
 which its parent had open believes it holds locks that nobody holds, and the log may be deleted under it. So whoever
 keeps a database open registers here, and has it closed for the moment of the fork, in which nobody may be using it.
+
+The fork waits for each in turn, and lets none go on before the end: so nobody may wait for one of them while in
+another, and :meth:`Forkable.before_fork` for nothing but what ends by itself.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, Protocol
 from weakref import WeakSet
 
@@ -32,8 +37,16 @@ _told: list[Forkable] = []
 
 
 def tell_of_forks(concerned: Forkable) -> None:
-    """Have an object told of forks for as long as it lives."""
-    _CONCERNED.add(concerned)
+    """Have an object told of forks for as long as it lives: from before it opens anything."""
+    with _LOCK:
+        _CONCERNED.add(concerned)
+
+
+@contextmanager
+def no_fork() -> Iterator[None]:
+    """Have forks wait meanwhile; for short work, and not within what is told of forks."""
+    with _LOCK:
+        yield
 
 
 def _before() -> None:
@@ -46,7 +59,8 @@ def _before() -> None:
 def _after(in_child: bool) -> None:
     while _told:
         _told.pop().after_fork(in_child)
-    _LOCK.release()
+    if _LOCK.locked():  # a C library that forks by itself says so in the child only
+        _LOCK.release()
 
 
 os.register_at_fork(before=_before, after_in_parent=lambda: _after(False), after_in_child=lambda: _after(True))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -126,8 +126,8 @@ Source = Callable[[CycleName], AsyncIterator[NamedPage]]
 reading raises."""
 Expand = Callable[[Chunk], Awaitable[Sequence[Chunk]]]
 """The chunks that a list names. Raises what reading a chunk raises."""
-Parts = Callable[[], AsyncIterator[Chunk]]
-"""The chunks of uploads that are not complete."""
+Parts = Callable[[], AsyncGenerator[Chunk, None]]
+"""The chunks of uploads that are not complete; read when it is called, that is after all floors were raised."""
 
 
 class Place(Protocol):
@@ -336,11 +336,12 @@ class Worker:
                     began_s = loop.time()
         if order.parts and self._parts is not None:
             found = []
-            async for chunk in self._parts():
-                found.append(Wanted(chunk.digest, chunk.length, REPLICAS_DEFAULT))
-                if len(found) >= PAGE_MARKS:
-                    await self._call(spool.add, found)
-                    found = []
+            async with aclosing(self._parts()) as parts:
+                async for chunk in parts:
+                    found.append(Wanted(chunk.digest, chunk.length, REPLICAS_DEFAULT))
+                    if len(found) >= PAGE_MARKS:
+                        await self._call(spool.add, found)
+                        found = []
             await self._call(spool.add, found)
 
     # -- Sweeping -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from gateway.blobs import BlobStore
 from gateway.collect import CycleName, Expand, Link, NamedPage, Place, Source, Worker
 from gateway.commits import decode_list
 from gateway.cycles import INTERVAL_S, Meet, Workers, in_background
+from gateway.parts import chunks_of_parts
 from objmeta import Chunk, Cluster, errors
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class _LocalWorkers:
                     place,
                     expand=expanding(self._store.blobs),
                     link=lambda acceptor, _: self._workers[acceptor],
+                    parts=lambda: chunks_of_parts(self._store.client),
                     directory=place.path / SPOOLS,
                 )
         there = {acceptor: self._workers[acceptor] for acceptor in (node.node_id for node in status.nodes)}
@@ -157,6 +159,7 @@ class NodeCollector:
                 self._place,
                 expand=expanding(self._store().blobs),
                 link=self._peers.link,
+                parts=lambda: chunks_of_parts(self._store().client),
                 directory=self._directory,
             )
         return self._worker

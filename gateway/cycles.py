@@ -28,6 +28,7 @@ from gateway.collect import (
     Sweeping,
     SweepOrder,
 )
+from gateway.parts import forget_old
 from objmeta import AsyncClient, errors
 
 Told = TypeVar("Told", Marking, Sweeping)
@@ -157,10 +158,11 @@ async def run_cycles(
 ) -> Cycled:
     """As many cycles as it takes to delete all that nothing named when this began; what they came to together.
 
-    Raises LockHeld while somebody else collects.
+    Raises LockHeld while somebody else collects, and what reading the uploads in parts raises.
     """
     total: Cycled | None = None
     async with client.lock(LOCK, wait_s=lock_wait_s):
+        await forget_old(client)
         for number in range(CYCLES_MAX):
             if number:
                 await asyncio.sleep(grace_s)
@@ -230,6 +232,7 @@ async def run_if_due(client: AsyncClient, meet: Meet, interval_s: float, rest: f
         async with client.lock(LOCK, wait_s=0):
             if not await is_due(client, interval_s):
                 return None
+            await forget_old(client)
             cycle = await run_cycle(client, meet, rest=rest)
             if cycle.complete:
                 await _note(client, cycle)

@@ -5,10 +5,10 @@ that is put again replaces what it was.  ``complete`` makes the object of all pa
 until then nothing is visible, and afterwards the id is gone.
 
 What is known of an upload lives in key-value registers, ``~gateway/uploads/<id>`` and one below it for each part.
-Nobody names the chunks of parts, so the collector deletes them unless they are touched: each part that is put touches
-those before it whose generation is no longer the newest, and ``complete`` touches all.  So an upload that rests for two
-whole cycles of the collector loses its parts, and ``complete`` says which.  What was begun more than ``UPLOAD_AGE_S``
-ago and never completed is forgotten by :func:`forget_old`.
+The collector keeps the chunks that these name (:func:`chunks_of_parts`).  A part that is put touches those before it
+whose generation is no longer the newest, and ``complete`` touches all, for its commit states that generation; should a
+part have lost a chunk, it says which.  What was begun more than ``UPLOAD_AGE_S`` ago and never completed is forgotten
+by :func:`forget_old`, before each collection, and then collected.
 
 The etag of an object is the digest of its content, whoever wrote it, so ``complete`` reads all of it once.
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -27,7 +27,7 @@ from blake3 import blake3
 from gateway.commits import Content
 from gateway.files import update
 from gateway.uploading import ChunkWriter, Progress
-from objmeta import Chunk, ObjectVersion, errors
+from objmeta import AsyncClient, Chunk, ObjectVersion, errors
 
 if TYPE_CHECKING:
     from gateway.transfer import Store
@@ -37,7 +37,8 @@ PARTS_MAX: Final = 10_000
 PART_CHUNKS_MAX: Final = 4096
 """5 GiB or so: what is known of a part is one value of a register."""
 UPLOAD_AGE_S: Final = 7 * 86_400.0
-_PAGE: Final = 1000
+_PAGE: Final = 100
+"""What is known of so many parts is held at a time: some 300 KiB, 16 MiB at the most."""
 
 _T = TypeVar("_T")
 
@@ -149,21 +150,43 @@ async def complete(
 
 async def abort(store: Store, upload_id: str) -> None:
     """Forget an upload and its parts; their chunks are collected. One that is not there is forgotten already."""
-    await store.client.delete(UPLOADS + upload_id)
-    async for key, _ in _registers(store, f"{UPLOADS}{upload_id}/"):
-        await store.client.delete(key)
+    await _forget(store.client, upload_id)
 
 
-async def forget_old(store: Store, age_s: float = UPLOAD_AGE_S) -> int:
-    """Abort uploads that were begun longer ago; how many."""
-    old = []
-    async for key, value in _registers(store, UPLOADS):
-        name = key.decode().removeprefix(UPLOADS)
-        if "/" not in name and time.time() - _decoded(value, Begun, name).begun_s > age_s:
-            old.append(name)
-    for name in old:
-        await abort(store, name)
+async def forget_old(client: AsyncClient, age_s: float | None = None) -> int:
+    """Forget uploads that were begun longer ago, and parts that came after the end of theirs; how many uploads.
+
+    ``age_s`` is ``UPLOAD_AGE_S`` if it is not given. Raises NoQuorum; IntegrityError if an upload cannot be read.
+    """
+    if age_s is None:
+        age_s = UPLOAD_AGE_S
+    old: set[str] = set()
+    there: set[str] = set()
+    strays: set[str] = set()
+    async for key, value in _registers(client, UPLOADS):
+        upload_id, is_part, _ = key.decode().removeprefix(UPLOADS).partition("/")
+        if not is_part:
+            there.add(upload_id)
+            if time.time() - _decoded(value, Begun, upload_id).begun_s > age_s:
+                old.add(upload_id)
+        elif upload_id not in there:
+            strays.add(upload_id)
+    for upload_id in old:
+        await _forget(client, upload_id)
+    for upload_id in strays:
+        # It begins before it has parts: one that is not there now, after a part was seen, has ended.
+        if await client.get(UPLOADS + upload_id) is None:
+            await _forget(client, upload_id)
     return len(old)
+
+
+async def chunks_of_parts(client: AsyncClient) -> AsyncGenerator[Chunk, None]:
+    """The chunks of all parts that were put before this is called. Raises NoQuorum, IntegrityError."""
+    async for key, value in _registers(client, UPLOADS):
+        upload_id, is_part, _ = key.decode().removeprefix(UPLOADS).partition("/")
+        if is_part:
+            for chunk in _decoded(value, Part, upload_id).chunks:
+                yield chunk
 
 
 # -- Helpers ----------------------------------------------------------------------------------------------------------
@@ -185,7 +208,7 @@ async def _touch(store: Store, begun: Begun, upload_id: str, everything: bool = 
     found: dict[str, Part] = {}
     newest = await store.commits.generation()
     replicas = await store.commits.replicas(begun.bucket)
-    async for key, value in _registers(store, f"{UPLOADS}{upload_id}/"):
+    async for key, value in _registers(store.client, f"{UPLOADS}{upload_id}/"):
         number = key.decode().rpartition("/")[2]
         part = _decoded(value, Part, number)
         if everything or part.generation < newest:
@@ -212,9 +235,15 @@ async def _digest(store: Store, begun: Begun, chunks: list[Chunk], size: int) ->
     return hasher.hexdigest()
 
 
-async def _registers(store: Store, prefix: str) -> AsyncIterator[tuple[bytes, bytes]]:
+async def _forget(client: AsyncClient, upload_id: str) -> None:
+    await client.delete(UPLOADS + upload_id)
+    async for key, _ in _registers(client, f"{UPLOADS}{upload_id}/"):
+        await client.delete(key)
+
+
+async def _registers(client: AsyncClient, prefix: str) -> AsyncIterator[tuple[bytes, bytes]]:
     start = b""
-    while page := await store.client.scan(prefix, start=start, limit=_PAGE):
+    while page := await client.scan(prefix, start=start, limit=_PAGE):
         for register in page:
             yield register.key, register.value
         start = page[-1].key + b"\0"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
+from gateway import parts
+from gateway.transfer import open_store
 from objmeta.node import LocalCluster
 from tests.cli.conftest import Run, Shell
 
@@ -69,6 +72,30 @@ def test_the_space_of_what_was_removed_is_freed(gateway: Run, bucket: str, shell
     assert gateway("cat", f"{bucket}/copy").raw == kept
     (record,) = gateway("--json", "gc", "--grace", "0").records
     assert (record["copies_deleted"], record["copies_left"]) == (0, 0)
+
+
+def test_an_upload_in_parts_that_is_open_stays(gateway: Run, bucket: str, shell: Shell) -> None:
+    pieces = [os.urandom(100_000) for _ in range(3)]
+
+    async def begin() -> str:
+        store = await open_store(shell.home)
+        upload_id = await parts.begin(store, bucket, "k")
+        for number, piece in enumerate(pieces):
+            await parts.put_part(store, upload_id, number + 1, piece)
+        await store.close()
+        return upload_id
+
+    async def complete(upload_id: str) -> None:
+        store = await open_store(shell.home)
+        await parts.complete(store, upload_id)
+        await store.close()
+
+    upload_id = asyncio.run(begin())
+    for _ in range(2):
+        (record,) = gateway("--json", "gc", "--grace", "0").records
+        assert (record["copies_deleted"], record["copies_left"], record["problem"]) == (0, 0, "")
+    asyncio.run(complete(upload_id))
+    assert gateway("cat", f"{bucket}/k").raw == b"".join(pieces)
 
 
 def test_a_node_that_is_away_is_waited_for(gateway: Run, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from blake3 import blake3
 
+from gateway import parts
 from gateway.collectors import workers_of
 from gateway.cycles import LOCK, Cycled, last_cycle, run_cycle, run_cycles, run_if_due
 from gateway.transfer import Store, open_store
@@ -135,6 +136,36 @@ async def test_a_list_that_is_lost_keeps_everything(store: Store) -> None:
     assert not done.complete
     assert lost.digest.hex() in done.problem
     assert done.deleted == 0
+
+
+async def test_parts_of_an_open_upload_stay_until_they_are_too_old(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = [os.urandom(SIZE) for _ in range(3)]
+    upload_id = await parts.begin(store, BUCKET, "k")
+    for number, content in enumerate(contents[:2]):
+        await parts.put_part(store, upload_id, number + 1, content)
+    for _ in range(2):
+        done = await collect(store)
+        assert (done.complete, done.deleted, done.waiting) == (True, 0, 0)
+    await parts.put_part(store, upload_id, 3, contents[2])
+    await parts.complete(store, upload_id)
+    assert await content_of(store, "k") == b"".join(contents)
+    upload_id = await parts.begin(store, BUCKET, "left")
+    await parts.put_part(store, upload_id, 1, os.urandom(SIZE))
+    assert (await collect(store)).deleted == 0
+    monkeypatch.setattr(parts, "UPLOAD_AGE_S", 0.0)
+    assert (await collect(store)).deleted == places(store)
+    assert await store.client.scan(parts.UPLOADS) == []
+    assert await content_of(store, "k") == b"".join(contents)
+
+
+async def test_a_part_that_comes_after_the_end_of_its_upload_is_forgotten(store: Store) -> None:
+    upload_id = await parts.begin(store, BUCKET, "k")
+    await parts.put_part(store, upload_id, 1, os.urandom(SIZE))
+    await store.client.delete(parts.UPLOADS + upload_id)
+    assert (await collect(store)).deleted == places(store)
+    assert await store.client.scan(parts.UPLOADS) == []
 
 
 async def test_who_collects_is_alone(store: Store) -> None:

@@ -237,6 +237,12 @@ class MembersStatus(msgspec.Struct, frozen=True, array_like=True):
     nodes: tuple[NodeStatus, ...]
     change: ChangeProgress | None = None
 
+    @property
+    def quorum(self) -> bool:
+        """Whether the nodes that are up are a quorum."""
+        up = {node.node_id for node in self.nodes if node.state == "up"}
+        return self.membership.configuration.quorums.is_quorum(up)
+
 
 class StoreStatus(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The store as a whole."""

@@ -27,7 +27,6 @@ def status() -> None:
     The exit code is 5 if there is none.
     """
     found, data = with_store(_status)
-    up = sum(node.state == "up" for node in found.nodes)
     record = {
         "store_id": found.store_id.hex(),
         "epoch": found.epoch,
@@ -36,12 +35,11 @@ def status() -> None:
     }
     cells = [["NODE", "ADDRESS", "STATE", "VERSION", "REGISTERS", "DISK FREE", "UP FOR", "REPAIR", ""]]
     cells += [_node_cells(node) for node in found.nodes]
-    total = output.count_text(len(found.nodes), "node")
     lines = [
         f"store {found.store_id.hex() or 'unknown'}, epoch {found.epoch}",
         *output.rows(cells, right=(0, 4, 5, 6)),
         *_data_lines(data),
-        f"quorum: {'yes' if found.quorum else 'no'} ({up} of {total} up)",
+        output.quorum_text(found.quorum, found.nodes),
     ]
     output.answer(record, "\n".join(lines))
     if not found.quorum:

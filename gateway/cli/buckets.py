@@ -156,14 +156,17 @@ async def _mb(store: Store, *, names: Sequence[str], ignore_existing: bool) -> N
 
 
 async def _rb(store: Store, *, names: Sequence[str], force: bool) -> None:
-    from objmeta.errors import NoSuchBucket
+    from objmeta.errors import BucketNotEmpty, NoSuchBucket
 
     tally = Tally()
     for name in names:
         try:
             if force:
                 await remove_versions(store, Remote(name), True, tally)
-            await store.client.remove_bucket(name)
+            try:
+                await store.client.remove_bucket(name)
+            except BucketNotEmpty as problem:
+                raise BucketNotEmpty(f"{problem}; --force removes them all for good, with the bucket") from None
             output.emit({"bucket": name}, f"removed {Remote(name)}")
             tally.succeeded()
         except Exception as error:

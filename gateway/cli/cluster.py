@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from gateway.cli import output
+from gateway.cli import errors, output
 from gateway.cli.options import common, current
 from gateway.cli.session import with_store
 
@@ -49,9 +49,14 @@ def cluster() -> None:
 @cluster.command()
 @common
 def status() -> None:
-    """Show the members, and how far a change of members has come."""
+    """Show the members, and how far a change of members has come.
+
+    The exit code is 5 if there is no quorum.
+    """
     found = with_store(_look)
     output.answer(_record(found), "\n".join(_lines(found)))
+    if not found.quorum:
+        raise click.exceptions.Exit(errors.UNAVAILABLE)
 
 
 @cluster.command()
@@ -124,11 +129,11 @@ async def _look(store: Store) -> MembersStatus:
 
 async def _patiently(store: Store) -> MembersStatus:
     """The change goes on whether or not somebody looks: a node that ends meanwhile is no reason to give up."""
-    from objmeta import errors
+    from objmeta.errors import Unavailable
 
     try:
         return await store.client.members()
-    except errors.Unavailable:
+    except Unavailable:
         return await store.client.members()
 
 
@@ -142,6 +147,7 @@ def _record(found: MembersStatus) -> dict[str, Any]:
     return {
         "store_id": configuration.store_id.hex(),
         "epoch": configuration.epoch,
+        "quorum": found.quorum,
         "changing": configuration.is_joint,
         "members": [
             {
@@ -183,6 +189,7 @@ def _lines(found: MembersStatus) -> list[str]:
         lines.append(f"retired ids: {', '.join(map(str, configuration.retired))}")
     if configuration.is_joint:
         lines.append(_progress(found))
+    lines.append(output.quorum_text(found.quorum, found.nodes))
     return lines
 
 

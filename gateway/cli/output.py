@@ -18,6 +18,7 @@ from gateway.cli.options import current
 
 if TYPE_CHECKING:
     from objmeta import Bucket, ObjectSummary, ObjectVersion
+    from objmeta.client import NodeStatus
 
 Advance = Callable[[int], None]
 """Told how many bytes more have been moved."""
@@ -97,6 +98,12 @@ def time_text(modified: datetime.datetime) -> str:
 def count_text(number: int, noun: str, plural: str = "") -> str:
     """``1 file``, ``2 files``; ``plural`` where that is not the noun with an s."""
     return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
+
+
+def quorum_text(quorum: bool, nodes: Sequence[NodeStatus]) -> str:
+    """``quorum: yes (2 of 3 nodes up)``."""
+    up = sum(node.state == "up" for node in nodes)
+    return f"quorum: {'yes' if quorum else 'no'} ({up} of {count_text(len(nodes), 'node')} up)"
 
 
 def bucket_record(bucket: Bucket) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from objmeta.core.configuration import Configuration, Membership
 from objmeta.errors import IntegrityError, StoreError, StoreFull
 from objmeta.rpc.wire import BOOTSTRAPPING, EMPTY, ESTABLISHED
 from objmeta.store import rocks_files
+from objmeta.store.directories import NODE_LOCK
 from objmeta.store.rocks import RocksStore
 
 _ACCEPTOR: Final = "acceptor"
 _MARK: Final = "established"
-_LOCK: Final = "lock"
 
 
 class DataDirectory:
@@ -40,7 +40,7 @@ class DataDirectory:
         self.store: RocksStore | None = None
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = os.open(path / NODE_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as problem:
             raise _explained(path, problem) from problem
         try:

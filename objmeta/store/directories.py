@@ -13,6 +13,8 @@ from typing import Final
 
 from objmeta.errors import StoreError, StoreFull
 
+NODE_LOCK: Final = "lock"
+"""The file by which a node keeps other processes out of its directory; it is there before anything else is."""
 NETWORK_FILE_SYSTEMS: Final = frozenset(
     {
         "9p",

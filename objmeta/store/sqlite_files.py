@@ -29,7 +29,16 @@ from objmeta.core.configuration import Configuration, Membership
 from objmeta.errors import IntegrityError, StoreError
 from objmeta.forking import no_fork
 from objmeta.store.checksums import store_sum
-from objmeta.store.directories import check_local, explain_os, full, locked, make_directories, sync_directory, sync_file
+from objmeta.store.directories import (
+    NODE_LOCK,
+    check_local,
+    explain_os,
+    full,
+    locked,
+    make_directories,
+    sync_directory,
+    sync_file,
+)
 
 DATABASE_NAME: Final = "acceptor.db"
 _ROCKSDB_NAME: Final = "rocksdb"
@@ -95,15 +104,12 @@ def make(
     """Make the store in ``directory``; False if there is one already. Raises StoreError, StoreFull."""
     check_local(directory)
     with explained(directory):
+        _check_not_a_node(directory)
         make_directories(directory)
         with locked(directory):
             if database_path(directory).exists():
                 return False
-            if (directory / _ROCKSDB_NAME).exists():  # beside another store the node would not start again
-                raise StoreError(
-                    f"{directory.parent} is the directory of a node: name the node by host:port instead, or another "
-                    "directory"
-                )
+            _check_not_a_node(directory)
             for leftover in directory.glob(f"{_NEW_PREFIX}*"):
                 leftover.unlink()
             new = directory / f"{_NEW_PREFIX}{secrets.token_hex(8)}"
@@ -116,6 +122,14 @@ def make(
                 raise
             sync_directory(directory)
             return True
+
+
+def _check_not_a_node(directory: Path) -> None:
+    """A node would not start again with another store beside its own, nor join one by a store it did not make."""
+    if (directory / _ROCKSDB_NAME).exists() or (directory.parent / NODE_LOCK).exists():
+        raise StoreError(
+            f"{directory.parent} is the directory of a node: name the node by host:port instead, or another directory"
+        )
 
 
 def _write_new(path: Path, acceptor_id: int, membership: Membership) -> None:

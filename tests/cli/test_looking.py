@@ -165,9 +165,9 @@ def test_buckets(gateway: Run) -> None:
     gateway("mb", "one", code=6)
     gateway("mb", "-p", "one")
     store(gateway, "one/k")
-    gateway("rb", "one", code=6)
+    assert "--force" in gateway("rb", "one", code=6).err
     gateway("rm", "one/k")
-    gateway("rb", "one", code=6)
+    assert "versions first; --force" in gateway("rb", "one", code=6).err
     gateway("rb", "--force", "one")
     gateway("rb", "one", code=3)
     gateway("rb", "two", "one", code=1)

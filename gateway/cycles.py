@@ -29,6 +29,7 @@ from gateway.collect import (
     SweepOrder,
 )
 from gateway.parts import forget_old
+from gateway.retention import Retention
 from objmeta import AsyncClient, errors
 
 Told = TypeVar("Told", Marking, Sweeping)
@@ -225,20 +226,35 @@ async def is_due(client: AsyncClient, interval_s: float) -> bool:
 
 
 async def run_if_due(client: AsyncClient, meet: Meet, interval_s: float, rest: float = 1.0) -> Cycled | None:
-    """One cycle if the last one was long ago and nobody else runs one; None if not. Raises NoQuorum."""
+    """One cycle if the last one was long ago and nobody else runs one; None if not. Raises NoQuorum.
+
+    Before it, what the rules of buckets let go is removed, and uploads in parts that are too old are forgotten.
+    """
     if not await is_due(client, interval_s):
         return None
     try:
         async with client.lock(LOCK, wait_s=0):
             if not await is_due(client, interval_s):
                 return None
-            await forget_old(client)
+            await _let_go(client)
             cycle = await run_cycle(client, meet, rest=rest)
             if cycle.complete:
                 await _note(client, cycle)
             return cycle
     except (errors.LockHeld, errors.LockLost):
         return None
+
+
+async def _let_go(client: AsyncClient) -> None:
+    """Remove what nobody wants any more. What keeps this from working does not keep the cycle from it."""
+    try:
+        await forget_old(client)
+        retained = await Retention(client).apply()
+    except errors.ObjmetaError as problem:
+        _log.warning("the rules of buckets could not be applied: %s", problem)
+        return
+    if retained.failed:
+        _log.warning("%d versions could not be removed by the rules of buckets: %s", retained.failed, retained.problem)
 
 
 async def in_background(client: AsyncClient, meet: Meet, interval_s: float = INTERVAL_S) -> None:

@@ -184,6 +184,21 @@ async def test_a_cycle_runs_when_it_is_due(store: Store) -> None:
         assert await run_if_due(store.client, meet, 0.0) is not None
 
 
+async def test_the_rules_of_buckets_are_applied_before_a_cycle(store: Store) -> None:
+    versions = [await put(store, "k", os.urandom(SIZE)) for _ in range(3)]
+    await store.client.configure_bucket(BUCKET, keep_versions=1)
+    async with workers_of(store) as meet:
+        assert (await run_cycle(store.client, meet)).complete
+        assert len(await store.client.versions(BUCKET, "k")) == 3
+        done = await run_if_due(store.client, meet, 3600.0)
+        assert done is not None
+        assert (done.complete, done.waiting) == (True, places(store))
+        assert [each.version_id for each in await store.client.versions(BUCKET, "k")] == versions[:0:-1]
+        done = await run_if_due(store.client, meet, 0.0)
+        assert done is not None
+        assert done.deleted == places(store)
+
+
 async def test_nothing_is_deleted_while_a_disk_is_away(tmp_path: Path) -> None:
     disks = [tmp_path / name for name in "abc"]
     store = await open_store(disks=disks)

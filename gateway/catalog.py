@@ -7,6 +7,8 @@ Rules.
   that finished before is in them, and each object's versions are from one instant.
 * Only tables whose names occur in the query are read. A name inside a string costs time; a table too few would be a
   wrong answer, so the text is searched for words rather than parsed.
+* The lists of chunks that are chunks themselves (of very long objects) are read with the versions that have them; where
+  that fails, ``chunk_count`` is NULL, and ``chunks`` cannot be queried.
 * Columns are named after S3's terms. A delete marker has no content: its size, etag and content type are NULL.
 * ``_plan`` knows no client: it says which call it needs next and is given the answer, so that the blocking and the
   asynchronous door share it.
@@ -28,9 +30,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gateway.upkeep import tables
-from objmeta import AsyncClient, Bucket, Client, ObjectVersion
+from objmeta import AsyncClient, Bucket, Chunk, Client, ObjectVersion
 from objmeta.client import Location
-from objmeta.errors import InvalidArgument, NoSuchBucket, ObjmetaError, StoreError
+from objmeta.errors import IntegrityError, InvalidArgument, NoSuchBucket, ObjmetaError, StoreError, Unavailable
 
 _BATCH_ROWS: Final = 10_000
 _PAGE_OBJECTS: Final = 2_000
@@ -222,14 +224,16 @@ def _plan(query: str, external_access: bool, location: Callable[[], Location]) -
             catalog.load_buckets(buckets)
             if named - _OF_NODES - {"buckets"}:
                 for bucket in buckets:
-                    yield from _read_versions(catalog, bucket.name, "chunks" in named)
+                    yield from _read_versions(catalog, bucket.name, "chunks" in named, location)
                 catalog.flush()
         return catalog.run(query)
     finally:
         catalog.close()
 
 
-def _read_versions(catalog: _Catalog, bucket: str, with_chunks: bool) -> Generator[_Call, Any, None]:
+def _read_versions(
+    catalog: _Catalog, bucket: str, with_chunks: bool, location: Callable[[], Location]
+) -> Generator[_Call, Any, None]:
     continuation: str | None = None
     while True:
         call = functools.partial(_list_versions, bucket=bucket, continuation=continuation)
@@ -237,10 +241,23 @@ def _read_versions(catalog: _Catalog, bucket: str, with_chunks: bool) -> Generat
             page = yield call
         except NoSuchBucket:
             return  # removed while the query ran
-        catalog.add_versions(page.versions, with_chunks)
+        catalog.add_versions([(each, _chunks(each, location, with_chunks)) for each in page.versions], with_chunks)
         continuation = page.continuation
         if continuation is None:
             return
+
+
+def _chunks(version: ObjectVersion, location: Callable[[], Location], needed: bool) -> Sequence[Chunk] | None:
+    """A version's chunks; None if they are listed in chunks that cannot be read, unless they are ``needed``."""
+    if not version.lists:
+        return version.chunks
+    with ThreadPoolExecutor(1) as thread:  # as above
+        try:
+            return thread.submit(tables.listed_chunks, location(), version).result()
+        except (Unavailable, IntegrityError):
+            if needed:
+                raise
+            return None
 
 
 def _list_versions(client: Any, *, bucket: str, continuation: str | None) -> Any:
@@ -278,7 +295,7 @@ class _Catalog:
         )
         self._database.execute("SET TimeZone = 'UTC'")
         self._database.execute("SET lock_configuration = true")
-        self._versions: list[ObjectVersion] = []
+        self._versions: list[tuple[object, ...]] = []
         self._chunks: list[tuple[object, ...]] = []
         for name, schema in _TABLES.items():
             self._database.register("empty", schema.empty_table())
@@ -310,21 +327,21 @@ class _Catalog:
         ]
         self.load("nodes", rows)
 
-    def add_versions(self, versions: Sequence[ObjectVersion], with_chunks: bool) -> None:
-        """Take a page for ``versions``, and for ``chunks`` if they are asked for."""
-        self._versions.extend(versions)
+    def add_versions(self, versions: Sequence[tuple[ObjectVersion, Sequence[Chunk] | None]], with_chunks: bool) -> None:
+        """Take a page for ``versions``, each with its chunks, and for ``chunks`` if they are asked for."""
+        self._versions.extend(_version_row(version, chunks) for version, chunks in versions)
         if with_chunks:
             self._chunks.extend(
                 (version.bucket, version.key, version.version_id, index, chunk.digest.hex(), chunk.length)
-                for version in versions
-                for index, chunk in enumerate(version.chunks)
+                for version, chunks in versions
+                for index, chunk in enumerate(chunks or ())
             )
         if len(self._versions) >= _BATCH_ROWS or len(self._chunks) >= _BATCH_ROWS:
             self.flush()
 
     def flush(self) -> None:
         """Write what was taken into the tables."""
-        self.load("versions", [_version_row(version) for version in self._versions])
+        self.load("versions", self._versions)
         self._versions.clear()
         self.load("chunks", self._chunks)
         self._chunks.clear()
@@ -381,7 +398,7 @@ def _bucket_row(bucket: Bucket) -> tuple[object, ...]:
     )
 
 
-def _version_row(version: ObjectVersion) -> tuple[object, ...]:
+def _version_row(version: ObjectVersion, chunks: Sequence[Chunk] | None) -> tuple[object, ...]:
     content = not version.is_delete_marker
     return (
         version.bucket,
@@ -397,7 +414,7 @@ def _version_row(version: ObjectVersion) -> tuple[object, ...]:
         version.sequence,
         version.parent_version_id,
         version.is_inline,
-        len(version.chunks),
+        len(chunks) if chunks is not None else None,
     )
 
 

@@ -38,7 +38,7 @@ from gateway.instances import Environment, PerThread
 from gateway.oserrors import oserrors
 from gateway.readers import Reader
 from gateway.writers import CompressedWriter, Terms, TextWriter, Writer
-from objmeta import Cluster, Disks, ObjectVersion, connect_async
+from objmeta import Cluster, ObjectVersion, connect_async
 from objmeta.errors import AlreadyExists, ForkedClient, InvalidArgument, NoSuchKey, PreconditionFailed
 
 if TYPE_CHECKING:
@@ -121,13 +121,9 @@ class ObjmetaFileSystem(Changing):
         return await asyncio.shield(opening)
 
     async def _open_store(self) -> Store:
-        from gateway.transfer import open_store
+        from gateway.transfer import open_store_at
 
-        location = self.location
-        if isinstance(location, Disks):
-            return await open_store(disks=location.paths, timeout_s=self.timeout_s)
-        target = ",".join(location.endpoints) if isinstance(location, Cluster) else location.path
-        return await open_store(target, timeout_s=self.timeout_s)
+        return await open_store_at(self.location, timeout_s=self.timeout_s)
 
     def _after_fork(self) -> None:
         if isinstance(self.location, Cluster) and self._stores:

@@ -28,7 +28,8 @@ from gateway.blobs import BlobStore
 from gateway.commits import RENEWALS_MAX, Commits, decode_list
 from gateway.files import creating, in_thread, reading, recycle_buffers, update, writing
 from gateway.uploading import Progress, Upload
-from objmeta import AsyncClient, Chunk, Disks, Embedded, ObjectVersion, connect_async, errors
+from objmeta import AsyncClient, Chunk, Cluster, Disks, Embedded, ObjectVersion, connect_async, errors
+from objmeta.client import Location
 
 READ_BYTES: Final = 2 << 20
 """A file is read in pieces of this length."""
@@ -399,6 +400,14 @@ async def open_store(target: str | os.PathLike[str] | None = None, **settings: A
         ]
 
     return Store(client, ClusterBlobs(members, timeout_s=client.timeout_s, epoch=lambda: client.epoch))
+
+
+async def open_store_at(location: Location, **settings: Any) -> Store:
+    """Open the store that is at ``location``, as a client says."""
+    if isinstance(location, Disks):
+        return await open_store(disks=location.paths, **settings)
+    target = ",".join(location.endpoints) if isinstance(location, Cluster) else location.path
+    return await open_store(target, **settings)
 
 
 # -- Helpers ----------------------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ async def _one(store: Store, source: Remote, target: Remote, copy: _Copy, verb: 
     except NoSuchKey as missing:
         raise await explained(store, source, missing) from None
     text = f"{verb} {output.shown(str(source))} to {output.shown(str(target))}, version {version.version_id}"
-    output.emit(output.version_record(version) | {"source": str(source)}, text)
+    output.emit(await output.version_record(store, version) | {"source": str(source)}, text)
 
 
 async def _tree(store: Store, source: Remote, target: Remote, copy: _Copy, verb: str, total: Tally) -> None:
@@ -194,7 +194,7 @@ async def _tree(store: Store, source: Remote, target: Remote, copy: _Copy, verb:
             return
         version = await copy(store, origin, below, item)
         total.succeeded(item.size)
-        output.emit(output.version_record(version) | {"source": str(origin)})
+        output.emit(await output.version_record(store, version) | {"source": str(origin)})
 
     await for_each(objects_below(store, source), work, total, name=lambda item: f"{item.bucket}/{item.key}")
     count = output.count_text(total.done - before, "object")

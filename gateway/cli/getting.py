@@ -108,7 +108,7 @@ async def _get(
     with output.progress(path.name, version.size) as advance, errors.naming(path):
         await store.get_file(source.bucket, source.key, path, version_id=version.version_id, progress=advance)
     text = f"fetched {output.shown(str(path))}, {output.size_text(version.size)}, version {version.version_id}"
-    output.emit(output.version_record(version) | {"path": os.fspath(path)}, text)
+    output.emit(await output.version_record(store, version) | {"path": os.fspath(path)}, text)
 
 
 def _file_for(source: Remote, target: str | None) -> Path:

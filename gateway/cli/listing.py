@@ -198,17 +198,17 @@ async def _ls_versions(store: Store, target: Remote, human: bool) -> None:
         try:
             for version in await store.client.versions(target.bucket, target.key):
                 found = True
-                _show_version(version, target.name, human)
+                await _show_version(store, version, target.name, human)
         except NoSuchKey:
             pass
     async for version in versions_below(store, target):
         found = True
-        _show_version(version, version.key.removeprefix(prefix) or "./", human)
+        await _show_version(store, version, version.key.removeprefix(prefix) or "./", human)
     if not found:
         _nothing(target)
 
 
-def _show_version(version: ObjectVersion, name: str | None, human: bool) -> None:
+async def _show_version(store: Store, version: ObjectVersion, name: str | None, human: bool) -> None:
     notes = []
     if version.is_latest:
         notes.append("latest")
@@ -220,7 +220,7 @@ def _show_version(version: ObjectVersion, name: str | None, human: bool) -> None
         text += f"  {output.shown(name)}"
     if notes:
         text += f"  ({', '.join(notes)})"
-    output.answer(output.version_record(version), text)
+    output.answer(await output.version_record(store, version), text)
 
 
 def _nothing(target: Remote) -> None:
@@ -240,7 +240,7 @@ async def _versions(store: Store, *, target: Remote, human: bool) -> None:
     except NoSuchKey as missing:
         raise await explained(store, target, missing, "ls --versions") from None
     for version in found:
-        _show_version(version, None, human)
+        await _show_version(store, version, None, human)
 
 
 async def _stat(store: Store, *, target: Remote, version_id: str | None) -> None:
@@ -251,7 +251,7 @@ async def _stat(store: Store, *, target: Remote, version_id: str | None) -> None
         _show_fields(output.bucket_record(made))
         return
     version = await look_up(store, target, version_id, "ls")
-    _show_fields(output.version_record(version))
+    _show_fields(await output.version_record(store, version))
 
 
 def _show_fields(record: dict[str, object]) -> None:

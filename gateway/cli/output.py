@@ -17,6 +17,7 @@ from gateway.cli.errors import naming
 from gateway.cli.options import current
 
 if TYPE_CHECKING:
+    from gateway.transfer import Store
     from objmeta import Bucket, ObjectSummary, ObjectVersion
     from objmeta.client import NodeStatus
 
@@ -134,15 +135,24 @@ def summary_record(item: ObjectSummary) -> dict[str, Any]:
     }
 
 
-def version_record(item: ObjectVersion) -> dict[str, Any]:
-    """All that is known of a version, but its chunks' digests."""
+async def version_record(store: Store, item: ObjectVersion) -> dict[str, Any]:
+    """All that is known of a version, but its chunks' digests.
+
+    ``chunk_count`` is None if there are so many that they are listed in chunks, and these cannot be read now.
+    """
+    from objmeta.errors import IntegrityError, Unavailable
+
+    try:
+        chunk_count = len(await store.chunks_of(item))
+    except (Unavailable, IntegrityError):
+        chunk_count = None
     return summary_record(item) | {
         "is_latest": item.is_latest,
         "content_type": item.content_type,
         "metadata": item.metadata,
         "parent_version_id": item.parent_version_id,
         "is_inline": item.is_inline,
-        "chunk_count": len(item.chunks),
+        "chunk_count": chunk_count,
     }
 
 

@@ -154,7 +154,7 @@ async def _put_all(
             else:
                 version = await _put_entry(store, entry, wishes, advance)
             tally.succeeded(entry.size)
-            _report(version, entry.remote, None if recursive else entry.path, entry.path)
+            await _report(store, version, entry.remote, None if recursive else entry.path, entry.path)
 
         entries = _entries(sources, destination, tally, _store_directory(store))
         await for_each(entries, work, tally, name=lambda entry: str(entry.path or entry.remote))
@@ -168,7 +168,7 @@ async def _put_one(store: Store, source: str, destination: Remote, wishes: _Wish
     if source == STANDARD_STREAM:
         with errors.naming("standard input"):
             version = await _put_stream(store, 0, destination, wishes)
-        _report(version, destination, Path(source), None)
+        await _report(store, version, destination, Path(source), None)
         return
     path = Path(source)
     remote = _target_of(path, destination)
@@ -182,7 +182,7 @@ async def _put_one(store: Store, source: str, destination: Remote, wishes: _Wish
             version = await _put_stream(store, descriptor, remote, wishes)
         finally:
             os.close(descriptor)
-    _report(version, remote, path, path)
+    await _report(store, version, remote, path, path)
 
 
 async def _put_entry(store: Store, entry: _Entry, wishes: _Wishes, advance: output.Advance) -> ObjectVersion:
@@ -212,8 +212,10 @@ def _arguments(wishes: _Wishes, remote: Remote) -> dict[str, Any]:
     }
 
 
-def _report(version: ObjectVersion, remote: Remote, mentioned: Path | None, source: Path | None) -> None:
-    record = output.version_record(version) | {"source": os.fspath(source) if source is not None else None}
+async def _report(
+    store: Store, version: ObjectVersion, remote: Remote, mentioned: Path | None, source: Path | None
+) -> None:
+    record = await output.version_record(store, version) | {"source": os.fspath(source) if source is not None else None}
     text = f"stored {output.shown(str(remote))}, {output.size_text(version.size)}, version {version.version_id}"
     output.emit(record, text if mentioned is not None else None)
 

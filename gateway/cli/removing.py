@@ -77,7 +77,7 @@ async def _restore(store: Store, *, target: Remote, version_id: str | None) -> N
             raise NoSuchVersion(f"{target} has only delete markers left; there is no version to restore")
     version = await store.restore(target.bucket, target.key, version_id)
     text = f"restored {output.shown(str(target))} from {version_id}, version {version.version_id}"
-    output.emit(output.version_record(version) | {"restored_version_id": version_id}, text)
+    output.emit(await output.version_record(store, version) | {"restored_version_id": version_id}, text)
 
 
 async def _rm(
@@ -106,7 +106,7 @@ async def _rm(
             else:
                 marker = await store.client.delete_object(target.bucket, target.key, if_version=if_version)
                 text = f"deleted {output.shown(str(target))}, delete marker {marker.version_id}"
-                output.emit(output.version_record(marker), text)
+                output.emit(await output.version_record(store, marker), text)
                 tally.succeeded()
         except Exception as error:
             if isinstance(error, NoSuchKey):
@@ -123,7 +123,7 @@ async def _rm_tree(store: Store, target: Remote, total: Tally) -> None:
     async def work(item: ObjectSummary) -> None:
         marker = await store.client.delete_object(item.bucket, item.key)
         total.succeeded()
-        output.emit(output.version_record(marker))
+        output.emit(await output.version_record(store, marker))
 
     await for_each(objects_below(store, target), work, total, name=lambda item: f"{item.bucket}/{item.key}")
     output.emit_text(f"deleted {output.count_text(total.done - before, 'object')} below {output.shown(str(target))}")

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 if TYPE_CHECKING:
     from gateway.upkeep.service import DataStatus
+    from objmeta import Chunk, ObjectVersion
     from objmeta.client import Location, StoreStatus
 
 PLACES: Final = pa.schema(
@@ -84,6 +85,20 @@ def copy_rows(location: Location, status: StoreStatus, take: Callable[[list[Row]
                     )
 
     asyncio.run(ask())
+
+
+def listed_chunks(location: Location, version: ObjectVersion) -> tuple[Chunk, ...]:
+    """The chunks of a version that has so many that they are listed in chunks. Raises Unavailable, IntegrityError."""
+    from gateway.transfer import open_store_at
+
+    async def ask() -> tuple[Chunk, ...]:
+        store = await open_store_at(location)
+        try:
+            return await store.chunks_of(version)
+        finally:
+            await store.close()
+
+    return asyncio.run(ask())
 
 
 def _place_row(number: int, name: str, said: DataStatus | str) -> Row:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
+import random
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -11,9 +13,12 @@ from types import SimpleNamespace
 import pytest
 
 import objmeta
+from gateway import commits
 from gateway.catalog import TABLES, Result, sql, sql_async
+from gateway.cli import output
+from gateway.transfer import open_store
 from objmeta.client import NodeStatus
-from objmeta.errors import InvalidArgument, NoQuorum
+from objmeta.errors import IntegrityError, InvalidArgument, NoQuorum
 
 DIGESTS = (b"\x01" * 32, b"\x02" * 32)
 
@@ -42,6 +47,48 @@ def test_objects_are_the_current_visible_versions(filled: objmeta.Client) -> Non
     result = sql(filled, "SELECT bucket, key, size, is_inline, chunk_count FROM objects ORDER BY key")
     assert result.columns == ["bucket", "key", "size", "is_inline", "chunk_count"]
     assert result.rows() == [("first", "a.txt", 5, True, 0), ("first", "large", 100, False, 2)]
+
+
+def test_lists_of_very_many_chunks_are_read(
+    client: objmeta.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "LIST_CHUNKS_MAX", 2)
+    monkeypatch.setattr(commits, "LIST_ENTRIES", 2)
+    data = random.Random(1).randbytes(16 << 20)
+
+    async def put() -> tuple[objmeta.ObjectVersion, objmeta.ObjectVersion]:
+        store = await open_store(tmp_path / "store")
+        await store.client.create_bucket("bucket")
+        version = await store.put_stream("bucket", "k", data)
+        resolved = await store.resolved(version)
+        await store.close()
+        return version, resolved
+
+    version, resolved = asyncio.run(put())
+    assert len(version.lists) > 1
+    assert version.chunks == ()
+    assert sql(client, "SELECT chunk_count FROM objects").rows() == [(len(resolved.chunks),)]
+    chunks = sql(client, "SELECT digest, length FROM chunks ORDER BY index").rows()
+    assert chunks == [(chunk.digest.hex(), chunk.length) for chunk in resolved.chunks]
+    assert asyncio.run(record_of(tmp_path / "store", version))["chunk_count"] == len(resolved.chunks)
+    # one that is lost
+    lost = objmeta.Chunk(DIGESTS[0], 70)
+    client.put_object("bucket", "lost", lists=[lost], size=100, etag="ab" * 32)
+    rows = sql(client, "SELECT key, chunk_count FROM objects ORDER BY key").rows()
+    assert rows == [("k", len(resolved.chunks)), ("lost", None)]
+    with pytest.raises(IntegrityError, match=DIGESTS[0].hex()):
+        sql(client, "SELECT count(*) FROM chunks")
+    record = asyncio.run(record_of(tmp_path / "store", client.get_object("bucket", "lost")))
+    assert record["chunk_count"] is None
+
+
+async def record_of(home: Path, version: objmeta.ObjectVersion) -> dict[str, object]:
+    """What commands print of a version."""
+    store = await open_store(home)
+    try:
+        return await output.version_record(store, version)
+    finally:
+        await store.close()
 
 
 def test_versions_hold_everything_delete_markers_included(filled: objmeta.Client) -> None:

@@ -39,8 +39,10 @@ def gc(dry_run: bool, grace: float) -> None:
 
     Removed objects and buckets leave traces, so that nothing that was on its way can bring them back, and their data
     stays for a while, for whoever is reading it. Nodes take both away in the background, some hours later; a store in
-    a directory does so bit by bit when it is opened, and all at once with this command. All nodes must be up. The exit
+    directories has nobody who does, so they stay until this command is run. All nodes, or disks, must be up. The exit
     code is 5 if one is not, or if something else kept it from finishing.
+
+    Uploads in parts that were begun more than a week ago and never completed are forgotten, too.
 
     Whatever is written meanwhile is safe. A read of something that is removed while this runs may fail.
     """

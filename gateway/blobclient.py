@@ -168,7 +168,7 @@ class ClusterBlobs:
                     ):
                         raise failure
         except BaseException:
-            await _cancel(tuple(waiting))
+            await _cancel(tuple(tasks))  # all of them: those that failed together as well
             raise
         for task in waiting:  # the other copies are worth a touch too
             self._trailing.add(task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -473,6 +474,21 @@ async def test_an_old_generation_is_refused(blobs: ClusterBlobs, nodes: list[Blo
         await blobs.touch([chunk], generation=4)
     await blobs.put(os.urandom(length), generation=5)
     assert await blobs.touch([chunk], generation=5) == [True]
+
+
+async def test_nodes_that_refuse_a_touch_together_are_all_heard(nodes: list[BlobNode]) -> None:
+    class Refusing(Peer):
+        async def touch(self, chunks: Sequence[Chunk], generation: int, timeout_s: float) -> list[bool]:
+            raise errors.StaleGeneration("too old")
+
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: unheard.append(context))
+    store = ClusterBlobs(placed(*nodes), connect=Refusing)
+    with pytest.raises(errors.StaleGeneration):
+        await store.touch([Chunk(b"x" * 32, 10)], generation=4)
+    await store.close()
+    gc.collect()
+    assert unheard == []
 
 
 async def test_what_a_peer_is_asked(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:

@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from gateway.blobclient import ClusterBlobs, Members
 from gateway.bloblocal import LocalBlobs
-from gateway.blobpeer import PENDING_MAX, Peer, Unreachable
+from gateway.blobpeer import LAG_WAIT_S, PENDING_MAX, Peer, Unreachable
 from gateway.blobs import ChunkMissing
 from gateway.blobservice import SERVICE, BlobService, encode_header
 from gateway.placement import Place, homes, order
@@ -121,7 +121,11 @@ async def silent() -> AsyncIterator[str]:
             await writer.wait_closed()
 
 
-async def until(condition: Any, timeout_s: float = 10.0) -> None:
+HANGS_S = 60.0
+"""What waits so long hangs; a busy machine takes its time, and that is no failure."""
+
+
+async def until(condition: Any, timeout_s: float = HANGS_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -130,7 +134,7 @@ async def until(condition: Any, timeout_s: float = 10.0) -> None:
 
 async def served_again(blobs: ClusterBlobs, node: BlobNode) -> None:
     """Put until a new chunk arrives at the node."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANGS_S
     chunks: list[Chunk] = []
     while not any(node.holds(chunk) for chunk in chunks):
         chunks.append(await blobs.put(os.urandom(10), generation=0))
@@ -200,26 +204,24 @@ async def test_status_names_who_is_down(blobs: ClusterBlobs, nodes: list[BlobNod
 async def test_a_dead_node_costs_nothing_and_gets_new_chunks_when_it_is_back(
     blobs: ClusterBlobs, nodes: list[BlobNode]
 ) -> None:
+    """Were each put to wait for it as little as ``LAG_WAIT_S``, these would take too long."""
     await nodes[0].stop()
-    begun = time.monotonic()
-    for number in range(20):
-        await blobs.put(b"without %d" % number, generation=0)
-    assert time.monotonic() - begun < 2
+    async with asyncio.timeout(HANGS_S):
+        for number in range(int(HANGS_S / LAG_WAIT_S)):
+            await blobs.put(b"without %d" % number, generation=0)
     await nodes[0].start()
 
     await served_again(blobs, nodes[0])
 
 
 async def test_a_silent_node_slows_nobody(nodes: list[BlobNode], silent: str) -> None:
-    """Were each put to wait for it, these would take half a minute."""
+    """Were each put to wait for it as little as ``LAG_WAIT_S``, these would take too long."""
     store = ClusterBlobs(placed(nodes[0], silent, nodes[1]), timeout_s=2)
-    begun = time.monotonic()
-    for _ in range(2 * PENDING_MAX):
-        await store.put(os.urandom(1000), generation=0)
-    assert time.monotonic() - begun < 8
-    closing = time.monotonic()
-    await store.close()
-    assert time.monotonic() - closing < 6
+    async with asyncio.timeout(HANGS_S):
+        for _ in range(max(2 * PENDING_MAX, int(HANGS_S / LAG_WAIT_S))):
+            await store.put(os.urandom(1000), generation=0)
+    async with asyncio.timeout(HANGS_S):
+        await store.close()
 
 
 async def test_a_slow_node_is_left_out_and_comes_back(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
@@ -235,8 +237,9 @@ async def test_no_majority_is_said_in_time(nodes: list[BlobNode], silent: str) -
     store = ClusterBlobs(placed(nodes[0], silent, nodes[1]), timeout_s=0.7)
     begun = time.monotonic()
     with pytest.raises(errors.NoQuorum, match=r"3 nodes.*cannot be reached"):
-        await store.put(b"alone", generation=0)
-    assert 0.6 < time.monotonic() - begun < 2
+        async with asyncio.timeout(HANGS_S):
+            await store.put(b"alone", generation=0)
+    assert time.monotonic() - begun > 0.6, "it does not wait as long as it may"
     await store.close()
 
 
@@ -250,16 +253,17 @@ async def test_a_put_waits_for_a_node_to_come_back(blobs: ClusterBlobs, nodes: l
     assert nodes[1].holds(await putting)
 
 
-async def test_one_full_disk_is_no_matter_and_two_are(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
+async def test_one_full_disk_is_no_matter_and_two_are(nodes: list[BlobNode]) -> None:
+    blobs = ClusterBlobs(placed(*nodes), timeout_s=2 * HANGS_S)
     nodes[0].blobs.full = True
     chunk = await blobs.put(os.urandom(3 << 20), generation=0)
     assert nodes[1].holds(chunk)
     assert nodes[2].holds(chunk)
     nodes[1].blobs.full = True
-    begun = time.monotonic()
     with pytest.raises(errors.StoreFull, match="no room"):
-        await blobs.put(b"too much", generation=0)
-    assert time.monotonic() - begun < 2
+        async with asyncio.timeout(HANGS_S):  # it does not use up its time
+            await blobs.put(b"too much", generation=0)
+    await blobs.close()
 
 
 async def test_a_node_that_keeps_no_chunks_is_named(nodes: list[BlobNode]) -> None:
@@ -324,22 +328,20 @@ async def test_reads_survive_two_dead_nodes_and_say_so_when_all_are(blobs: Clust
     for _ in range(6):
         assert len(await store.get(chunk)) == 3 << 20
     await nodes[2].stop()
-    begun = time.monotonic()
     with pytest.raises(errors.Unavailable, match=chunk.digest.hex()):
-        await store.get(chunk)
-    assert time.monotonic() - begun < 3
+        async with asyncio.timeout(HANGS_S):
+            await store.get(chunk)
     await store.close()
 
 
 async def test_a_read_does_not_wait_for_a_slow_or_silent_node(nodes: list[BlobNode], silent: str) -> None:
-    nodes[1].blobs.delay_s = 30
-    store = ClusterBlobs(placed(nodes[0], nodes[1], silent), timeout_s=5)
+    nodes[1].blobs.delay_s = 2 * HANGS_S
+    store = ClusterBlobs(placed(nodes[0], nodes[1], silent), timeout_s=2 * HANGS_S)
     chunk = Chunk(blake3(b"hedged").digest(), 6)
     await nodes[0].blobs.put(b"hedged", generation=0)
-    for _ in range(6):
-        begun = time.monotonic()
-        assert await store.get(chunk) == b"hedged"
-        assert time.monotonic() - begun < 1.5
+    async with asyncio.timeout(HANGS_S):
+        for _ in range(6):
+            assert await store.get(chunk) == b"hedged"
     await store.close()
 
 

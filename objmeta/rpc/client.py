@@ -26,7 +26,7 @@ from typing import Final
 import msgspec
 
 from objmeta.core.configuration import Membership
-from objmeta.core.erasure import FIRST_GENERATION, GENERATION_REGISTER
+from objmeta.core.erasure import FIRST_GENERATION, GENERATION_REGISTER, generation_in
 from objmeta.core.home import home_of
 from objmeta.core.listing import ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, State
@@ -116,9 +116,15 @@ class RemoteRegisters:
         try:
             result = await self._perform(operation, request.name, timeout_s, changes=True)
         except StaleGeneration:
-            if request.generation or self._generation <= begun:
+            if request.generation:
                 raise
-            # Nothing was proposed anywhere, so it may begin anew, in the generation the node told along with that.
+            # Nothing was proposed anywhere, so it may begin anew, in the newest generation: the node has told it along
+            # with that, or had not heard of it itself.
+            left_s = deadline - self._loop.time()
+            if self._generation <= begun:
+                self.on_generation(generation_in((await self.read((GENERATION_REGISTER,), left_s))[0]))
+            if self._generation <= begun:
+                raise
             operation = msgspec.structs.replace(operation, generation=self._generation)
             result = await self._perform(operation, request.name, deadline - self._loop.time(), changes=True)
         assert isinstance(result, wire.Changed)

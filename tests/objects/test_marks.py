@@ -298,6 +298,7 @@ async def test_a_dead_record_beside_the_chain(trio: Trio) -> None:
         await trio.put("k", 3)
     assert await trio.named_by_each() == [{1, 2}, {1, 3}, {1, 3}]
     await trio.renew("k")  # the first one takes the new version, and still holds the dead record
+    await trio.answered(1, RaiseFloors())
     (row,) = trio.stores[1].inventory(CONFIGURATION.tag, InventoryRequest(await trio.name_of("k"))).rows
     assert len(row.held) == 3
     assert await trio.named_by_each() == [{1, 3}] * 3

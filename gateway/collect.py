@@ -23,7 +23,7 @@ import msgspec
 
 from gateway.blobs import Held, Mark, Sweep, Swept
 from gateway.files import in_thread
-from gateway.marks import PAGE_MARKS, MarksPage, Spool, Wanted, merge
+from gateway.marks import PAGE_MARKS, MarksPage, MemorySpool, Spool, Wanted, merge
 from objmeta import Chunk, errors
 
 T = TypeVar("T")
@@ -179,7 +179,7 @@ class _Marks(_Work):
     def __init__(self, cycle: CycleName) -> None:
         super().__init__(cycle)
         self.told = Marking()
-        self.spool: Spool | None = None
+        self.spool: Spool | MemorySpool | None = None
 
     def _has_failed(self) -> bool:
         return bool(self.told.problem)
@@ -284,9 +284,6 @@ class Worker:
         for task in tasks:
             if task is not None:
                 task.cancel()
-        for marks in self._marks.values():
-            if marks.spool is not None and self._directory is None:
-                marks.spool.close()
 
     async def _forget(self, marks: _Marks) -> None:
         if marks.task is not None:
@@ -302,7 +299,8 @@ class Worker:
 
     async def _run_mark(self, marks: _Marks, order: MarkOrder) -> None:
         try:
-            marks.spool = await self._call(Spool, self._directory)
+            directory = self._directory
+            marks.spool = MemorySpool() if directory is None else await in_thread(Spool, directory)
             await self._write_down(marks, order)
             named = await self._call(marks.spool.count)
             marks.told = Marking(True, "", marks.told.objects, named)

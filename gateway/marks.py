@@ -76,24 +76,19 @@ _PAGE: Final = "SELECT digest, length, replicas FROM marks WHERE digest >= ? ORD
 
 
 class Spool:
-    """Marks on disk in ``directory`` (None: in memory). Methods block; one thread at a time."""
+    """Marks on disk in ``directory``. Methods block; one thread at a time."""
 
-    def __init__(self, directory: Path | None) -> None:
-        file = ":memory:"
-        if directory is not None:
-            directory.mkdir(parents=True, exist_ok=True)
-            handle, file = tempfile.mkstemp(".spool", "marks-", directory)
-            os.close(handle)
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle, file = tempfile.mkstemp(".spool", "marks-", directory)
+        os.close(handle)
         self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
         # What a crash leaves of it is never read.
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._db.execute(_SCHEMA)
-        if directory is not None:
-            os.unlink(
-                file
-            )  # it is open, and nobody else needs its name: a process that is killed leaves nothing behind
+        os.unlink(file)  # it is open, and nobody else needs its name: a process that is killed leaves nothing behind
 
     def add(self, marks: Iterable[Wanted]) -> None:
         """Add marks; of one that is there already the greater number of replicas stays."""
@@ -114,3 +109,31 @@ class Spool:
     def close(self) -> None:
         """Let it go."""
         self._db.close()
+
+
+class MemorySpool:
+    """The same in memory: for simulations, which make thousands of them."""
+
+    def __init__(self) -> None:
+        self._marks: dict[bytes, Wanted] = {}
+
+    def add(self, marks: Iterable[Wanted]) -> None:
+        """See :class:`Spool`."""
+        for mark in marks:
+            known = self._marks.get(mark.digest)
+            if known is None or known.replicas < mark.replicas:
+                self._marks[mark.digest] = mark
+
+    def page(self, start: bytes, limit: int) -> MarksPage:
+        """See :class:`Spool`."""
+        digests = sorted(digest for digest in self._marks if digest >= start)
+        end = digests[limit] if len(digests) > limit else b""
+        return MarksPage(end, pack(self._marks[digest] for digest in digests[:limit]))
+
+    def count(self) -> int:
+        """See :class:`Spool`."""
+        return len(self._marks)
+
+    def close(self) -> None:
+        """See :class:`Spool`."""
+        self._marks.clear()

@@ -44,14 +44,14 @@ class Habits:
         """Of one run."""
         return Habits(
             clients=rng.choice((2, 3, 4)),
-            operations=rng.randint(20, 45),
+            operations=rng.randint(20, 40),
             contents=rng.choice((3, 6, 12)),
             sleeps=rng.choice((0.1, 0.3, 0.6)),
-            sleep_s_max=rng.choice((0.2, 1.0, 4.0)),
+            sleep_s_max=rng.choice((0.05, 0.3, 1.0)),
             removals=rng.choice((0.3, 0.45)),
             copies=rng.choice((0.1, 0.2)),
-            pause_s=rng.choice((0.05, 0.3, 0.6)),
-            timeout_s=rng.choice((0.3, 1.0, 3.0)),
+            pause_s=rng.choice((0.01, 0.03, 0.1)),
+            timeout_s=rng.choice((0.2, 0.5, 1.5)),
         )
 
 
@@ -68,7 +68,8 @@ class DataClient:
         self._number = proposer.number
         self._rng = rng
         self._timeout_s = timeout_s
-        self._buckets = Buckets(self.context())
+        self.buckets = Buckets(self.context())
+        """Bucket operations."""
 
     def context(self, operation: bytes | None = None) -> Context:
         """What objmeta's operations need."""
@@ -83,12 +84,7 @@ class DataClient:
 
     def objects(self, operation: bytes | None = None) -> Objects:
         """Object operations, the next one under this id."""
-        return Objects(self.context(operation), self._buckets)
-
-    @property
-    def buckets(self) -> Buckets:
-        """Bucket operations."""
-        return self._buckets
+        return Objects(self.context(operation), self.buckets)
 
     # -- Operations ---------------------------------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ class Named:
             self._last_live_s[version_id] = now
             for digest in put.digests:
                 if not any(_is_good(node, digest) for node in self.nodes.values()):
-                    raise Violation(f"chunk {digest.hex()[:8]} of live version {version_id.hex()[:8]} is nowhere")
+                    raise Violation(_hole(digest, version_id))
 
     def on_delete(self, node: DataNode, digest: Digest, row: Row, sweep: Sweep | None) -> None:
         """A copy is being deleted."""
@@ -100,6 +100,14 @@ class Named:
                     f"{what}, {whose}, which was live at {last_s:.6f}, and no cycle has begun since"
                 )
 
+    def on_gone(self, digest: Digest) -> None:
+        """A copy is gone for good."""
+        if any(_is_good(node, digest) for node in self.nodes.values()):
+            return
+        for version_id, put in self.live().items():
+            if digest in put.digests:
+                self.violation = self.violation or _hole(digest, version_id)
+
     def check_nothing_else(self, members: Collection[int]) -> None:
         """Nothing is stored at the members that nothing names."""
         named = {digest for put in self.live().values() for digest in put.digests}
@@ -112,3 +120,7 @@ class Named:
 def _is_good(node: DataNode, digest: Digest) -> bool:
     row = node.place.durable.get(digest)
     return row is not None and blake3(row.data).digest() == digest and not node.world.nodes[node.node_id].lost
+
+
+def _hole(digest: Digest, version_id: bytes) -> str:
+    return f"chunk {digest.hex()[:8]} of live version {version_id.hex()[:8]} is nowhere"

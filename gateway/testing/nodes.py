@@ -17,10 +17,10 @@ from objmeta.testing.world import World
 
 T = TypeVar("T")
 
-ANSWER_S = 0.5
+ANSWER_S = 0.2
 """How long an answer is waited for."""
 
-SILENCE_S = 2.0
+SILENCE_S = 0.5
 """How long a worker that does not answer is waited for."""
 
 Marks = Callable[[int, CycleName], AsyncIterator[NamedPage]]

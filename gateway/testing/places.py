@@ -45,6 +45,8 @@ class MemoryPlace:
         self._newest = 1
         self.on_delete: Callable[[bytes, Row, Sweep | None], None] = lambda digest, row, sweep: None
         """Told of what is deleted, with the sweep that does it."""
+        self.on_gone: Callable[[bytes], None] = lambda digest: None
+        """Told when that is durable."""
 
     # -- As a store ---------------------------------------------------------------------------------------------------
 
@@ -231,6 +233,7 @@ class MemoryPlace:
         for digest, row in self._waiting[:steps]:
             if row is None:
                 self._durable.pop(digest, None)
+                self.on_gone(digest)
             else:
                 self._durable[digest] = row
         del self._waiting[:steps]

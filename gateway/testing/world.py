@@ -22,6 +22,7 @@ from gateway.testing.nodes import SILENCE_S, DataNetwork, DataNode, link
 from objmeta import errors
 from objmeta.core.configuration import ConfigurationTag
 from objmeta.core.listing import ScanAnswer, ScanRequest
+from objmeta.objects.buckets import Buckets
 from objmeta.objects.marks import marks
 from objmeta.testing.checkers import Violation
 from objmeta.testing.network import Trace
@@ -31,7 +32,7 @@ from objmeta.testing.world import Interrupted, Proposer, World
 
 BUCKET = "bucket"
 KEYS = tuple("abcdefgh")
-CHECK_S = 0.02
+CHECK_S = 0.05
 PATIENCE_S = 10.0
 CYCLES_AT_END_MAX = 6
 
@@ -56,6 +57,8 @@ class DataWorld:
         self._keys = KEYS[: self._rng.choice((2, 4, 8))]
         self._left = self._habits.operations
         self._versions: list[tuple[str, bytes]] = []
+        self._buckets: dict[tuple[int, int], Buckets] = {}
+        """What each life of a proposer knows of buckets, as a process does."""
         self.attempts = self.answered = self.cycles = 0
         self.leaves_out: set[int] = set()
         """Of a broken variant, where that is not to be drawn."""
@@ -81,6 +84,7 @@ class DataWorld:
     def _make(self, acceptor: int) -> None:
         node = DataNode(acceptor, self.world, self.network, self._marks, self.mutation)
         node.place.on_delete = lambda digest, row, sweep: self.named.on_delete(node, digest, row, sweep)
+        node.place.on_gone = self.named.on_gone
         self.network.nodes[acceptor] = node
 
     # -- Phases -------------------------------------------------------------------------------------------------------
@@ -182,10 +186,11 @@ class DataWorld:
             await asyncio.sleep(rng.expovariate(1 / self._habits.pause_s))
             up = [proposer for proposer in self.world.proposers if proposer.up]
             if not up:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.02)
                 continue
             proposer = rng.choice(up)
             client = self._data(proposer, rng, self._habits.timeout_s)
+            client.buckets = self._buckets.setdefault((proposer.number, proposer.lives), client.buckets)
             await self._try(proposer, *self._draw(client, rng))
 
     def _draw(self, client: DataClient, rng: random.Random) -> tuple[str, Coroutine[Any, Any, object]]:
@@ -274,7 +279,7 @@ class DataWorld:
     async def _collector(self, number: int) -> None:
         """Cycle after cycle; the second collector runs now and then, beside the first."""
         rng = self.world.random(f"collector {number}")
-        pause_s = rng.choice((0.02, 0.1)) * (40 if number else 1)
+        pause_s = rng.choice((0.01, 0.05)) * (20 if number else 1)
         while True:
             await asyncio.sleep(rng.expovariate(1 / pause_s))
             up = [proposer for proposer in self.world.proposers if proposer.up]
@@ -283,7 +288,7 @@ class DataWorld:
             proposer = rng.choice(up)
             crash_after_s = rng.random() * 0.5 if rng.random() < 0.2 else None
             try:
-                cycle = await proposer.run(self.run_cycle(proposer, 3.0), crash_after_s)
+                cycle = await proposer.run(self.run_cycle(proposer, 1.0), crash_after_s)
             except Interrupted:
                 continue
             self.world.note(f"P{proposer.number}: {cycle}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.marks import MarksPage, Spool, Wanted, merge, pack
+from gateway.marks import MarksPage, MemorySpool, Spool, Wanted, merge, pack
 from objmeta import errors
 
 
@@ -19,7 +19,7 @@ def some_marks(count: int, seed: int = 1) -> list[Wanted]:
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_a_spool_gives_pages_in_order_and_each_mark_once(tmp_path: Path, on_disk: bool) -> None:
     marks = some_marks(100)
-    spool = Spool(tmp_path / "spools" if on_disk else None)
+    spool = Spool(tmp_path / "spools") if on_disk else MemorySpool()
     spool.add(marks[:60])
     spool.add(marks[40:])
     assert spool.count() == 100
@@ -42,9 +42,10 @@ def test_a_spool_on_disk_has_no_name(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_the_greatest_number_of_copies_counts() -> None:
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_the_greatest_number_of_copies_counts(tmp_path: Path, on_disk: bool) -> None:
     (mark,) = some_marks(1)
-    spool = Spool(None)
+    spool = Spool(tmp_path) if on_disk else MemorySpool()
     for replicas in (2, 5, 3):
         spool.add([mark._replace(replicas=replicas)])
     assert spool.page(b"", 10).marks() == [mark._replace(replicas=5)]

@@ -12,7 +12,7 @@ from blake3 import blake3
 from gateway.blobs import ChunkMissing
 from gateway.placement import Place, copies, enough, order
 from gateway.testing.named import Named, Put
-from gateway.testing.nodes import DataNetwork, Lost
+from gateway.testing.nodes import DataNetwork, DataNode, Lost
 from objmeta import Chunk, ObjectVersion, errors
 from objmeta.objects.buckets import Buckets
 from objmeta.objects.context import Context
@@ -172,11 +172,16 @@ class DataClient:
         return sum(there) >= enough(0, len(places))
 
     async def _touch_at(self, node_id: int, chunk: Chunk, generation: int) -> bool:
+        async def touch(node: DataNode) -> bool:
+            (there,) = await node.place.touch([chunk], generation=generation)
+            if there:
+                self._named.on_touched(node, chunk, generation)
+            return there
+
         try:
-            (there,) = await self._network.call(node_id, lambda node: node.place.touch([chunk], generation=generation))
+            return await self._network.call(node_id, touch)
         except errors.ObjmetaError:
             return False
-        return there
 
     async def _send(self, chunk: Chunk, data: bytes, generation: int) -> None:
         places = order(chunk.digest, self.places())
@@ -191,8 +196,11 @@ class DataClient:
         raise errors.NoQuorum(f"chunk {chunk.digest.hex()[:8]} has {stored} copies of {needed}")
 
     async def _put_at(self, node_id: int, data: bytes, generation: int) -> bool:
+        async def put(node: DataNode) -> None:
+            self._named.on_touched(node, await node.place.put(data, generation=generation), generation)
+
         try:
-            await self._network.call(node_id, lambda node: node.place.put(data, generation=generation))
+            await self._network.call(node_id, put)
         except errors.ObjmetaError:
             return False
         return True

@@ -6,7 +6,7 @@ docs/collection.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -14,8 +14,17 @@ import msgspec
 from gateway.blobs import Sweep
 from gateway.testing.places import MemoryPlace, Row, Wait
 from objmeta import Chunk
+from objmeta.core.configuration import ConfigurationTag
+from objmeta.core.listing import ScanRequest, successor
+from objmeta.model.names import OBJECTS
+from objmeta.model.values import tip_of
+from objmeta.objects.context import Context
+from objmeta.objects.marks import Acceptor, Marked, _Naming, _Object, _proof, _Proof, marks
 from objmeta.testing.mutations import NONE, Mutation
 from objmeta.testing.mutations_upkeep import UPKEEP_MUTATIONS
+
+
+MarksOf = Callable[[Context, Acceptor, ConfigurationTag], AsyncGenerator[Marked, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +36,9 @@ class DataMutation:
     metadata: Mutation = NONE
     """What is broken in objmeta."""
     place: Callable[[Wait], MemoryPlace] = MemoryPlace
+    marks: MarksOf = marks
     marks_of_majority: bool = False
     repairs_untouched: bool = False
-    drops_by_asking: bool = False
-    excludes_by_accepted: bool = False
 
 
 class _TouchesNothing(MemoryPlace):
@@ -59,6 +67,22 @@ class _ForgetsTouches(MemoryPlace):
         return there
 
 
+class _Trusting(_Naming):
+    """Takes what was accepted here for chosen, and reads nothing."""
+
+    async def _chosen(self, found: _Object) -> _Proof | None:
+        return _proof(tip_of(found.row.state), found.records)
+
+
+async def _trusting_marks(context: Context, acceptor: Acceptor, tag: ConfigurationTag) -> AsyncGenerator[Marked, None]:
+    naming = _Trusting(context, False)
+    start: bytes = OBJECTS
+    while start:
+        page = await acceptor.scan(tag, ScanRequest(start, successor(OBJECTS), 100, with_records=True))
+        yield await naming.page(page)
+        start = page.covered
+
+
 DATA_NONE = DataMutation("none", "nothing")
 
 DATA_MUTATIONS: dict[str, DataMutation] = {
@@ -75,5 +99,11 @@ DATA_MUTATIONS: dict[str, DataMutation] = {
         ),
         DataMutation("one-cycle", "C4: what is unmarked once is deleted", place=_DeletesAtOnce),
         DataMutation("touch-not-durable", "W2: a touch is not synced", place=_ForgetsTouches),
+        DataMutation(
+            "accepted-removals",
+            "what is marked: a removal on an accepted chain is taken for chosen",
+            marks=_trusting_marks,
+        ),
+        DataMutation("repair-untouched", "M1: a copy by repair states no generation", repairs_untouched=True),
     )
 }

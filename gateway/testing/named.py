@@ -16,6 +16,7 @@ from blake3 import blake3
 from gateway.blobs import Sweep
 from gateway.testing.nodes import DataNode
 from gateway.testing.places import Row
+from objmeta import Chunk
 from objmeta.testing.checkers import Violation
 from objmeta.testing.world import World
 
@@ -99,6 +100,15 @@ class Named:
                 self.violation = self.violation or (
                     f"{what}, {whose}, which was live at {last_s:.6f}, and no cycle has begun since"
                 )
+
+    def on_touched(self, node: DataNode, chunk: Chunk, generation: int) -> None:
+        """A node is about to say that it has a chunk, touched."""
+        row = node.place.durable.get(chunk.digest)
+        if (row is None or row.touched < generation) and node.place.floor <= generation:
+            self.violation = self.violation or (
+                f"node {node.node_id} says that chunk {chunk.digest.hex()[:8]} was touched in {generation}, and would "
+                "not know that after a crash"
+            )
 
     def on_gone(self, digest: Digest) -> None:
         """A copy is gone for good."""

@@ -42,7 +42,7 @@ class MemoryPlace:
         self._syncing: asyncio.Task[None] | None = None
         self._life = 0
         self._floor = 0
-        self._newest = 1
+        self._newest = 0
         self.on_delete: Callable[[bytes, Row, Sweep | None], None] = lambda digest, row, sweep: None
         """Told of what is deleted, with the sweep that does it."""
         self.on_gone: Callable[[bytes], None] = lambda digest: None
@@ -82,6 +82,7 @@ class MemoryPlace:
         if row is None:
             raise ChunkMissing(f"chunk {chunk.digest.hex()} is missing in memory")
         if blake3(row.data).digest() != chunk.digest:
+            self._write(chunk.digest, msgspec.structs.replace(row, damaged=True))
             raise errors.IntegrityError(f"chunk {chunk.digest.hex()} in memory is damaged")
         return row.data[start:stop]
 
@@ -182,6 +183,15 @@ class MemoryPlace:
         """Change bytes behind its back."""
         row = self._durable[digest]
         self._rows[digest] = self._durable[digest] = msgspec.structs.replace(row, data=b"?" + row.data[1:])
+
+    def lose(self, digest: bytes) -> None:
+        """Lose bytes behind its back."""
+        del self._rows[digest], self._durable[digest]
+
+    @property
+    def floor(self) -> int:
+        """What states a lower generation is refused."""
+        return self._floor
 
     @property
     def waiting(self) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
@@ -15,15 +15,15 @@ from blake3 import blake3
 from gateway.blobs import ChunkMissing
 from gateway.collect import CycleName, NamedPage
 from gateway.cycles import Cycled, Workers, run_cycle
+from gateway.placement import homes
 from gateway.testing.data import DataClient, Habits
 from gateway.testing.mutations import DataMutation
 from gateway.testing.named import Named
 from gateway.testing.nodes import SILENCE_S, DataNetwork, DataNode, link
-from objmeta import errors
+from objmeta import Chunk, errors
 from objmeta.core.configuration import ConfigurationTag
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.objects.buckets import Buckets
-from objmeta.objects.marks import marks
 from objmeta.testing.checkers import Violation
 from objmeta.testing.network import Trace
 from objmeta.testing.upkeep import Upkeep
@@ -111,7 +111,7 @@ class DataWorld:
     async def with_faults(self) -> None:
         """Clients and collectors, while things break."""
         clients = self.world.loop.create_task(self._all_clients())
-        works = (self._collector(0), self._collector(1), self._observer())
+        works = (self._collector(0), self._collector(1), self._repairer(), self._observer())
         tasks = [clients, *(self.world.loop.create_task(work) for work in works)]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -269,6 +269,38 @@ class DataWorld:
         minority = (len(acceptors) - 1) // 2
         return self.leaves_out or set(self.world.random("left out").sample(acceptors, minority if self.breaking else 0))
 
+    # -- Repair -------------------------------------------------------------------------------------------------------
+
+    async def _repairer(self) -> None:
+        """Now and then a member that should have a chunk is given it, whether anything names it or not."""
+        rng = self.world.random("data repair")
+        if rng.random() < 0.5:
+            return
+        while True:
+            await asyncio.sleep(rng.expovariate(1 / 0.1))
+            up = [proposer for proposer in self.world.proposers if proposer.up]
+            if up:
+                await self._repair(rng, rng.choice(up))
+
+    async def _repair(self, rng: random.Random, proposer: Proposer) -> None:
+        giver = self.network.nodes[rng.choice(sorted(self.network.nodes))]
+        if not giver.place.rows:
+            return
+        digest = rng.choice(sorted(giver.place.rows))
+        places = self.client_of(proposer).places()
+        home = rng.choice(homes(digest, places, 0)).node_id
+        if digest not in self.network.nodes[home].place.rows:
+            with suppress(errors.ObjmetaError, Interrupted):
+                await proposer.run(self.bring(proposer, digest, giver.node_id, home))
+
+    async def bring(self, proposer: Proposer, digest: bytes, giver: int, home: int) -> None:
+        """Have a copy made, as repair and healing do (M1). Raises Unavailable, StaleGeneration."""
+        chunk = Chunk(digest, len(self.network.nodes[giver].place.rows[digest].data))
+        data = await self.network.call(giver, lambda node: node.place.get(chunk))
+        generation = 0 if self.mutation.repairs_untouched else await proposer.engine.generations.newest(1.0)
+        await self.network.call(home, lambda node: node.place.put(data, generation=generation))
+        self.world.note(f"D{home} has {digest.hex()[:8]} from D{giver}, in generation {generation}")
+
     # -- Collectors ---------------------------------------------------------------------------------------------------
 
     async def _observer(self) -> None:
@@ -315,7 +347,7 @@ class DataWorld:
         tag = self.world.nodes[acceptor].store.disk.durable.membership.configuration.tag
         if tag.epoch != cycle.epoch:
             raise errors.Unavailable("the members are being changed")
-        async with aclosing(marks(context, source, tag)) as pages:
+        async with aclosing(self.mutation.marks(context, source, tag)) as pages:
             async for page in pages:
                 yield page
 

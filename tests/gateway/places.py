@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from gateway.bloblocal import LocalBlobs
 from gateway.blobs import BlobPlace
+from gateway.testing.places import MemoryPlace
 from objmeta import Chunk
 from tests.gateway import blobfiles
 
@@ -52,4 +53,24 @@ class LocalLab:
         return self.place
 
 
-FACTORIES: Final[dict[str, Callable[[Path], Lab]]] = {"local": LocalLab}
+class MemoryLab:
+    """In the simulator's memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.place = MemoryPlace()
+
+    def spoil(self, chunk: Chunk) -> None:
+        """See :class:`Lab`."""
+        self.place.damage(chunk.digest)
+
+    def lose(self, chunk: Chunk) -> None:
+        """See :class:`Lab`."""
+        self.place.lose(chunk.digest)
+
+    async def reopened(self) -> BlobPlace:
+        """See :class:`Lab`."""
+        self.place.crash(survivors=0)
+        return self.place
+
+
+FACTORIES: Final[dict[str, Callable[[Path], Lab]]] = {"local": LocalLab, "memory": MemoryLab}

@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
+from blake3 import blake3
 
+from gateway.blobs import Sweep
 from gateway.testing.data import DataClient
 from gateway.testing.mutations import DATA_MUTATIONS, DATA_NONE, DataMutation
 from gateway.testing.sim import replay_command, run_seed
 from gateway.testing.world import BUCKET, DataWorld
 from objmeta import errors
+from objmeta.core.messages import Accept, Prepare, Read, Request
 from objmeta.testing import loop
 from objmeta.testing.checkers import Violation
+from objmeta.testing.network import Port
 from objmeta.testing.sim import SAFETY
 
 SEEDS = 25
@@ -41,7 +47,7 @@ def test_a_seed_says_the_same_every_time() -> None:
     assert trace() == first
 
 
-@pytest.mark.parametrize("name", ["reuse-untouched", "generation-not-checked"])
+@pytest.mark.parametrize("name", ["reuse-untouched", "generation-not-checked", "touch-not-durable"])
 def test_a_broken_variant_is_caught_by_seeds(name: str) -> None:
     mutation = DATA_MUTATIONS[name]
     for seed in range(SEEDS_MAX):
@@ -53,8 +59,8 @@ def test_a_broken_variant_is_caught_by_seeds(name: str) -> None:
 # -- Schedules, without other faults than what they do themselves -----------------------------------------------------
 
 
-def play(schedule: Directed, mutation: DataMutation, seed: int = 7) -> None:
-    """Raises Violation."""
+def play(schedule: Directed, mutation: DataMutation, seed: int = 5) -> None:
+    """Among three acceptors. Raises Violation."""
 
     async def main() -> None:
         data = DataWorld(seed, mutation)
@@ -108,9 +114,78 @@ async def a_removal_during_the_marks(data: DataWorld, client: DataClient) -> Non
     await running
 
 
+@contextmanager
+def reaching(data: DataWorld, key: str, prepares: Collection[int], accepts: Collection[int]) -> Iterator[None]:
+    """What is said of one object reaches these acceptors only."""
+
+    def reaches(port: Port, acceptor: int, request: Request) -> bool:
+        if not request.name.endswith(key.encode()) if isinstance(request, Prepare | Accept | Read) else True:
+            return True
+        return acceptor in (accepts if isinstance(request, Accept) else prepares)
+
+    with mock.patch.object(data.world.network, "_reaches", reaches):
+        yield
+
+
+async def a_removal_that_never_was(data: DataWorld, client: DataClient) -> None:
+    """The example of docs/collection.md ("What is marked"): a removal is on the accepted chains of all who have the
+    version that it names, and is not chosen in the end."""
+    z, v, w = data.world.nodes
+    first, second = (data.client_of(proposer, 0.3) for proposer in data.world.proposers[:2])
+    with reaching(data, "k", (z, v), (z, v)):
+        version = await client.put(BUCKET, "k", [b"content"], 0.0)
+    await client.objects().put(BUCKET, "k", data=b"newer")
+    await asyncio.sleep(1.0)
+    with reaching(data, "k", (z, v, w), (z,)), pytest.raises(errors.UnknownOutcome):
+        await first.remove_version(BUCKET, "k", version)
+    with reaching(data, "k", (v, w), (w,)), pytest.raises(errors.UnknownOutcome):
+        await second.objects().put(BUCKET, "k", data=b"newest")
+    with reaching(data, "k", (z, v), (v,)), pytest.raises(errors.NoQuorum):
+        await first.objects().versions(BUCKET, "k")
+    await asyncio.sleep(1.0)
+    (name,) = (name for name in data.world.watch.names() if name.endswith(b"k"))
+    holders = [
+        acceptor
+        for acceptor, node in data.world.nodes.items()
+        if any(ref.version_id == version for ref in node.store.disk.durable.kept[name])
+    ]
+    assert holders == [z, v]
+    for _ in range(4):
+        await cycle(data)
+    with reaching(data, "k", (z, w), (z, w)):
+        await data.client_of(data.world.proposers[1]).objects().versions(BUCKET, "k")
+
+
+async def a_copy_by_repair(data: DataWorld, client: DataClient) -> None:
+    """A writer's chunk goes to two nodes; one copy is lost, repair makes a third, a writer's cycle comes, and then the
+    other is lost, too."""
+    proposer, (one, two, three) = data.world.proposers[0], data.world.nodes
+    await client.put(BUCKET, "other", [b"of some generation"], 0.0)
+    for _ in range(3):  # whoever ran these cycles crashed
+        begun = await proposer.engine.begin_cycle(5.0)
+    data.world.nodes[three].crash(random.Random(1), False)
+    writing = asyncio.ensure_future(client.put(BUCKET, "k", [b"content"], 10.0))
+    digest = blake3(b"content").digest()
+    places = {number: node.place for number, node in data.network.nodes.items()}
+    await data.until(lambda: all(digest in places[number].durable for number in (one, two)))
+    data.world.nodes[three].restart()
+    places[one].damage(digest)
+    await data.bring(proposer, digest, two, three)
+    # The sweep of the cycle that began before the writer did; then another cycle, whose marks come before its commit.
+    await places[three].sweep(Sweep(begun.generation, begun.floor, b"", b"", ()))
+    await cycle(data)
+    await writing
+    places[two].damage(digest)
+
+
 @pytest.mark.parametrize(
     ("schedule", "name"),
-    [(a_removal_during_the_marks, "one-cycle"), (a_record_on_one_acceptor, "marks-of-a-majority")],
+    [
+        (a_removal_during_the_marks, "one-cycle"),
+        (a_record_on_one_acceptor, "marks-of-a-majority"),
+        (a_removal_that_never_was, "accepted-removals"),
+        (a_copy_by_repair, "repair-untouched"),
+    ],
 )
 def test_a_schedule_shows_what_a_broken_variant_does(schedule: Directed, name: str) -> None:
     play(schedule, DATA_NONE)

@@ -234,7 +234,7 @@ async def test_a_generation_that_is_not_stated_is_the_newest_known(place: BlobPl
 async def test_what_nobody_names_goes_in_the_second_cycle(place: BlobPlace, length: int) -> None:
     data = os.urandom(length)
     chunk = await place.put(data, generation=5)
-    assert await place.sweep(everything(6)) == Swept(kept=1)  # touched at the floor
+    assert await place.sweep(everything(6)) == Swept(kept=1, touched=1)  # at the floor
     assert await place.sweep(everything(7)) == Swept(unmarked=1)
     assert await place.sweep(everything(7)) == Swept(unmarked=1)  # the same cycle again
     assert await place.get(chunk) == data
@@ -266,10 +266,10 @@ async def test_a_touch_between_two_cycles_saves_a_chunk(place: BlobPlace, length
     chunk = await place.put(data, generation=1)
     await place.sweep(everything(4))
     assert await place.touch((chunk,), generation=4) == [True]
-    assert await place.sweep(everything(5)) == Swept(kept=1)
+    assert await place.sweep(everything(5)) == Swept(kept=1, touched=1)
     assert await place.sweep(everything(6)) == Swept(unmarked=1)
     await place.put(data, generation=6)
-    assert await place.sweep(everything(7)) == Swept(kept=1)
+    assert await place.sweep(everything(7)) == Swept(kept=1, touched=1)
     assert await place.get(chunk) == data
 
 

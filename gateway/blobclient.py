@@ -90,6 +90,7 @@ class ClusterBlobs:
 
     ``members`` is asked at the first use, and again when ``epoch``, a number that changes with the members, is another
     one.  Belongs to the event loop of its first use and to its process.  ``timeout_s`` bounds one operation.
+    ``generation`` asks for the newest, which copies that are healed state; without, they state none.
     """
 
     def __init__(
@@ -98,11 +99,13 @@ class ClusterBlobs:
         *,
         timeout_s: float = 10.0,
         epoch: Callable[[], int] = int,
+        generation: Callable[[], Awaitable[int]] | None = None,
         connect: Callable[[str], BlobPeer] = Peer,
     ) -> None:
         self._members = members
         self._epoch = epoch
         self._epoch_of_places = 0
+        self._generation = generation
         self._connect_to = connect
         self._timeout_s = timeout_s
         self._pid = os.getpid()
@@ -298,9 +301,10 @@ class ClusterBlobs:
                 task.add_done_callback(self._finished)
 
     async def _give(self, peer: BlobPeer, payload: Payload, name: tuple[bytes, str]) -> None:
-        """Stated without a generation: this is a copy of what is stored, and says nothing about who will name it."""
+        """It states the newest generation: a writer who has touched the others counts on this one as well."""
         try:
-            await peer.put(payload, 0, _ignore, self._timeout_s)
+            generation = 0 if self._generation is None else await self._generation()
+            await peer.put(payload, generation, _ignore, self._timeout_s)
         finally:
             payload.drop()
             self._healing.discard(name)

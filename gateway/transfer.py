@@ -399,7 +399,8 @@ async def open_store(target: str | os.PathLike[str] | None = None, **settings: A
             for about in (said.get(node.node_id, Said()),)
         ]
 
-    return Store(client, ClusterBlobs(members, timeout_s=client.timeout_s, epoch=lambda: client.epoch))
+    blobs = ClusterBlobs(members, timeout_s=client.timeout_s, epoch=lambda: client.epoch, generation=client.generation)
+    return Store(client, blobs)
 
 
 async def open_store_at(location: Location, **settings: Any) -> Store:

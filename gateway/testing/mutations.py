@@ -19,10 +19,9 @@ from objmeta.core.listing import ScanRequest, successor
 from objmeta.model.names import OBJECTS
 from objmeta.model.values import tip_of
 from objmeta.objects.context import Context
-from objmeta.objects.marks import Acceptor, Marked, _Naming, _Object, _proof, _Proof, marks
+from objmeta.objects.marks import Acceptor, Marked, _Naming, _Object, _Proof, _proof, marks
 from objmeta.testing.mutations import NONE, Mutation
 from objmeta.testing.mutations_upkeep import UPKEEP_MUTATIONS
-
 
 MarksOf = Callable[[Context, Acceptor, ConfigurationTag], AsyncGenerator[Marked, None]]
 

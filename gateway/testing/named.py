@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -32,6 +33,14 @@ class Put:
 
 
 @dataclass(slots=True)
+class Run:
+    """One run of a cycle, from when to when."""
+
+    begun_s: float
+    ended_s: float = math.inf
+
+
+@dataclass(slots=True)
 class Named:
     """What is known of operations, by id, and what follows from what was chosen of them."""
 
@@ -40,8 +49,8 @@ class Named:
     puts: dict[bytes, Put] = field(default_factory=dict)
     removals: dict[bytes, bytes] = field(default_factory=dict)
     """By operation: the version that it removes."""
-    begun_s: list[float] = field(default_factory=list)
-    """When cycles were begun."""
+    runs: list[Run] = field(default_factory=list)
+    """Cycles, in the order in which they were begun."""
     deleted: int = 0
     """Copies that sweeps deleted."""
     violation: str = ""
@@ -65,6 +74,16 @@ class Named:
     def is_live(self, version_id: bytes) -> bool:
         """Whether this version is there."""
         return version_id in self.live()
+
+    def is_young(self, since_s: float) -> bool:
+        """Whether what was live then is still to be there: no cycle has begun since, and no two were under way then.
+
+        Two runners at once, which the lock keeps from each other while it holds, may do the first and the second cycle
+        of a chunk in one go.
+        """
+        return not any(run.begun_s > since_s for run in self.runs) and (
+            sum(run.ended_s > since_s for run in self.runs) < 2
+        )
 
     # -- What must hold -----------------------------------------------------------------------------------------------
 
@@ -96,7 +115,7 @@ class Named:
             if version_id in live:
                 self.violation = self.violation or f"{what}, {whose}, which is live"
             last_s = self._last_live_s.get(version_id)
-            if last_s is not None and not any(begun_s > last_s for begun_s in self.begun_s):
+            if last_s is not None and self.is_young(last_s):
                 self.violation = self.violation or (
                     f"{what}, {whose}, which was live at {last_s:.6f}, and no cycle has begun since"
                 )

@@ -18,7 +18,7 @@ from gateway.cycles import Cycled, Workers, run_cycle
 from gateway.placement import homes
 from gateway.testing.data import DataClient, Habits
 from gateway.testing.mutations import DataMutation
-from gateway.testing.named import Named
+from gateway.testing.named import Named, Run
 from gateway.testing.nodes import SILENCE_S, DataNetwork, DataNode, link
 from objmeta import Chunk, errors
 from objmeta.core.configuration import ConfigurationTag
@@ -223,13 +223,13 @@ class DataWorld:
 
     async def _read(self, client: DataClient, key: str, pause_s: float) -> None:
         version = await client.objects().get(BUCKET, key, version_id=None, with_data=False)
-        begun = len(self.named.begun_s)
+        begun_s = self.world.loop.time()
         try:
             data = await client.get(version, pause_s)
         except ChunkMissing as hole:
             if self.named.is_live(bytes.fromhex(version.version_id)):
                 raise Violation(f"a read of live version {version.version_id[:8]} of {key}: {hole}") from hole
-            if len(self.named.begun_s) == begun:
+            if self.named.is_young(begun_s):
                 raise Violation(f"a reader of {version.version_id[:8]} was cut off within a cycle: {hole}") from hole
             return
         if blake3(data).hexdigest() != version.etag:
@@ -333,7 +333,12 @@ class DataWorld:
     async def run_cycle(self, proposer: Proposer, timeout_s: float) -> Cycled:
         """One cycle, run beside this proposer."""
         collector: Any = _Collector(self, proposer, timeout_s)
-        cycle = await run_cycle(collector, collector.meet, patience_s=SILENCE_S)
+        run = Run(self.world.loop.time())
+        self.named.runs.append(run)
+        try:
+            cycle = await run_cycle(collector, collector.meet, patience_s=SILENCE_S)
+        finally:
+            run.ended_s = self.world.loop.time()
         self.cycles += cycle.complete
         return cycle
 
@@ -384,7 +389,6 @@ class _Collector:
         self.timeout_s = timeout_s
 
     async def begin_cycle(self, timeout_s: float) -> Any:
-        self._data.named.begun_s.append(self._data.world.loop.time())
         return await self._engine.begin_cycle(timeout_s)
 
     async def buckets(self) -> list[Any]:

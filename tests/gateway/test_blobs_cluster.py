@@ -383,6 +383,25 @@ async def test_a_damaged_or_missing_copy_is_healed_by_a_read(blobs: ClusterBlobs
         assert await node.blobs.get(chunk) == data
 
 
+async def test_a_copy_that_is_healed_states_the_newest_generation(nodes: list[BlobNode]) -> None:
+    """What its node knows may be too old: a writer who touched the others counts on this copy, too."""
+
+    async def newest() -> int:
+        return 9
+
+    blobs = ClusterBlobs(placed(*nodes), timeout_s=5, generation=newest)
+    chunk = await stored(blobs, nodes, os.urandom(100), 5)
+    first = nodes[order(chunk.digest, places(*nodes))[0].node_id - 1]
+    first.lose(chunk)
+    for _ in range(100):
+        await blobs.get(chunk)
+        if first.holds(chunk):
+            break
+        await asyncio.sleep(0.05)
+    assert [held.touched for held in await first.blobs.held() if held.chunk == chunk] == [9]
+    await blobs.close()
+
+
 async def good(node: BlobNode, chunk: Chunk) -> bool:
     try:
         await node.blobs.get(chunk)

@@ -106,9 +106,9 @@ async def a_removal_during_the_marks(data: DataWorld, client: DataClient) -> Non
     for _ in range(2):
         await cycle(data)
     data.mark_s_max = 5.0
-    begun = len(data.named.begun_s)
+    begun = len(data.named.runs)
     running = asyncio.ensure_future(cycle(data))
-    await data.until(lambda: len(data.named.begun_s) > begun and data.marking > 0)
+    await data.until(lambda: len(data.named.runs) > begun and data.marking > 0)
     data.named.check()
     await client.remove_version(BUCKET, "k", version)
     await running

@@ -117,13 +117,15 @@ class ClusterBlobs:
 
     # -- Operations ---------------------------------------------------------------------------------------------------
 
-    async def put(self, data: bytes, *, generation: int, replicas: int = 0) -> Chunk:
+    async def put(
+        self, data: bytes | memoryview, *, generation: int, replicas: int = 0, chunk: Chunk | None = None
+    ) -> Chunk:
         """Store a chunk; on return it is durable in min(replicas, majority of the nodes) copies.
 
         Raises NoQuorum, StoreFull or StoreError when too many refused it, StaleGeneration; some nodes may have it all
         the same.
         """
-        chunk = Chunk(await digest_of(data), len(data))
+        chunk = chunk or Chunk(await digest_of(data), len(data))
         await self._known()
         putting = _Putting(self, Payload(chunk, data), generation, replicas)
         task = asyncio.create_task(putting.run())

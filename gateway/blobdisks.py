@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from gateway.bloblocal import LocalBlobs
-from gateway.blobs import BlobStatus, ChunkMissing
+from gateway.blobs import BlobStatus, ChunkMissing, digest_of
 from objmeta import Chunk, errors
 
 BLOBS: Final = "blobs"
@@ -37,12 +37,15 @@ class DiskBlobs:
         self._stale = True
         self._asking = asyncio.Lock()
 
-    async def put(self, data: bytes, *, generation: int, replicas: int = 0) -> Chunk:
+    async def put(
+        self, data: bytes | memoryview, *, generation: int, replicas: int = 0, chunk: Chunk | None = None
+    ) -> Chunk:
         """Store a chunk; durable on a majority of the disks on return, whatever ``replicas`` says.
 
         Raises StaleGeneration, StoreFull, StoreError, NoQuorum.
         """
-        done, _ = await self._everywhere(lambda place: place.put(data, generation=generation))
+        chunk = chunk or Chunk(await digest_of(data), len(data))
+        done, _ = await self._everywhere(lambda place: place.put(data, generation=generation, chunk=chunk))
         return done[0]
 
     async def touch(self, chunks: Sequence[Chunk], *, generation: int, replicas: int = 0) -> list[bool]:

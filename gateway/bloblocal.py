@@ -2,10 +2,11 @@
 
 * ``index.db``: which chunks are there and where (``blobindex``). What it has no row for is not held, but still found by
   a get if it has a file.
-* ``ab/<64 hexadecimal digits>``: a long chunk; ``ab`` are the first two. It is written under a temporary name in
-  ``tmp``, synced, renamed, and its directory synced, before it gets its row; these syncs are shared (``groupsync``).
-* ``packs/<id>.pack``: many short ones (``packs``). Those that wait together share the sync of the pack, and all that
-  wait share the commit of the index.
+* ``packs/<id>.pack``: many chunks (``packs``). Those that wait together share the sync of the pack, and all that wait
+  share the commit of the index.
+* ``ab/<64 hexadecimal digits>``: a very long chunk, or one of an older version; ``ab`` are the first two. It is written
+  under a temporary name in ``tmp``, synced, renamed, and its directory synced, before it gets its row; these syncs are
+  shared (``groupsync``).
 
 What is acknowledged has its bytes and its row on the disk.  A chunk is read as a whole and verified before any byte of
 it is returned; putting what is there verifies and keeps it, and replaces it if it is damaged.  What changes a chunk's
@@ -38,12 +39,11 @@ from gateway.blobs import (
     Swept,
     Usage,
     Verified,
-    digest_now,
     digest_of,
 )
-from gateway.files import created, in_thread, recycle_buffers
+from gateway.files import HASH_INLINE_MAX, created, in_thread, recycle_buffers
 from gateway.groupsync import Batches, GroupSync, sync_directories
-from gateway.packs import PACKED_BYTES_MAX, Packs, check_room
+from gateway.packs import PACKED_BYTES_MAX, PARTS_MAX, Packs, check_room
 from objmeta import Chunk, errors
 
 LEFTOVER_AGE_S: Final = 900.0
@@ -52,15 +52,19 @@ LEFTOVERS_MAX: Final = 1000
 STEPS_MAX: Final = 256
 """In one commit: more would gain nothing and make the first wait for the last."""
 APPENDED_MAX: Final = 64
-"""In one append to a pack, which is written in one go: at most 16 MiB. More would gain little: a sync costs no more for
-64 of 20 KiB than for 256."""
+"""In one append to a pack, which is written in one go. More would gain little: a sync costs no more for 64 of 20 KiB
+than for 256."""
+APPENDED_BYTES_MAX: Final = 8 << 20
 APPENDS_AT_ONCE: Final = 2
-"""While one batch of small chunks commits its rows, the next is written to its pack."""
+"""While one batch is synced or commits its rows, the next is written, to another pack."""
+LOOK_FIRST_BYTES_MIN: Final = 64 << 10
+"""Whether a longer chunk is there is looked up before it is appended; a shorter one costs no more than that."""
 TRIES: Final = 8
 """Of something that a sweep or a compaction came between: it would have to do so every time."""
 
 _T = TypeVar("_T")
-_Small = tuple[Row, bytes, int, bool]
+_Parts = Sequence[bytes | memoryview]
+_Packed = tuple[Row, _Parts, int, bool]
 """A chunk to be packed, its content, its generation, and whether to replace what is there."""
 
 
@@ -84,18 +88,13 @@ class LocalBlobs:
 
     # -- In -----------------------------------------------------------------------------------------------------------
 
-    async def put(self, data: bytes, *, generation: int, replicas: int = 0) -> Chunk:
+    async def put(
+        self, data: bytes | memoryview, *, generation: int, replicas: int = 0, chunk: Chunk | None = None
+    ) -> Chunk:
         """Store a chunk; durable on return. Raises StaleGeneration, StoreFull, StoreError."""
-        chunk = Chunk(await digest_of(data), len(data))
-
-        for _ in range(TRIES):
-            if len(data) <= self._packed_bytes_max:
-                there = await self._pack(chunk, data, generation)
-            else:
-                there = await self._store(chunk, [data], generation)
-            if there:
-                return chunk
-        raise self._swept_away(chunk)
+        chunk = chunk or Chunk(await digest_of(data), len(data))
+        await self._take_in(chunk, (data,), generation)
+        return chunk
 
     async def receive(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview], *, generation: int) -> None:
         """Store a chunk that arrives in pieces; durable on return. All of ``frames`` is taken, also on errors.
@@ -109,19 +108,30 @@ class LocalBlobs:
             length += len(frame)
             if length <= chunk.length:
                 parts.append(frame)
-        if length != chunk.length:
+        if length != chunk.length or not await _is(chunk, parts):
             raise not_that_chunk(chunk)
-        if chunk.length <= self._packed_bytes_max:
-            data = b"".join(parts)
-            if digest_now(data) != chunk.digest:
-                raise not_that_chunk(chunk)
-            await self.put(data, generation=generation)
-        elif not await self._store(chunk, parts, generation):
-            raise self._swept_away(chunk)
+        await self._take_in(chunk, parts, generation)
+
+    async def _take_in(self, chunk: Chunk, parts: _Parts, generation: int) -> None:
+        """Store a chunk whose content is known to be its."""
+        if len(parts) > PARTS_MAX:
+            parts = (b"".join(parts),)
+        for _ in range(TRIES):
+            if chunk.length > self._packed_bytes_max:
+                there = await self._store(chunk, parts, generation)
+            else:
+                there = await self._pack(chunk, parts, generation)
+            if there:
+                return
+        raise errors.StoreError(f"chunk {chunk.digest.hex()} was deleted in {self.path} while it arrived: try again")
 
     async def touch(self, chunks: Sequence[Chunk], *, generation: int, replicas: int = 0) -> list[bool]:
         """See :class:`gateway.blobs.BlobStore`."""
-        if not await in_thread(self.path.exists):
+
+        def is_any_there() -> bool:
+            return self._index.read(lambda view: any(view.find(chunk.digest) is not None for chunk in chunks))
+
+        if not await self._threaded(is_any_there):  # nothing to commit; what is put next is judged by its generation
             return [False] * len(chunks)
         return await self._commit(rules.touch(self._bytes, chunks, generation))
 
@@ -221,9 +231,6 @@ class LocalBlobs:
 
     # -- How ----------------------------------------------------------------------------------------------------------
 
-    def _swept_away(self, chunk: Chunk) -> errors.StoreError:
-        return errors.StoreError(f"chunk {chunk.digest.hex()} was deleted in {self.path} while it arrived: try again")
-
     async def _here(self) -> _Lanes:
         """The lanes of this loop, with everything in place for writing."""
         if not self._ready:
@@ -265,25 +272,27 @@ class LocalBlobs:
             answer = await (await self._here()).commits.submit(step)
         return cast("_T", answer)  # of the very step that was submitted
 
-    async def _pack(self, chunk: Chunk, data: bytes, generation: int) -> bool:
-        """Store a short chunk; False if a sweep came between."""
+    async def _pack(self, chunk: Chunk, parts: _Parts, generation: int) -> bool:
+        """Append a chunk to a pack; False if a sweep came between."""
+        with self._noted():
+            await self._here()
+        is_there = chunk.length > LOOK_FIRST_BYTES_MIN and (await self._look(chunk))[1]
+        if is_there and (await self.touch((chunk,), generation=generation))[0]:
+            return True
         new = Row(chunk.digest, chunk.length)
-        outcome = await self._append((new, data, generation, False))
+        outcome = await self._append((new, parts, generation, False))
         if outcome is Outcome.THERE:
             if (await self._look(chunk))[1]:
                 return (await self.touch((chunk,), generation=generation))[0]
-            outcome = await self._append((new, data, generation, True))
+            outcome = await self._append((new, parts, generation, True))
         return outcome is Outcome.STORED
 
-    async def _append(self, small: _Small) -> Outcome:
+    async def _append(self, packed: _Packed) -> Outcome:
         with self._noted():
-            return await (await self._here()).appends.submit(small)
+            return await (await self._here()).appends.submit(packed)
 
-    async def _store(self, chunk: Chunk, parts: Sequence[bytes | memoryview], generation: int) -> bool:
-        """Store a long chunk; False if a sweep came between.
-
-        Few steps, each in one visit to a thread: the visits cost as much as the writing.
-        """
+    async def _store(self, chunk: Chunk, parts: _Parts, generation: int) -> bool:
+        """Have a chunk in a file of its own; False if a sweep came between."""
         with self._noted():
             lanes = await self._here()
         row, good = await self._look(chunk)
@@ -296,7 +305,7 @@ class LocalBlobs:
             check_room(self.path, chunk.length)
         temporary = self.path / "tmp" / f"{os.getpid()}-{os.urandom(8).hex()}"
         with self._noted():
-            async with created(temporary, partial(_write, chunk, parts)) as descriptor:
+            async with created(temporary, partial(_write, parts)) as descriptor:
                 await lanes.files.settle(descriptor, temporary, path)
         new = Row(chunk.digest, chunk.length)
         return await self._commit(rules.store(self._bytes, new, generation, True)) is Outcome.STORED
@@ -339,7 +348,9 @@ class _Lanes:
         self._pool = ThreadPoolExecutor(1 + APPENDS_AT_ONCE, thread_name_prefix="objmeta-blobs")
         self.files = GroupSync()
         self.commits: Batches[Callable[[Change], object], object] = Batches(self._commit, STEPS_MAX, 1)
-        self.appends: Batches[_Small, Outcome] = Batches(self._append, APPENDED_MAX, APPENDS_AT_ONCE)
+        self.appends: Batches[_Packed, Outcome] = Batches(
+            self._append, APPENDED_MAX, APPENDS_AT_ONCE, lambda packed: packed[0].length, APPENDED_BYTES_MAX
+        )
 
     def is_ours(self) -> bool:
         """Whether they belong to the running loop and process."""
@@ -355,9 +366,9 @@ class _Lanes:
     async def _commit(self, steps: list[Callable[[Change], object]]) -> list[object | Exception]:
         return await self._owner[1].run_in_executor(self._pool, self._index.commit, steps)
 
-    async def _append(self, batch: list[_Small]) -> Sequence[Outcome | Exception]:
+    async def _append(self, batch: list[_Packed]) -> Sequence[Outcome | Exception]:
         packs = self._bytes.packs
-        contents = [(row.digest, data) for row, data, _, _ in batch]
+        contents = [(row.digest, parts) for row, parts, _, _ in batch]
         pack, offsets = await self._owner[1].run_in_executor(self._pool, packs.append, contents)
         try:
             steps = [
@@ -373,13 +384,20 @@ class _Lanes:
 # -- Helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _write(chunk: Chunk, parts: Sequence[bytes | memoryview], descriptor: int) -> None:
-    """Write a chunk to a new file, if it is the chunk. Raises IntegrityError, OSError."""
-    hasher = blake3()
-    for part in parts:
-        hasher.update(part)
-    if hasher.digest() != chunk.digest:
-        raise not_that_chunk(chunk)
+async def _is(chunk: Chunk, parts: _Parts) -> bool:
+    """Whether parts are a chunk's content."""
+
+    def look() -> bool:
+        hasher = blake3()
+        for part in parts:
+            hasher.update(part)
+        return hasher.digest() == chunk.digest
+
+    return look() if chunk.length <= HASH_INLINE_MAX else await in_thread(look)
+
+
+def _write(parts: _Parts, descriptor: int) -> None:
+    """Write a new file. Raises OSError."""
     for part in parts:
         rest = memoryview(part)
         while rest:

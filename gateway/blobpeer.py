@@ -87,10 +87,10 @@ class Payload:
     variables of its frames: they may hold this, but not megabytes.
     """
 
-    def __init__(self, chunk: Chunk, data: bytes) -> None:
+    def __init__(self, chunk: Chunk, data: bytes | memoryview) -> None:
         self.chunk = chunk
         if len(data) <= FRAME_BYTES:
-            self.frames = [data]
+            self.frames = [bytes(data)]
         else:
             view = memoryview(data)
             self.frames = [bytes(view[start : start + FRAME_BYTES]) for start in range(0, len(data), FRAME_BYTES)]

@@ -132,8 +132,12 @@ class Usage(msgspec.Struct, frozen=True, array_like=True):
 class BlobStore(Protocol):
     """Where chunks live. Chunks are immutable and named by their content, so every operation may be repeated."""
 
-    async def put(self, data: bytes, *, generation: int, replicas: int = 0) -> Chunk:
+    async def put(
+        self, data: bytes | memoryview, *, generation: int, replicas: int = 0, chunk: Chunk | None = None
+    ) -> Chunk:
         """Store a chunk, touched with ``generation``; durable on return (in a cluster: in as many copies as needed).
+
+        Who has hashed the content already passes its name as ``chunk``.
 
         Raises StaleGeneration, StoreFull, StoreError, and in a cluster NoQuorum; the chunk may then be on fewer nodes.
         """
@@ -214,6 +218,6 @@ def digest_now(data: bytes | memoryview) -> bytes:
     return blake3(data).digest()
 
 
-async def digest_of(data: bytes) -> bytes:
+async def digest_of(data: bytes | memoryview) -> bytes:
     """The same, off the event loop when it takes long."""
     return digest_now(data) if len(data) <= HASH_INLINE_MAX else await in_thread(digest_now, data)

@@ -22,7 +22,7 @@ NAME_LENGTH: Final = 64
 PAGE_ROWS: Final = 1000
 ADOPTED_ROWS: Final = 256
 """In one transaction."""
-COMPACTED_BYTES_MAX: Final = 64 << 20
+COMPACTED_BYTES_MAX: Final = 1 << 30
 """Copied by one compaction at most; packs that hold nothing are removed without end."""
 COPIED_BYTES_MAX: Final = 4 << 20
 """Copied and committed at a time."""
@@ -167,7 +167,7 @@ def _in_pack(index: Index, pack: int) -> list[Row]:
 
 
 def _move(index: Index, place: Bytes, contents: list[tuple[Row, bytes]]) -> None:
-    pack, offsets = place.packs.append([(row.digest, data) for row, data in contents], to_free=True)
+    pack, offsets = place.packs.append([(row.digest, (data,)) for row, data in contents], to_free=True)
     try:
         steps = [partial(_moved, row, pack, offset) for (row, _), offset in zip(contents, offsets, strict=True)]
         for result in index.commit(steps):

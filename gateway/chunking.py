@@ -17,7 +17,7 @@ from pyfastcdc import FastCDC
 CHUNK_BYTES_MIN: Final = 512 << 10
 CHUNK_BYTES_AVERAGE: Final = 1 << 20
 CHUNK_BYTES_MAX: Final = 4 << 20
-WINDOW_BYTES: Final = 3 * CHUNK_BYTES_MAX
+WINDOW_BYTES: Final = 2 * CHUNK_BYTES_MAX
 """How much is looked at together: what is left at the end of one window, at most a chunk, is copied to the next."""
 
 _NORMALIZED: Final = 1
@@ -25,7 +25,10 @@ _NORMALIZED: Final = 1
 
 
 class Cutter:
-    """Takes content piece by piece and gives it back in chunks. Keeps a window of it in memory, and what was added."""
+    """Takes content piece by piece and gives it back in chunks. Keeps a window of it in memory, and what was added.
+
+    One window may be cut in another thread while content for the next is added.
+    """
 
     def __init__(self) -> None:
         self._cdc = FastCDC(
@@ -34,37 +37,54 @@ class Cutter:
             max_size=CHUNK_BYTES_MAX,
             normalized_chunking=_NORMALIZED,
         )
+        self._left: bytes | memoryview = b""
         self._parts: list[bytes | memoryview] = []
-        self.buffered = 0
-        """Bytes that were added and not given back yet."""
+        self._added = 0
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that wait to be taken."""
+        return len(self._left) + self._added
 
     def add(self, data: bytes | memoryview) -> bool:
-        """Add content, which must not change any more; whether it is time to :meth:`cut`."""
+        """Add content, which must not change any more; whether there is a window full of it to :meth:`take`."""
         if data:
             self._parts.append(data)
-            self.buffered += len(data)
+            self._added += len(data)
         return self.buffered >= WINDOW_BYTES
 
-    def cut(self, ended: bool = False) -> list[bytes]:
-        """The chunks that are complete; with ``ended``, when no more content follows, all that is left.
-
-        Takes milliseconds; another thread may do it, while nothing is added.
-        """
-        window = self.rest()
-        found: list[bytes] = []
-        start = 0
-        if window:
-            for piece in self._cdc.cut_buf(window):
-                if not ended and len(window) - start < CHUNK_BYTES_MAX:
-                    break  # what follows may have a say
-                found.append(window if piece.length == len(window) else window[start : start + piece.length])
-                start += piece.length
-        self._parts, self.buffered = [], 0
-        self.add(memoryview(window)[start:])
-        return found
+    def take(self) -> list[bytes | memoryview]:
+        """A window to :meth:`cut`: what the last one left, and what was added since."""
+        window = [self._left, *self._parts] if self._left else self._parts
+        self._left, self._parts, self._added = b"", [], 0
+        return window
 
     def rest(self) -> bytes:
-        """All that was not given back yet, as one."""
-        if len(self._parts) == 1 and isinstance(self._parts[0], bytes):
-            return self._parts[0]
-        return b"".join(self._parts)
+        """All that waits to be taken, as one; it stays."""
+        return joined([self._left, *self._parts] if self._left else self._parts)
+
+    def cut(self, window: list[bytes | memoryview], ended: bool = False) -> list[bytes | memoryview]:
+        """The chunks that are complete; with ``ended``, when no more content follows, all that is left.
+
+        Takes milliseconds; another thread may do it, one window at a time.
+        """
+        whole = joined(window)
+        view = memoryview(whole)
+        found: list[bytes | memoryview] = []
+        start = 0
+        if whole:
+            for piece in self._cdc.cut_buf(whole):
+                stop = start + piece.length
+                if stop == len(whole) and not ended:
+                    break  # what follows may have a say
+                found.append(whole if piece.length == len(whole) else view[start:stop])
+                start = stop
+        self._left = bytes(view[start:])
+        return found
+
+
+def joined(parts: list[bytes | memoryview]) -> bytes:
+    """Parts as one."""
+    if len(parts) == 1 and isinstance(parts[0], bytes):
+        return parts[0]
+    return b"".join(parts)

@@ -136,11 +136,11 @@ class Commits:
                 return generation, found
         raise errors.Unavailable("generations moved on all the time")
 
-    async def put_chunk(self, data: bytes, generation: int, replicas: int) -> int:
-        """Store a chunk; under which generation that was done in the end. Raises what BlobStore.put raises."""
+    async def put_chunk(self, chunk: Chunk, data: bytes | memoryview, generation: int, replicas: int) -> int:
+        """Store a chunk with this content; under which generation in the end. Raises what BlobStore.put raises."""
         for _ in range(RENEWALS_MAX):
             try:
-                await self.blobs.put(data, generation=generation, replicas=replicas)
+                await self.blobs.put(data, generation=generation, replicas=replicas, chunk=chunk)
                 return generation
             except errors.StaleGeneration:
                 generation = await self.newer(generation)

@@ -112,15 +112,23 @@ class Batches(Generic[_T, _R]):
     """Work on whatever waits together. Belongs to the running event loop.
 
     ``work`` gets what has queued up, at most ``batch_max``, and returns for each its result or the error to raise; at
-    most ``at_once`` batches are under way.  They go on when who asked is cancelled.
+    most ``at_once`` batches are under way.  They go on when who asked is cancelled.  With ``weigh`` a batch weighs at
+    most ``weight_max``, unless it is one item.
     """
 
     def __init__(
-        self, work: Callable[[list[_T]], Awaitable[Sequence[_R | Exception]]], batch_max: int, at_once: int
+        self,
+        work: Callable[[list[_T]], Awaitable[Sequence[_R | Exception]]],
+        batch_max: int,
+        at_once: int,
+        weigh: Callable[[_T], int] | None = None,
+        weight_max: int = 0,
     ) -> None:
         self._work = work
         self._batch_max = batch_max
         self._at_once = at_once
+        self._weigh = weigh
+        self._weight_max = weight_max
         self._queue: list[tuple[_T, asyncio.Future[_R]]] = []
         self._running: set[asyncio.Task[None]] = set()
 
@@ -143,9 +151,21 @@ class Batches(Generic[_T, _R]):
         finally:  # in one step with finding the queue empty: whoever queues up next begins a run of its own
             self._running.discard(_this_task())
 
+    def _count(self) -> int:
+        """How many go into the next batch."""
+        count = min(len(self._queue), self._batch_max)
+        if self._weigh is not None:
+            weight = 0
+            for index, (item, _) in enumerate(self._queue[:count]):
+                weight += self._weigh(item)
+                if index and weight > self._weight_max:
+                    return index
+        return count
+
     async def _work_off(self) -> None:
         while self._queue:
-            batch, self._queue = self._queue[: self._batch_max], self._queue[self._batch_max :]
+            count = self._count()
+            batch, self._queue = self._queue[:count], self._queue[count:]
             results: Sequence[_R | Exception]
             try:
                 results = await self._work([item for item, _ in batch])

@@ -7,6 +7,7 @@ Rules.
 * Only who holds a pack's lock (``flock``, which ends with the process) appends to it, and holds it until the rows of
   what was appended are committed, or will never be. So whoever gets the lock and finds no row of the pack knows that
   there will be none, and may remove it.
+* Each append has a pack to itself: while one syncs, the next is written to another pack of this process.
 * What fails takes nothing with it: an append that fails is cut off again, and a pack whose sync failed is not used
   again by this process (the kernel may have dropped its pages).
 """
@@ -27,8 +28,10 @@ from typing import Final
 from gateway.blobs import CHUNK_LENGTH_MAX, digest_now
 from objmeta.forking import tell_of_forks
 
-PACKED_BYTES_MAX: Final = 256 << 10
-"""Longer chunks have files of their own (decision 11)."""
+PACKED_BYTES_MAX: Final = 4 << 20
+"""Longer chunks, which no upload makes, have files of their own (decision 11)."""
+PARTS_MAX: Final = 8
+"""Of a chunk that is appended in parts: the system takes 1024 at once."""
 PACK_BYTES_MAX: Final = 64 << 20
 """A pack that is longer is closed. Compaction copies at most half of one at a time."""
 RESERVE_BYTES_MAX: Final = 32 << 20
@@ -57,7 +60,7 @@ class Packs:
         self.directory = directory
         self._directory = f"{directory}{os.sep}"
         self._lock = threading.Lock()
-        self._current: _Open | None = None
+        self._free: list[_Open] = []
         self._open: dict[int, _Open] = {}
         self._shunned: set[int] = set()
         tell_of_forks(self)
@@ -79,37 +82,53 @@ class Packs:
                         found[int(entry.name.removesuffix(_ENDING), 16)] = entry.stat().st_size
         return found
 
-    def append(self, chunks: Sequence[tuple[bytes, bytes]], *, to_free: bool = False) -> tuple[int, list[int]]:
-        """Append chunks (digest and content), durably; the pack, and where in it each content begins.
+    def append(
+        self, chunks: Sequence[tuple[bytes, Sequence[bytes | memoryview]]], *, to_free: bool = False
+    ) -> tuple[int, list[int]]:
+        """Append chunks (digest, and content in at most ``PARTS_MAX`` parts), durably.
 
-        ``to_free``: what comes of it is more room, so it may use what is kept for that.
+        The pack, and where in it each content begins.  ``to_free``: what comes of it is more room, so it may use what
+        is kept for that, and it goes to no pack of before, which may be the next to be emptied.
         Say :meth:`settled` when their rows are committed, or will not be.  Raises OSError; nothing was appended then.
         """
         with self._lock:
-            pack = self._taken()
+            pack = self._taken(to_free)
+            pack.pending += 1
+        is_usable = False
+        try:
             offsets: list[int] = []
-            parts: list[bytes] = []
+            parts: list[bytes | memoryview] = []
             size = position = os.fstat(pack.descriptor).st_size
             if not to_free:
-                check_room(pack.descriptor, sum(len(data) for _, data in chunks))
-            for digest, data in chunks:
-                parts += (HEADER.pack(_MARK, len(data), digest), data)
+                check_room(pack.descriptor, sum(len(part) for _, content in chunks for part in content))
+            for digest, content in chunks:
+                length = sum(map(len, content))
+                parts += (HEADER.pack(_MARK, length, digest), *content)
                 offsets.append(position + HEADER.size)
-                position += HEADER.size + len(data)
+                position += HEADER.size + length
             try:
                 _write(pack.descriptor, parts, size)
             except OSError:
                 os.ftruncate(pack.descriptor, size)
+                is_usable = True
                 raise
             try:
                 os.fdatasync(pack.descriptor)
             except OSError:
                 self._give_up(pack, size)
                 raise
-            pack.pending += 1
-            if position >= PACK_BYTES_MAX:
-                self._retire(pack)
-            return pack.pack, offsets
+            is_usable = position < PACK_BYTES_MAX
+        except BaseException:
+            with self._lock:
+                pack.pending -= 1
+            raise
+        finally:
+            with self._lock:
+                if is_usable:
+                    self._free.append(pack)
+                else:
+                    self._retire(pack)
+        return pack.pack, offsets
 
     def settled(self, pack: int) -> None:
         """The rows of one append are committed, or will never be."""
@@ -158,8 +177,8 @@ class Packs:
     def close(self) -> None:
         """Let go of packs, once what was appended is settled."""
         with self._lock:
-            if self._current is not None:
-                self._retire(self._current)
+            for pack in list(self._free):
+                self._retire(pack)
 
     def before_fork(self) -> None:
         """See :class:`objmeta.forking.Forkable`."""
@@ -171,28 +190,31 @@ class Packs:
             for held in self._open.values():
                 os.close(held.descriptor)
             self._open.clear()
-            self._current = None
+            self._free.clear()
         self._lock.release()
 
-    def _taken(self) -> _Open:
-        """A pack that this process may append to: its own, one that nobody uses, or a new one."""
-        if self._current is None or not os.fstat(self._current.descriptor).st_nlink:
-            for pack, size in self.sizes().items():
-                if size < PACK_BYTES_MAX and pack not in self._shunned and pack not in self._open and self._take(pack):
-                    break
-            else:
-                while not self._take(secrets.randbits(8 * _ID_BYTES) or 1, os.O_CREAT | os.O_EXCL):
-                    pass
-        assert self._current is not None
-        return self._current
+    def _taken(self, fresh: bool) -> _Open:
+        """A pack to append to, for the caller alone: this process's own, one that nobody uses, or a new one."""
+        while self._free:
+            pack = self._free.pop()
+            if os.fstat(pack.descriptor).st_nlink:
+                return pack
+            self._retire(pack)
+        for number, size in self.sizes().items() if not fresh else ():
+            is_ours = number in self._shunned or number in self._open
+            if size < PACK_BYTES_MAX and not is_ours and (taken := self._take(number)) is not None:
+                return taken
+        while (made := self._take(secrets.randbits(8 * _ID_BYTES) or 1, os.O_CREAT | os.O_EXCL)) is None:
+            pass
+        return made
 
-    def _take(self, pack: int, flags: int = 0) -> bool:
+    def _take(self, pack: int, flags: int = 0) -> _Open | None:
         try:
             descriptor = os.open(self.path(pack), os.O_RDWR | flags, 0o600)
         except (FileNotFoundError, PermissionError):
             if flags:
                 raise  # no new one can be made
-            return False
+            return None
         try:
             taken = _lock(descriptor) and os.fstat(descriptor).st_nlink > 0
             if taken and flags:
@@ -206,9 +228,9 @@ class Packs:
             raise
         if not taken:
             os.close(descriptor)
-            return False
-        self._current = self._open[pack] = _Open(pack, descriptor)
-        return True
+            return None
+        found = self._open[pack] = _Open(pack, descriptor)
+        return found
 
     def _give_up(self, pack: _Open, size: int) -> None:
         """A sync failed: cut off what it was to make durable, and leave the pack alone."""
@@ -217,12 +239,11 @@ class Packs:
             os.ftruncate(pack.descriptor, size)
             if not size:
                 os.unlink(self.path(pack.pack))
-        self._retire(pack)
 
     def _retire(self, pack: _Open) -> None:
         pack.retired = True
-        if self._current is pack:
-            self._current = None
+        if pack in self._free:
+            self._free.remove(pack)
         self._release(pack)
 
     def _release(self, pack: _Open) -> None:
@@ -250,7 +271,7 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _write(descriptor: int, parts: list[bytes], offset: int) -> None:
+def _write(descriptor: int, parts: list[bytes | memoryview], offset: int) -> None:
     done = os.pwritev(descriptor, parts, offset)
     if done == sum(map(len, parts)):
         return

@@ -35,6 +35,8 @@ READ_BYTES: Final = 2 << 20
 """A file is read in pieces of this length."""
 WINDOW: Final = 12
 """Chunks that are read ahead: enough that reading, sending, hashing and writing overlap."""
+COPY_BYTES: Final = 4 << 20
+"""About so much goes to a file at a time, in one visit to a thread."""
 CACHED_CHUNKS_MAX: Final = 8
 """Ranged reads of one file (a Parquet footer, then columns) mostly meet in few chunks."""
 CACHED_LISTS_MAX: Final = 4
@@ -210,7 +212,7 @@ class Store:
         generation, there = await self.commits.touch(chunks, replicas)
         oldest = generation
         for chunk in (chunk for chunk, is_there in zip(chunks, there, strict=True) if not is_there):
-            oldest = min(oldest, await self.commits.put_chunk(await self.blobs.get(chunk), generation, replicas))
+            oldest = min(oldest, await self.commits.put_chunk(chunk, await self.blobs.get(chunk), generation, replicas))
         return oldest
 
     # -- Out ----------------------------------------------------------------------------------------------------------
@@ -302,12 +304,27 @@ class Store:
 
     async def _copy(self, version: ObjectVersion, file: Any, progress: Progress) -> None:
         hasher = blake3()
+        block: list[bytes] = []
+
+        def hash_block() -> None:
+            for piece in block:
+                hasher.update(piece)
+
+        async def copy_block() -> None:
+            hashing = in_thread(hash_block)
+            try:
+                await file.writelines(block)
+            finally:
+                await hashing
+            progress(sum(map(len, block)))
+            block.clear()
+
         async with aclosing(self.pieces(version, 0, None)) as pieces:
             async for piece in pieces:
-                hashing = in_thread(hasher.update, piece)
-                await file.write(piece)
-                await hashing
-                progress(len(piece))
+                block.append(piece)
+                if sum(map(len, block)) >= COPY_BYTES:
+                    await copy_block()
+            await copy_block()
         _check_etag(version, hasher.hexdigest())
 
     async def pieces(self, version: ObjectVersion, start: int, stop: int | None) -> AsyncGenerator[bytes, None]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gateway.transfer import Store
 
 INLINE_BYTES_MAX: Final = 8 << 10
-IN_FLIGHT_BYTES: Final = 24 << 20
+IN_FLIGHT_BYTES: Final = 32 << 20
 """Chunks on their way: enough that hashing, sending, writing and syncing overlap."""
 ASK_BYTES_MIN: Final = 64 << 10
 """Asking whether a shorter chunk is there costs as much as sending it."""
@@ -167,6 +167,7 @@ class ChunkWriter:
         self._bucket = bucket
         self._cutter = Cutter()
         self._cutting: ThreadPoolExecutor | None = None
+        self._window: asyncio.Task[None] | None = None
         self._hasher = blake3()
         self._under_way: deque[tuple[Chunk, asyncio.Task[int]]] = deque()
         self._in_flight = 0
@@ -176,8 +177,8 @@ class ChunkWriter:
 
     @property
     def begun(self) -> bool:
-        """Whether anything was sent."""
-        return bool(self._chunks or self._under_way)
+        """Whether anything was sent, or is about to be."""
+        return bool(self._window or self._chunks or self._under_way)
 
     @property
     def buffered(self) -> int:
@@ -189,19 +190,20 @@ class ChunkWriter:
         return self._cutter.rest()
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Add content."""
+        """Add content. What came before is cut and sent meanwhile, a window at a time."""
         view = memoryview(data if isinstance(data, bytes) else bytes(data))
         if len(view) <= WINDOW_BYTES:
-            full = self._cutter.add(data if isinstance(data, bytes) else view)
-            if full:
-                await self._send(ended=False)
+            if self._cutter.add(data if isinstance(data, bytes) else view):
+                await self._begin_window()
             return
         for start in range(0, len(view), WINDOW_BYTES):
             if self._cutter.add(view[start : start + WINDOW_BYTES]):
-                await self._send(ended=False)
+                await self._begin_window()
 
     async def finish(self) -> Content:
         """Store the rest, and wait until all is durable."""
+        if self._window is not None:
+            await self._window
         await self._send(ended=True)
         while self._under_way:
             await self._take()
@@ -210,10 +212,15 @@ class ChunkWriter:
 
     async def settle(self) -> None:
         """Wait for what is under way, whatever comes of it."""
+        if self._window is not None:
+            await asyncio.gather(self._window, return_exceptions=True)
         await asyncio.gather(*(task for _, task in self._under_way), return_exceptions=True)
 
     async def stop(self) -> None:
         """Give up what is under way."""
+        if self._window is not None:
+            self._window.cancel()
+            await asyncio.gather(self._window, return_exceptions=True)
         for _, task in self._under_way:
             task.cancel()
         await self.settle()
@@ -221,26 +228,38 @@ class ChunkWriter:
         if self._cutting is not None:
             self._cutting.shutdown(wait=False)
 
+    async def _begin_window(self) -> None:
+        """Have what was added cut and sent, after what came before."""
+        if self._window is not None:
+            await self._window
+        if self._cutter.buffered >= WINDOW_BYTES:
+            self._window = asyncio.create_task(self._send(ended=False))
+
     async def _send(self, ended: bool) -> None:
+        window = self._cutter.take()
         if not self._oldest:
             self._replicas = await self._commits.replicas(self._bucket)
             self._oldest = await self._commits.generation()
-        if self._cutter.buffered <= HASH_INLINE_MAX:
-            pieces, chunks = self._cut(ended)
+        if sum(map(len, window)) <= HASH_INLINE_MAX:
+            pieces, chunks = self._cut(window, ended)
         else:
             if self._cutting is None:  # one thread of its own: each thread's allocator keeps some of what was freed
                 self._cutting = ThreadPoolExecutor(1, thread_name_prefix="objmeta-cut")
-            pieces, chunks = await asyncio.get_running_loop().run_in_executor(self._cutting, self._cut, ended)
+            cutting = asyncio.get_running_loop().run_in_executor(self._cutting, self._cut, window, ended)
+            pieces, chunks = await cutting
         generation, there = await self._ask(chunks)
         for chunk, piece, is_there in zip(chunks, pieces, there, strict=True):
             while self._under_way and self._in_flight + chunk.length > IN_FLIGHT_BYTES:
                 await self._take()
-            storing = _given(generation) if is_there else self._commits.put_chunk(piece, generation, self._replicas)
+            if is_there:
+                storing = _given(generation)
+            else:
+                storing = self._commits.put_chunk(chunk, piece, generation, self._replicas)
             self._under_way.append((chunk, asyncio.create_task(storing)))
             self._in_flight += chunk.length
 
-    def _cut(self, ended: bool) -> tuple[list[bytes], list[Chunk]]:
-        pieces = self._cutter.cut(ended)
+    def _cut(self, window: list[bytes | memoryview], ended: bool) -> tuple[list[bytes | memoryview], list[Chunk]]:
+        pieces = self._cutter.cut(window, ended)
         for piece in pieces:
             self._hasher.update(piece)
         return pieces, [Chunk(digest_now(piece), len(piece)) for piece in pieces]

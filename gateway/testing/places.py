@@ -50,10 +50,12 @@ class MemoryPlace:
 
     # -- As a store ---------------------------------------------------------------------------------------------------
 
-    async def put(self, data: bytes, *, generation: int, replicas: int = 0) -> Chunk:
+    async def put(
+        self, data: bytes | memoryview, *, generation: int, replicas: int = 0, chunk: Chunk | None = None
+    ) -> Chunk:
         """Store a chunk and touch it."""
-        chunk = Chunk(blake3(data).digest(), len(data))
-        await self._store(chunk.digest, data, generation)
+        chunk = chunk or Chunk(blake3(data).digest(), len(data))
+        await self._store(chunk.digest, bytes(data), generation)
         return chunk
 
     async def receive(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview], *, generation: int) -> None:

@@ -34,7 +34,6 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from gateway.bloblocal import LocalBlobs
 from gateway.blobs import ChunkMissing
-from gateway.packs import PACKED_BYTES_MAX
 from gateway.placement import Place, copies, enough, homes, order
 from gateway.room import Room
 from gateway.upkeep.pace import Pace, Rest
@@ -46,6 +45,7 @@ FETCHES_MAX: Final = 4
 """Chunks, or groups of short ones, under way at once,"""
 FETCH_BYTES_MAX: Final = 32 << 20
 """and no more than this together, so that long ones fit into memory."""
+SHORT_BYTES_MAX: Final = 256 << 10
 GROUP_MAX: Final = 64
 """Short chunks that are fetched and stored together. One by one they cost a sync for each few, which those who write
 wait for."""
@@ -333,8 +333,8 @@ class Repairer:
 
 def _grouped(wants: Sequence[Want]) -> list[list[Want]]:
     """Long chunks one by one, and short ones in groups, which share a sync."""
-    short = [want for want in wants if want.chunk.length <= PACKED_BYTES_MAX]
-    groups = [[want] for want in wants if want.chunk.length > PACKED_BYTES_MAX]
+    short = [want for want in wants if want.chunk.length <= SHORT_BYTES_MAX]
+    groups = [[want] for want in wants if want.chunk.length > SHORT_BYTES_MAX]
     return groups + [short[at : at + GROUP_MAX] for at in range(0, len(short), GROUP_MAX)]
 
 

@@ -46,9 +46,11 @@ class WatchedBlobs(LocalBlobs):
             with suppress(errors.ObjmetaError):
                 await self.put(os.urandom(_PROBE_BYTES), generation=0)
 
-    async def put(self, data: bytes, *, generation: int, replicas: int = 0) -> Chunk:
+    async def put(
+        self, data: bytes | memoryview, *, generation: int, replicas: int = 0, chunk: Chunk | None = None
+    ) -> Chunk:
         """As LocalBlobs.put. Raises Unavailable on a node that leaves."""
-        chunk = await super().put(data, generation=generation, replicas=replicas)
+        chunk = await super().put(data, generation=generation, replicas=replicas, chunk=chunk)
         self._check()
         return chunk
 

@@ -173,7 +173,7 @@ def test_a_store_that_is_a_file(gateway: Run, shell: Shell) -> None:
 
 def test_damaged_bytes_are_never_shown(shell: Shell, bucket: str) -> None:
     shell("put", "-", "box/k", data=b"x" * 100_000)
-    (chunk,) = [path for path in (shell.home / "blobs").rglob("*") if path.is_file() and len(path.name) == 64]
+    (chunk,) = (shell.home / "blobs" / "packs").iterdir()
     chunk.chmod(0o644)
     chunk.write_bytes(b"y" * 100_000)
     assert shell("cat", "box/k", code=8).raw == b""

@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 
 import objmeta
+from gateway.blobindex import INDEX
 from gateway.placement import PLACES, Said, decode_places
 from tests.cli.conftest import Outcome, Run, Shell, eventually
 from tests.cli.test_cluster import alive, announced
+from tests.gateway.blobfiles import chunks
 
-LARGE = 3_000_000
+LARGE = 500_000
+"""One chunk."""
 
 
 def chunk_files(blobs: Path) -> list[Path]:
-    """Chunks that have a file of their own, the largest first."""
-    found = [path for path in blobs.glob("??/*") if len(path.name) == 64]
-    return sorted(found, key=lambda path: path.stat().st_size, reverse=True)
+    """The files that hold chunks, the largest first."""
+    return sorted(blobs.glob("packs/*.pack"), key=lambda path: path.stat().st_size, reverse=True)
 
 
 def flip(path: Path) -> None:
@@ -47,7 +49,7 @@ def test_a_directory_is_checked_and_scrubbed(gateway: Run, shell: Shell, bucket:
     flip(damaged)
     assert gateway("fsck").lines[-1].endswith(": all well")  # nobody has read it yet
     finding, summary = gateway("fsck", "--deep", "--json", code=8).records
-    assert (finding["verdict"], finding["key"], finding["digest"]) == ("lost", "large", damaged.name)
+    assert (finding["verdict"], finding["key"], finding["digest"]) == ("lost", "large", *chunks(shell.home / "blobs"))
     assert (finding["damaged"], summary["lost"], summary["versions"]) == ([1], 1, 2)
     (record,) = gateway("scrub", "--json", code=8).records
     assert (record["fixed"], record["left"]) == (0, 1)
@@ -127,19 +129,19 @@ def test_a_cluster_repairs_what_fsck_finds(shell: Shell) -> None:
 
     gateway("mb", "box")
     gateway("put", "-", "box/large", data=os.urandom(LARGE))
-    eventually(lambda: all(chunk_files(path) for path in blobs.values()))
+    eventually(lambda: all((path / INDEX).exists() and chunks(path) for path in blobs.values()))
     assert gateway("fsck", "--deep").lines[-1].endswith(": all well")
     chunk = chunk_files(blobs[2])[0]
     chunk.unlink()
     finding, summary = gateway("fsck", "--json", code=1).records
-    assert (finding["verdict"], finding["digest"]) == ("too few copies", chunk.name)
+    assert (finding["verdict"], finding["digest"]) == ("too few copies", *chunks(blobs[1]))
     assert (finding["good"], finding["missing"], finding["wanted"]) == ([1, 3], [2], 3)
     assert summary["too_few_copies"] == 1
     repaired = {record["node_id"]: record["fixed"] for record in gateway("repair", "--json").records}
     assert repaired[2] == 1
     gateway("fsck", "--deep")
 
-    flip(chunk)
+    flip(chunk_files(blobs[2])[0])
     assert "damaged: objmeta://box/large" in gateway("fsck", "--deep", code=8).out
     scrubbed = {record["node_id"]: record for record in gateway("scrub", "--json").records}
     assert (scrubbed[2]["fixed"], scrubbed[2]["left"]) == (1, 0)
@@ -162,8 +164,7 @@ def test_a_cluster_repairs_what_fsck_finds(shell: Shell) -> None:
     assert "1 does not answer" in outcome.err
     for path in blobs.values():
         for file in chunk_files(path):
-            if file.name == chunk.name:
-                file.unlink()
+            file.unlink()
     assert "unreachable: objmeta://box/large" in gateway("fsck", code=5).out
     assert gateway("repair", code=1).err.startswith("gateway: ")
 

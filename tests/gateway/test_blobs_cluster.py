@@ -20,6 +20,7 @@ from gateway.bloblocal import LocalBlobs
 from gateway.blobpeer import LAG_WAIT_S, PENDING_MAX, Peer, Unreachable
 from gateway.blobs import ChunkMissing
 from gateway.blobservice import SERVICE, BlobService, encode_header
+from gateway.packs import PACKED_BYTES_MAX
 from gateway.placement import Place, homes, order
 from gateway.room import Room
 from objmeta import Chunk, errors
@@ -469,7 +470,7 @@ async def test_the_next_in_order_stands_in(five: list[BlobNode], trouble: str) -
 
 async def test_what_is_there_is_touched_and_what_is_not_is_told(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:
     await stored(blobs, nodes, b"an index of its own")
-    there = [await stored(blobs, nodes, os.urandom(size), generation=6) for size in (10, 2 << 20)]
+    there = [await stored(blobs, nodes, os.urandom(size), generation=6) for size in (10, PACKED_BYTES_MAX + 1)]
     absent = Chunk(b"x" * 32, 10)
     assert await blobs.touch([*there, absent], generation=7) == [True, True, False]
     for node in nodes:

@@ -16,6 +16,7 @@ from blake3 import blake3
 from gateway.blobindex import INDEX
 from gateway.bloblocal import LocalBlobs
 from gateway.blobs import Mark, Sweep
+from gateway.packs import PACKED_BYTES_MAX
 from objmeta import Chunk, errors
 from tests.gateway.blobfiles import spoil, whereabouts
 
@@ -84,12 +85,12 @@ async def test_an_index_that_is_lost_is_made_anew(blobs: LocalBlobs) -> None:
 
 async def test_an_index_that_is_damaged_is_named(blobs: LocalBlobs) -> None:
     short = await blobs.put(b"short", generation=1)
-    long = await blobs.put(bytes(400_000), generation=1)
+    long = await blobs.put(bytes(PACKED_BYTES_MAX + 1), generation=1)
     await blobs.close()
     index = blobs.path / INDEX
     index.write_bytes(b"\0" * index.stat().st_size)
     again = LocalBlobs(blobs.path)
-    assert await again.get(long) == bytes(400_000)
+    assert await again.get(long) == bytes(PACKED_BYTES_MAX + 1)
     for attempt in (again.get(short), again.put(b"more", generation=1), again.has((short,))):
         with pytest.raises(errors.StoreError, match="index"):
             await attempt

@@ -16,7 +16,7 @@ import pytest
 from blake3 import blake3
 
 from gateway import bloblocal
-from gateway.bloblocal import LocalBlobs
+from gateway.bloblocal import APPENDS_AT_ONCE, LocalBlobs
 from gateway.blobs import ChunkMissing
 from gateway.packs import PACKED_BYTES_MAX
 from objmeta import Chunk, errors
@@ -92,8 +92,8 @@ async def test_short_ones_share_a_file_and_its_syncs(blobs: LocalBlobs, monkeypa
     monkeypatch.setattr(os, "fdatasync", counting)
     chunks = await asyncio.gather(*(blobs.put(b"%d" % number, generation=0) for number in range(500)))
     assert len(syncs) < 10
-    assert len({whereabouts(blobs.path, chunk)[0] for chunk in chunks}) == 1
-    assert (await blobs.usage()).packs == 1
+    assert len({whereabouts(blobs.path, chunk)[0] for chunk in chunks}) <= APPENDS_AT_ONCE
+    assert (await blobs.usage()).packs <= APPENDS_AT_ONCE
 
 
 @pytest.mark.parametrize("length", [4, 400_000])
@@ -161,7 +161,7 @@ async def test_a_put_may_be_cancelled_at_any_time(blobs: LocalBlobs, steps: int)
 
 async def test_cancelled_reads_leave_nothing_open(blobs: LocalBlobs) -> None:
     chunk = await blobs.put(os.urandom(1 << 20), generation=0)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(os.listdir("/proc/self/fd")) + 2 * 4  # the index keeps four connections
     for steps in range(30):
         task = asyncio.create_task(blobs.get(chunk))
         for _ in range(steps):

@@ -31,9 +31,9 @@ def cut(data: bytes, lengths: Sequence[int] = (MIB,)) -> Iterator[bytes]:
         start += length
         assert cutter.buffered <= WINDOW_BYTES + length
         if full:
-            yield from cutter.cut()
-            assert cutter.buffered < CHUNK_BYTES_MAX
-    yield from cutter.cut(ended=True)
+            yield from map(bytes, cutter.cut(cutter.take()))
+            assert cutter.buffered <= CHUNK_BYTES_MAX
+    yield from map(bytes, cutter.cut(cutter.take(), ended=True))
     assert cutter.buffered == 0
 
 
@@ -86,7 +86,7 @@ def test_a_chunk_is_given_without_a_copy_when_it_is_all() -> None:
     data = bytes(100)
     cutter.add(data)
     assert cutter.rest() is data
-    assert cutter.cut(ended=True)[0] is data
+    assert cutter.cut(cutter.take(), ended=True)[0] is data
 
 
 @pytest.mark.parametrize("at", [0, 1, 17 * MIB + 12_345, 32 * MIB])

@@ -12,6 +12,7 @@ import pytest
 from blake3 import blake3
 
 from gateway.bloblocal import LocalBlobs
+from gateway.packs import PACKED_BYTES_MAX
 from gateway.placement import PLACES, Place, Said, decode_places, encode_places, order
 from gateway.upkeep.pace import Pace
 from gateway.upkeep.repairing import Repairer, Want
@@ -22,6 +23,7 @@ from gateway.upkeep.watched import WatchedBlobs
 from objmeta import Chunk, KeyValue, errors
 from objmeta.client import Membership
 from objmeta.core.configuration import Configuration
+from tests.gateway.blobfiles import spoil, whereabouts
 
 STORE = bytes(16)
 LENGTH = 300_000
@@ -170,8 +172,7 @@ async def test_short_chunks_come_in_groups_and_what_is_lost_stops_none(world: Wo
 async def test_a_damaged_copy_counts_as_lacking(world: World) -> None:
     nodes = world.add(3, members(1, (1, 2, 3)))
     chunk = await world.put(bytes(LENGTH), [1, 2, 3])
-    name = chunk.digest.hex()
-    (nodes[0].blobs.path / name[:2] / name).write_bytes(bytes(LENGTH - 1) + b"\1")
+    spoil(nodes[0].blobs.path, chunk)
     assert (await nodes[0].blobs.verify(b"", 1 << 20)).damaged == (chunk,)
     assert (await nodes[0].repair()).fixed == 1
     assert await nodes[0].blobs.get(chunk) == bytes(LENGTH)
@@ -327,8 +328,7 @@ async def test_scrub_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
 async def test_damage_that_nobody_can_heal_is_counted(tmp_path: Path) -> None:
     blobs = LocalBlobs(tmp_path / "blobs")
     chunk = await blobs.put(bytes(LENGTH), generation=1)
-    name = chunk.digest.hex()
-    (blobs.path / name[:2] / name).write_bytes(b"\1" + bytes(LENGTH - 1))
+    spoil(blobs.path, chunk)
     progress = Progress()
     await Scrubber(blobs, Pace(math.inf), None).run(progress)
     assert (progress.fixed, progress.left, (await blobs.usage()).damaged) == (0, 1, 1)
@@ -340,16 +340,16 @@ async def test_damage_that_nobody_can_heal_is_counted(tmp_path: Path) -> None:
 
 async def test_a_disk_that_cannot_read_is_told(tmp_path: Path) -> None:
     blobs = WatchedBlobs(tmp_path / "blobs")
-    good, bad = [await blobs.put(bytes([number]) * LENGTH, generation=1) for number in range(2)]
+    length = PACKED_BYTES_MAX + 1
+    good, bad = [await blobs.put(bytes([number]) * length, generation=1) for number in range(2)]
     assert await blobs.trouble() == ""
-    name = bad.digest.hex()
-    path = blobs.path / name[:2] / name
+    path, _ = whereabouts(blobs.path, bad)
     path.unlink()
     path.mkdir()  # no file, and not missing either
     with pytest.raises(errors.StoreError):
         await blobs.get(bad)
     assert str(blobs.path) in await blobs.trouble()
-    assert await blobs.get(good) == bytes(LENGTH)
+    assert await blobs.get(good) == bytes(length)
     await blobs.close()
 
 

@@ -21,9 +21,10 @@ from gateway.upkeep.checking import Checker, Finding
 from gateway.upkeep.service import REPAIR, SCRUB, Copy, DataStatus
 from gateway.upkeep.stores import places_of
 from gateway.upkeep.views import register
-from objmeta import Chunk, ObjectVersion
+from objmeta import ObjectVersion
 from objmeta.node import LocalCluster
 from tests.chaos.disks import LimitedFiles
+from tests.gateway.blobfiles import spoil
 
 COMMAND = (sys.executable, "-m", "gateway.server")
 BUCKET = "bucket"
@@ -65,10 +66,6 @@ class Node:
         """Have it repair or scrub, and wait for the end of that run."""
         number = await self.upkeep.start(what, 5.0)
         return await until(self.status, lambda told: _ended(told, what, number))
-
-    def file(self, chunk: Chunk) -> Path:
-        name = chunk.digest.hex()
-        return self.blobs / name[:2] / name
 
 
 def _ended(told: DataStatus, what: str, number: int) -> bool:
@@ -195,9 +192,7 @@ async def test_scrub_finds_a_flipped_bit_and_heals_it(cluster: LocalCluster, sto
     version, _ = await put(store, "key", 5 * MIB)
     node = Node(cluster, 2)
     await until(node.held, lambda held: held.keys() == {chunk.digest for chunk in version.chunks})
-    file = node.file(version.chunks[0])
-    good = file.read_bytes()
-    file.write_bytes(good[:1000] + bytes([good[1000] ^ 1]) + good[1001:])
+    spoil(node.blobs, version.chunks[0])
     (finding,) = await findings(store, deep=True)
     assert (finding.verdict, finding.damaged, finding.good) == ("damaged", (2,), (1, 3))
     told = await node.run(SCRUB)
@@ -207,7 +202,6 @@ async def test_scrub_finds_a_flipped_bit_and_heals_it(cluster: LocalCluster, sto
         1,
         0,
     )
-    assert file.read_bytes() == good
     assert told.damaged == 0
     assert await findings(store, deep=True) == []
     await node.upkeep.close()

@@ -26,9 +26,11 @@ class Watched(LocalBlobs):
 
     sent = 0
 
-    async def put(self, data: bytes, *, generation: int, replicas: int = 0) -> Chunk:
+    async def put(
+        self, data: bytes | memoryview, *, generation: int, replicas: int = 0, chunk: Chunk | None = None
+    ) -> Chunk:
         self.sent += len(data)
-        return await super().put(data, generation=generation, replicas=replicas)
+        return await super().put(data, generation=generation, replicas=replicas, chunk=chunk)
 
 
 @pytest.fixture

@@ -94,11 +94,11 @@ class Commits:
             **options,
         )
 
-    async def generation(self) -> int:
-        """A generation to begin an operation in: the newest of the last seconds."""
+    async def generation(self, known_s: float = KNOWN_S) -> int:
+        """A generation to begin an operation in: what was the newest not more than ``known_s`` ago."""
         found, at = self._generation
         now = asyncio.get_running_loop().time()
-        if not found or now - at > KNOWN_S:
+        if not found or now - at > known_s:
             found = await self.client.generation()
             self._generation = (found, now)
         return found

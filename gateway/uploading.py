@@ -6,17 +6,20 @@ is asked which of the chunks it has before they are sent: what an interrupted up
 not sent again.  An upload that fails leaves nothing but chunks that nobody names.
 
 An upload states one generation with all it does: the one it read when it began, or an older one that the store
-remembers.  Where that is refused for its age, the newest is taken, and everything that was stored under the older one
-is touched again before the commit; what has been deleted since cannot be committed, and the upload has to be begun
-anew.
+remembers.  About once a second it looks whether there is a newer one, and touches under that what was stored, so that
+it may last as long as it likes.  Where its generation is refused for its age all the same, the newest is taken, and
+everything is touched again before the commit; what has been deleted since cannot be committed, and the upload has to be
+begun anew.
 """
 
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 INLINE_BYTES_MAX: Final = 8 << 10
 IN_FLIGHT_BYTES: Final = 32 << 20
 """Chunks on their way: enough that hashing, sending, writing and syncing overlap."""
+LOOK_S: Final = 1.0
+"""Between two looks whether the generation has moved: less than a cycle takes, and what is between two of them."""
 ASK_BYTES_MIN: Final = 64 << 10
 """Asking whether a shorter chunk is there costs as much as sending it."""
 
@@ -172,8 +177,14 @@ class ChunkWriter:
         self._under_way: deque[tuple[Chunk, asyncio.Task[int]]] = deque()
         self._in_flight = 0
         self._chunks: list[Chunk] = []
-        self._oldest = 0
+        self._generations: list[int] = []
+        """Under which each of them was stored."""
+        self._renewed: dict[Chunk, int] = {}
+        """Under which they were touched since."""
+        self._begun_in = 0
         self._replicas = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._keeping: asyncio.Task[None] | None = None
 
     @property
     def begun(self) -> bool:
@@ -207,8 +218,11 @@ class ChunkWriter:
         await self._send(ended=True)
         while self._under_way:
             await self._take()
+        await self._stop_watching()
         size = sum(chunk.length for chunk in self._chunks)
-        return Content(self._chunks, size, self._hasher.hexdigest(), self._oldest)
+        stored = zip(self._chunks, self._generations, strict=True)
+        oldest = min((self._newest(chunk, generation) for chunk, generation in stored), default=self._begun_in)
+        return Content(self._chunks, size, self._hasher.hexdigest(), oldest)
 
     async def settle(self) -> None:
         """Wait for what is under way, whatever comes of it."""
@@ -223,6 +237,7 @@ class ChunkWriter:
             await asyncio.gather(self._window, return_exceptions=True)
         for _, task in self._under_way:
             task.cancel()
+        await self._stop_watching()
         await self.settle()
         self._cutter = Cutter()
         if self._cutting is not None:
@@ -237,9 +252,10 @@ class ChunkWriter:
 
     async def _send(self, ended: bool) -> None:
         window = self._cutter.take()
-        if not self._oldest:
+        if not self._begun_in:
             self._replicas = await self._commits.replicas(self._bucket)
-            self._oldest = await self._commits.generation()
+            self._begun_in = await self._commits.generation()
+            self._watch()
         if sum(map(len, window)) <= HASH_INLINE_MAX:
             pieces, chunks = self._cut(window, ended)
         else:
@@ -267,7 +283,7 @@ class ChunkWriter:
     async def _ask(self, chunks: Sequence[Chunk]) -> tuple[int, list[bool]]:
         """Under which generation, and for each chunk whether it need not be sent."""
         long = [chunk for chunk in chunks if chunk.length > ASK_BYTES_MIN]
-        generation, answers = await self._commits.touch(long, self._replicas) if long else (self._oldest, [])
+        generation, answers = await self._commits.touch(long, self._replicas) if long else (self._begun_in, [])
         there = {chunk for chunk, is_there in zip(long, answers, strict=True) if is_there}
         return generation, [chunk in there for chunk in chunks]
 
@@ -276,9 +292,51 @@ class ChunkWriter:
         generation = await task
         self._under_way.popleft()
         self._in_flight -= chunk.length
-        self._oldest = min(self._oldest, generation)
+        self._generations.append(generation)
         self._chunks.append(chunk)
         self.progress(chunk.length)
+
+    # -- While it lasts -----------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        # One that its owner has dropped is to end, so the timer does not keep it.
+        self._timer = asyncio.get_running_loop().call_later(LOOK_S, _look, weakref.ref(self))
+
+    async def _stop_watching(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+            self._keeping = None
+
+    def look(self) -> None:
+        """Touch again what was sent, if the generation has moved on, so that no cycle deletes it before the commit."""
+        self._keeping = asyncio.create_task(self._keep())
+
+    async def _keep(self) -> None:
+        with suppress(errors.ObjmetaError):  # the next look, or the commit, tries again
+            newest = await self._commits.generation(LOOK_S)
+            stored = [*zip(self._chunks, self._generations, strict=True)]
+            stored += [(chunk, task.result()) for chunk, task in self._under_way if _is_stored(task)]
+            old = [chunk for chunk, generation in stored if self._newest(chunk, generation) < newest]
+            if old:
+                touched, there = await self._commits.touch(old, self._replicas)
+                self._renewed |= {chunk: touched for chunk, is_there in zip(old, there, strict=True) if is_there}
+        self._watch()
+
+    def _newest(self, chunk: Chunk, generation: int) -> int:
+        return max(generation, self._renewed.get(chunk, 0))
+
+
+def _is_stored(task: asyncio.Task[int]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
+def _look(writer: weakref.ref[ChunkWriter]) -> None:
+    found = writer()
+    if found is not None:
+        found.look()
 
 
 async def _given(generation: int) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from gateway import commits, parts
+from gateway import commits, parts, uploading
 from gateway.bloblocal import LocalBlobs
 from gateway.blobs import Sweep
 from gateway.transfer import Store, open_store
@@ -127,7 +129,40 @@ async def test_an_upload_that_takes_two_cycles_touches_again_what_it_stored(stor
     assert all(held.touched >= floor for held in await place(store).held() if held.chunk in version.chunks)
 
 
-async def test_an_upload_whose_chunks_were_collected_is_not_committed(store: Store) -> None:
+async def test_an_upload_that_waits_is_kept_through_any_number_of_cycles(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploading, "LOOK_S", 0.01)
+    data = content(20 * MIB)
+    upload = store.upload(BUCKET, "key")
+    await upload.write(data)
+    for _ in range(5):
+        await next_cycle(store, sweep=True)
+        newest = await store.client.generation()
+        async with asyncio.timeout(60):
+            while {held.touched for held in await place(store).held()} != {newest}:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    version = await upload.commit()
+    assert await store.read(version) == data
+    assert place(store).sent == len(data)
+
+
+async def test_an_upload_that_was_dropped_is_not_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploading, "LOOK_S", 0.01)
+    upload = store.upload(BUCKET, "key")
+    await upload.write(content(20 * MIB))
+    dropped = weakref.ref(upload)
+    del upload
+    async with asyncio.timeout(60):
+        while dropped() is not None:
+            gc.collect()
+            await asyncio.sleep(0.01)
+
+
+async def test_an_upload_whose_chunks_were_collected_is_not_committed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploading, "LOOK_S", 3600.0)  # as of a process that sleeps
     upload = store.upload(BUCKET, "key")
     await upload.write(content(20 * MIB))
     for _ in range(4):

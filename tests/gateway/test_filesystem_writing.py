@@ -153,7 +153,7 @@ def test_a_write_that_failed_cannot_be_closed_into_success(
 
     store = asyncio.run_coroutine_threadsafe(fs.store(), fs.loop).result()
 
-    async def full(data: bytes, *, generation: int, replicas: int) -> None:
+    async def full(data: bytes, *, generation: int, replicas: int, chunk: object) -> None:
         raise OSError(errno.ENOSPC, "the disk is full")
 
     monkeypatch.setattr(store.blobs, "put", full)

@@ -15,80 +15,15 @@ import grpc
 import pytest
 from blake3 import blake3
 
-from gateway.blobclient import ClusterBlobs, Members
-from gateway.bloblocal import LocalBlobs
+from gateway.blobclient import ClusterBlobs
 from gateway.blobpeer import LAG_WAIT_S, PENDING_MAX, Peer, Unreachable
 from gateway.blobs import ChunkMissing
-from gateway.blobservice import SERVICE, BlobService, encode_header
+from gateway.blobservice import SERVICE, encode_header
 from gateway.packs import PACKED_BYTES_MAX
 from gateway.placement import Place, homes, order
 from gateway.room import Room
 from objmeta import Chunk, errors
-from tests.gateway import blobfiles
-
-
-class Troubled(LocalBlobs):
-    """A local store that can be full, or slow."""
-
-    full = False
-    delay_s = 0.0
-
-    async def receive(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview], *, generation: int) -> None:
-        await asyncio.sleep(self.delay_s)
-        if self.full:
-            async for _ in frames:
-                pass
-            raise errors.StoreFull(f"there is no room in {self.path}")
-        await super().receive(chunk, frames, generation=generation)
-
-    async def get(self, chunk: Chunk, start: int = 0, stop: int | None = None) -> bytes:
-        await asyncio.sleep(self.delay_s)
-        return await super().get(chunk, start, stop)
-
-
-class BlobNode:
-    """A server with chunks only; stopping it keeps the address."""
-
-    def __init__(self, path: Path) -> None:
-        self.blobs = Troubled(path)
-        self.address = "127.0.0.1:0"
-        self._server: Any = None
-
-    async def start(self) -> None:
-        self._server = cast(Any, grpc.aio).server(options=(("grpc.so_reuseport", 0),))
-        self._server.add_generic_rpc_handlers((BlobService(self.blobs).handler(),))
-        port = self._server.add_insecure_port(self.address)
-        self.address = f"127.0.0.1:{port}"
-        await self._server.start()
-
-    async def stop(self) -> None:
-        if self._server is not None:
-            await self._server.stop(None)
-            self._server = None
-
-    def holds(self, chunk: Chunk) -> bool:
-        return blobfiles.is_held(self.blobs.path, chunk)
-
-    def spoil(self, chunk: Chunk) -> None:
-        blobfiles.spoil(self.blobs.path, chunk)
-
-    def lose(self, chunk: Chunk) -> None:
-        blobfiles.lose(self.blobs.path, chunk)
-
-
-def placed(*nodes: BlobNode | str) -> Members:
-    """Members with the ids 1, 2, …, by node or address."""
-
-    async def members() -> Sequence[Place]:
-        return places(*nodes)
-
-    return members
-
-
-def places(*nodes: BlobNode | str) -> list[Place]:
-    return [
-        Place(number, node if isinstance(node, str) else node.address) for number, node in enumerate(nodes, start=1)
-    ]
+from tests.gateway.blobnodes import BlobNode, placed, places
 
 
 @pytest.fixture

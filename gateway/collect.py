@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -24,7 +25,7 @@ import msgspec
 from gateway.blobs import Held, Mark, Sweep, Swept
 from gateway.files import in_thread
 from gateway.marks import PAGE_MARKS, MarksPage, MemorySpool, Spool, Wanted, merge
-from objmeta import Chunk, errors
+from objmeta import Chunk, Marked, errors
 
 T = TypeVar("T")
 
@@ -99,29 +100,7 @@ class Sweeping(msgspec.Struct, frozen=True, array_like=True):
     position: float = 0.0
 
 
-class NamedChunk(Protocol):
-    """What an acceptor's marks consist of."""
-
-    @property
-    def bucket_id(self) -> bytes: ...
-    @property
-    def digest(self) -> bytes: ...
-    @property
-    def length(self) -> int: ...
-    @property
-    def is_list(self) -> bool: ...
-
-
-class NamedPage(Protocol):
-    """A page of it, of so many objects."""
-
-    @property
-    def objects(self) -> int: ...
-    @property
-    def named(self) -> Sequence[NamedChunk]: ...
-
-
-Source = Callable[[CycleName], AsyncIterator[NamedPage]]
+Source = Callable[[CycleName], AsyncIterator[Marked]]
 """What one acceptor names. Raises ConfigurationMismatch or Unavailable when it is not in that configuration, and what
 reading raises."""
 Expand = Callable[[Chunk], Awaitable[Sequence[Chunk]]]
@@ -156,7 +135,7 @@ class Link(Protocol):
 # -- What one node does -----------------------------------------------------------------------------------------------
 
 
-class _Work:
+class _Work(ABC):
     """What was ordered, and how far it is."""
 
     def __init__(self, cycle: CycleName) -> None:
@@ -169,8 +148,8 @@ class _Work:
         failed, self._failure_was_told = self._failure_was_told, self._failure_was_told or self._has_failed()
         return failed
 
-    def _has_failed(self) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def _has_failed(self) -> bool: ...
 
 
 class _Marks(_Work):

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 from gateway.blobdisks import BLOBS, DiskBlobs
 from gateway.bloblocal import LocalBlobs
 from gateway.blobs import BlobStore
-from gateway.collect import CycleName, Expand, Link, NamedPage, Place, Source, Worker
+from gateway.collect import CycleName, Expand, Link, Place, Source, Worker
 from gateway.commits import decode_list
 from gateway.cycles import INTERVAL_S, Meet, Workers, in_background
 from gateway.parts import chunks_of_parts
-from objmeta import Chunk, Cluster, errors
+from objmeta import Chunk, Cluster, Marked, errors
 
 if TYPE_CHECKING:
     import grpc
@@ -93,7 +93,7 @@ class _LocalWorkers:
         return {acceptor: by_path[path / BLOBS] for path, acceptor in acceptors.items()}
 
     def _source(self, acceptor: int) -> Source:
-        async def pages(cycle: CycleName) -> AsyncGenerator[NamedPage, None]:
+        async def pages(cycle: CycleName) -> AsyncGenerator[Marked, None]:
             all_marks = await self._store.client.local_marks(cycle.epoch)
             marks = all_marks.pop(acceptor)
             for other in all_marks.values():

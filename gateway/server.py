@@ -23,9 +23,9 @@ from gateway.cycles import INTERVAL_S
 from gateway.placement import Said
 from gateway.transfer import Store, open_store
 from gateway.upkeep.keeper import REPAIR_MIB_PER_S, SCRUB_MIB_PER_S, Keeper, UpkeepSettings
-from gateway.upkeep.wants import LocalWants, Page
+from gateway.upkeep.wants import LocalWants
 from gateway.upkeep.watched import WatchedBlobs
-from objmeta import Chunk, errors
+from objmeta import Chunk, Marked, errors
 from objmeta.config import parse_endpoints
 from objmeta.node import Node, NodeSettings, parse_peers, run
 from objmeta.node import serve as serve_node
@@ -129,7 +129,7 @@ class DataNode(Node):
     async def _replicas(self) -> Mapping[bytes, int]:
         return {bucket.bucket_id: bucket.settings.replicas for bucket in await self._own_store.client.buckets()}
 
-    def _named(self) -> AsyncIterator[Page]:
+    def _named(self) -> AsyncIterator[Marked]:
         return self.marks(self.registers().configuration.epoch, joint=True)
 
     async def _listed(self, chunk: Chunk) -> Sequence[Chunk]:

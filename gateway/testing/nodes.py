@@ -8,11 +8,11 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from gateway.collect import CycleName, Link, Marking, MarkOrder, NamedPage, Sweeping, SweepOrder, Worker
+from gateway.collect import CycleName, Link, Marking, MarkOrder, Sweeping, SweepOrder, Worker
 from gateway.marks import MarksPage
 from gateway.testing.mutations import DataMutation
 from gateway.testing.places import MemoryPlace
-from objmeta import Chunk, errors
+from objmeta import Chunk, Marked, errors
 from objmeta.testing.world import World
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ ANSWER_S = 0.2
 SILENCE_S = 0.5
 """How long a worker that does not answer is waited for."""
 
-Marks = Callable[[int, CycleName], AsyncIterator[NamedPage]]
+Marks = Callable[[int, CycleName], AsyncIterator[Marked]]
 """What an acceptor names."""
 
 

@@ -13,14 +13,14 @@ import msgspec
 from blake3 import blake3
 
 from gateway.blobs import ChunkMissing
-from gateway.collect import CycleName, NamedPage
+from gateway.collect import CycleName
 from gateway.cycles import Cycled, Workers, run_cycle
 from gateway.placement import homes
 from gateway.testing.data import DataClient, Habits
 from gateway.testing.mutations import DataMutation
 from gateway.testing.named import Named, Run
 from gateway.testing.nodes import SILENCE_S, DataNetwork, DataNode, link
-from objmeta import Chunk, errors
+from objmeta import Chunk, Marked, errors
 from objmeta.core.configuration import ConfigurationTag
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.objects.buckets import Buckets
@@ -342,7 +342,7 @@ class DataWorld:
         self.cycles += cycle.complete
         return cycle
 
-    async def _marks(self, acceptor: int, cycle: CycleName) -> AsyncIterator[NamedPage]:
+    async def _marks(self, acceptor: int, cycle: CycleName) -> AsyncIterator[Marked]:
         """What objmeta says that an acceptor names; read slowly, as if there were much more of it."""
         proposer = self.world.proposers[acceptor % len(self.world.proposers)]
         if not proposer.up:

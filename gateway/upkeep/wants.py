@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from gateway.files import in_thread
 from gateway.marks import PAGE_MARKS, Spool, Wanted
 from gateway.upkeep.pace import Rest
 from gateway.upkeep.repairing import Want
-from objmeta import Chunk
+from objmeta import Chunk, Marked, Named
 
 PAGE: Final = 1000
 """Chunks that are looked up together."""
@@ -20,27 +20,7 @@ REST: Final = 2.0
 seconds in which others wait."""
 
 
-class NamedChunk(Protocol):
-    """A chunk that a record names."""
-
-    @property
-    def bucket_id(self) -> bytes: ...
-    @property
-    def digest(self) -> bytes: ...
-    @property
-    def length(self) -> int: ...
-    @property
-    def is_list(self) -> bool: ...
-
-
-class Page(Protocol):
-    """What some objects name."""
-
-    @property
-    def named(self) -> Sequence[NamedChunk]: ...
-
-
-Source = Callable[[], AsyncIterator[Page]]
+Source = Callable[[], AsyncIterator[Marked]]
 """What the acceptor names now, page by page. Raises Unavailable, IntegrityError where a register is damaged."""
 Expand = Callable[[Chunk], Awaitable[Sequence[Chunk]]]
 """The chunks that a list names. Raises what reading a chunk raises."""
@@ -90,7 +70,7 @@ class LocalWants:
                 await rest.pause()
         await in_thread(spool.add, found)
 
-    async def _listed(self, named: NamedChunk) -> Sequence[Chunk]:
+    async def _listed(self, named: Named) -> Sequence[Chunk]:
         from objmeta import errors
 
         try:

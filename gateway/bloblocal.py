@@ -59,9 +59,6 @@ APPENDS_AT_ONCE: Final = 2
 """While one batch is synced or commits its rows, the next is written, to another pack."""
 LOOK_FIRST_BYTES_MIN: Final = 64 << 10
 """Whether a longer chunk is there is looked up before it is appended; a shorter one costs no more than that."""
-TRIES: Final = 8
-"""Of something that a sweep or a compaction came between: it would have to do so every time."""
-
 _T = TypeVar("_T")
 _Parts = Sequence[bytes | memoryview]
 _Packed = tuple[Row, _Parts, int, bool]
@@ -116,7 +113,7 @@ class LocalBlobs:
         """Store a chunk whose content is known to be its."""
         if len(parts) > PARTS_MAX:
             parts = (b"".join(parts),)
-        for _ in range(TRIES):
+        for _ in range(rules.TRIES):
             if chunk.length > self._packed_bytes_max:
                 there = await self._store(chunk, parts, generation)
             else:
@@ -158,7 +155,11 @@ class LocalBlobs:
 
         def look() -> list[bool]:
             rows = self._index.read(lambda view: [view.find(chunk.digest) for chunk in chunks])
-            return [rules.is_good(self._bytes, row, chunk) for row, chunk in zip(rows, chunks, strict=True)]
+            return [row is not None and is_good(row, chunk) for row, chunk in zip(rows, chunks, strict=True)]
+
+        def is_good(row: Row, chunk: Chunk) -> bool:
+            now = blobsweep.current(self._index, self._bytes, row)
+            return now is not None and not now.damaged and now.length == chunk.length
 
         with explained(self.path):
             return await in_thread(look)
@@ -328,7 +329,7 @@ class LocalBlobs:
             with suppress(FileNotFoundError):
                 return self._bytes.read(own)
         before: Row | None = None
-        for _ in range(TRIES):
+        for _ in range(rules.TRIES):
             row = self._index.find(chunk.digest)
             if row is None or row.length != chunk.length or row == before:
                 break

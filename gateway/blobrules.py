@@ -27,6 +27,9 @@ DAMAGE: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
 PAGE_ROWS: Final = 256
 """Judged by a sweep in one transaction: deleting as many files takes some ten milliseconds, in which puts wait."""
 
+TRIES: Final = 8
+"""Of something that a sweep or a compaction came between: it would have to do so every time."""
+
 
 class Outcome(Enum):
     """What came of committing a chunk's bytes."""

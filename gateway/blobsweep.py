@@ -79,13 +79,25 @@ def held(index: Index, place: Bytes, after: bytes, limit: int) -> list[Held]:
         rows = _after(index, after, wanted)
         there += [
             Held(row.digest, row.length, row.touched, row.replicas, bool(row.damaged))
-            for row in rows
-            if place.are_there(row)
+            for row in (current(index, place, row) for row in rows)
+            if row is not None
         ]
         if len(rows) < wanted:
             break
         after = rows[-1].digest
     return there
+
+
+def current(index: Index, place: Bytes, row: Row) -> Row | None:
+    """A row as it is where its bytes are, to which a compaction may have moved them since; None if they are gone."""
+    for _ in range(rules.TRIES):
+        if place.are_there(row):
+            return row
+        now = index.find(row.digest)
+        if now is None or now == row:
+            break
+        row = now
+    return None
 
 
 def _after(index: Index, digest: bytes, limit: int) -> list[Row]:

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Final
 
 from bench.machine import describe, scratch
-from gateway.bloblocal import LocalBlobs
-from gateway.packs import PACKED_BYTES_MAX
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.packs import PACKED_BYTES_MAX
 from objmeta import Chunk
 
 READS: Final = 2000

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.machine import cpu_seconds, describe, scratch
+from gateway.data.transfer import Store, open_store
 from gateway.server import local_cluster
-from gateway.transfer import Store, open_store
 
 PUT_RATIO_MIN: Final = 0.5
 GET_RATIO_MIN: Final = 0.6

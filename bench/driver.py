@@ -23,7 +23,7 @@ import grpc
 import objmeta
 from bench import http2
 from bench.etcd import PUT, put_request
-from gateway.transfer import open_store
+from gateway.data.transfer import open_store
 from objmeta.errors import Unavailable
 
 Put = Callable[[int], Awaitable[object]]

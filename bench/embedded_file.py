@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from blake3 import blake3  # noqa: E402
 
-from gateway.transfer import READ_BYTES, open_store  # noqa: E402
+from gateway.data.transfer import READ_BYTES, open_store  # noqa: E402
 
 PUT_RATIO_MAX = 2.0
 GET_RATIO_MAX = 3.0

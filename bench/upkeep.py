@@ -23,7 +23,7 @@ from pathlib import Path
 from bench.catchup import TARGET_FACTOR, TARGET_MORE_MS, ask, load, paced, percentiles
 from bench.driver import BUCKET
 from bench.machine import describe, scratch
-from gateway.transfer import open_store
+from gateway.data.transfer import open_store
 from gateway.upkeep.asking import Upkeep
 from gateway.upkeep.runs import Run
 from objmeta import errors

@@ -2,21 +2,15 @@
 
 ::
 
-    cli                             the command ``gateway``
-    filesystem, upath               objmeta:// paths for fsspec and universal_pathlib
-        (fs*, entries, readers, writers, blocking, instances)
-    catalog                         SQL over buckets, objects and versions
-    transfer                        bytes and metadata joined: put, get, streams, copies
-        (uploading, parts, commits)
-    blobs                           where chunks live: locally, on several disks, on nodes
-        (blob*, packs, groupsync, files, room)
-    chunking, placement             where content is cut, and on which nodes its chunks belong
-    retention                       the rules of buckets, by which versions go
-    cycles, collect*                what nothing names any more is found and deleted (docs/collection.md)
-    upkeep                          repair, scrub and checks of chunks that are stored (marks: what is named)
-    server                          a node that keeps chunks as well, and looks after them
-    oserrors                        objmeta's errors as OSErrors
-    testing                         the simulator of the data, for tests
+    cli          the command ``gateway``
+    fs           objmeta:// paths for fsspec and universal_pathlib
+    sql          SQL over buckets, objects and versions
+    data         bytes and metadata joined: put, get, streams, copies
+    blobs        where chunks live: locally, on several disks, on nodes
+    collection   what nothing names any more is found and deleted; which versions go by the rules of their bucket
+    upkeep       repair, scrub and checks of chunks that are stored
+    server       a node that keeps chunks as well, and looks after them
+    testing      the simulator of the data, for tests
 
 Everything public is named in ``__all__`` here.  A name is loaded when it is first used: importing ``gateway`` imports
 neither grpc nor duckdb, pyarrow, pandas or fsspec.
@@ -28,23 +22,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from gateway.catalog import Result, sql, sql_async
-    from gateway.filesystem import ObjmetaFileSystem
-    from gateway.oserrors import os_error
-    from gateway.transfer import Store, open_store
-    from gateway.uploading import Upload
+    from gateway.data.transfer import Store, open_store
+    from gateway.data.uploading import Upload
+    from gateway.fs.filesystem import ObjmetaFileSystem
+    from gateway.fs.oserrors import os_error
+    from gateway.sql.catalog import Result, sql, sql_async
 
 __all__ = ["ObjmetaFileSystem", "Result", "Store", "Upload", "open_store", "os_error", "sql", "sql_async"]
 
 _HOME: Final = {
-    "ObjmetaFileSystem": "gateway.filesystem",
-    "Result": "gateway.catalog",
-    "Store": "gateway.transfer",
-    "Upload": "gateway.uploading",
-    "open_store": "gateway.transfer",
-    "os_error": "gateway.oserrors",
-    "sql": "gateway.catalog",
-    "sql_async": "gateway.catalog",
+    "ObjmetaFileSystem": "gateway.fs.filesystem",
+    "Result": "gateway.sql.catalog",
+    "Store": "gateway.data.transfer",
+    "Upload": "gateway.data.uploading",
+    "open_store": "gateway.data.transfer",
+    "os_error": "gateway.fs.oserrors",
+    "sql": "gateway.sql.catalog",
+    "sql_async": "gateway.sql.catalog",
 }
 
 

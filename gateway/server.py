@@ -16,12 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from gateway.blobservice import BlobService
-from gateway.collectors import SPOOLS, NodeCollector
-from gateway.commits import decode_list
-from gateway.cycles import INTERVAL_S
-from gateway.placement import Said
-from gateway.transfer import Store, open_store
+from gateway.blobs.placement import Said
+from gateway.blobs.service import BlobService
+from gateway.collection.collectors import SPOOLS, NodeCollector
+from gateway.collection.cycles import INTERVAL_S
+from gateway.data.commits import decode_list
+from gateway.data.transfer import Store, open_store
 from gateway.upkeep.keeper import REPAIR_MIB_PER_S, SCRUB_MIB_PER_S, Keeper, UpkeepSettings
 from gateway.upkeep.wants import LocalWants
 from gateway.upkeep.watched import WatchedBlobs

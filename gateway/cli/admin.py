@@ -13,7 +13,7 @@ from gateway.cli.session import resolved_settings, with_store
 from gateway.cli.upkeep import run_record, text_of
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
     from gateway.upkeep.runs import Run
     from gateway.upkeep.service import DataStatus
     from objmeta.client import NodeStatus, StoreStatus

@@ -15,7 +15,7 @@ from gateway.cli.removing import remove_versions
 from gateway.cli.session import Tally, with_store
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
     from objmeta import Bucket
 
 

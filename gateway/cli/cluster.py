@@ -17,7 +17,7 @@ from gateway.cli.options import common, current
 from gateway.cli.session import with_store
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
     from objmeta.client import Membership, MembersStatus
 
 _LOOK_S: Final = 0.2

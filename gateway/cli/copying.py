@@ -21,7 +21,7 @@ from gateway.cli.trees import explained, is_tree, objects_below
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
     from objmeta import ObjectSummary, ObjectVersion
 
     _Copy = Callable[[Store, Remote, Remote, ObjectSummary | None], Awaitable[ObjectVersion]]

@@ -12,7 +12,7 @@ from gateway.cli.options import common
 from gateway.cli.session import with_store
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
 
 
 @click.group()
@@ -33,7 +33,7 @@ def replace(old: Path, new: Path) -> None:
     place = new.expanduser().absolute()
 
     async def work(store: Store) -> int:
-        from gateway.blobdisks import DiskBlobs
+        from gateway.blobs.disks import DiskBlobs
 
         await store.client.replace_disk(old, new)
         return await store.blobs.fill(place) if isinstance(store.blobs, DiskBlobs) else 0

@@ -12,9 +12,9 @@ from gateway.cli.options import common
 from gateway.cli.session import with_store
 
 if TYPE_CHECKING:
-    from gateway.cycles import Cycled
-    from gateway.retention import Retained
-    from gateway.transfer import Store
+    from gateway.collection.cycles import Cycled
+    from gateway.collection.retention import Retained
+    from gateway.data.transfer import Store
     from objmeta.client import Collected
 
 _ANSWER_S: Final = 5.0
@@ -92,9 +92,9 @@ def _end(unreachable: tuple[int, ...], problem: str) -> None:
 
 
 async def _plan(store: Store) -> Cycled:
-    from gateway.collectors import workers_of
-    from gateway.cycles import run_cycle
-    from gateway.retention import Retention
+    from gateway.collection.collectors import workers_of
+    from gateway.collection.cycles import run_cycle
+    from gateway.collection.retention import Retention
 
     count = size = 0
     async for version in Retention(store.client).plan():
@@ -110,9 +110,9 @@ async def _plan(store: Store) -> Cycled:
 
 
 async def _collect(store: Store, grace_s: float) -> tuple[Retained, Collected, Cycled | None]:
-    from gateway.collectors import workers_of
-    from gateway.cycles import run_cycles
-    from gateway.retention import Retention
+    from gateway.collection.collectors import workers_of
+    from gateway.collection.cycles import run_cycles
+    from gateway.collection.retention import Retention
 
     retained = await Retention(store.client).apply()
     found = await store.client.collect(timeout_s=_ANSWER_S)

@@ -26,7 +26,7 @@ from gateway.cli.session import Tally, for_each, in_thread, with_store
 from gateway.cli.trees import is_tree, look_up_content, objects_below
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
     from objmeta import ObjectSummary, ObjectVersion
 
 

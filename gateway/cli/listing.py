@@ -18,7 +18,7 @@ from gateway.cli.session import Tally, with_store
 from gateway.cli.trees import PAGE, explained, is_tree, look_up, objects_below, versions_below
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
     from objmeta import Bucket, ObjectSummary, ObjectVersion
 
 _DIRECTORY = "-"

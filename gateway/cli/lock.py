@@ -18,7 +18,7 @@ from gateway.cli.session import with_store
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
 
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
     from objmeta import AsyncLease, LockHolder
 
 _GRACE: Final = 0.25

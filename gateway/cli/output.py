@@ -17,7 +17,7 @@ from gateway.cli.errors import naming
 from gateway.cli.options import current
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
     from objmeta import Bucket, ObjectSummary, ObjectVersion
     from objmeta.client import NodeStatus
 

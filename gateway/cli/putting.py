@@ -25,7 +25,7 @@ from gateway.cli.paths import STANDARD_STREAM, Remote, remote_name
 from gateway.cli.session import Tally, for_each, in_thread, with_store
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
     from objmeta import ObjectVersion
 
 READ_BYTES: Final = 1024 * 1024

@@ -15,7 +15,7 @@ from gateway.cli.session import Tally, for_each, with_store
 from gateway.cli.trees import explained, is_tree, objects_below, versions_below
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
     from objmeta import ObjectSummary, ObjectVersion
 
 

@@ -14,7 +14,7 @@ from gateway.cli import errors
 from gateway.cli.options import current
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
     from objmeta.config import Resolved
 
 Result = TypeVar("Result")
@@ -33,7 +33,7 @@ def resolved_settings() -> Resolved:
 def with_store(work: Callable[[Store], Coroutine[Any, Any, Result]]) -> Result:
     """Open the store, run ``work`` to its end, close the store, also on Ctrl-C and SIGTERM."""
     settings = resolved_settings().settings
-    from gateway.transfer import open_store
+    from gateway.data.transfer import open_store
 
     target = None if settings.disks else ",".join(settings.endpoints) if settings.endpoints else settings.home
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gateway.cli.paths import Remote
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
     from objmeta import ObjectSummary, ObjectVersion
 
 

@@ -19,7 +19,7 @@ from gateway.cli.options import common, current
 from gateway.cli.session import with_store
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
     from gateway.upkeep.checking import Counts, Finding
     from gateway.upkeep.runs import Run
     from gateway.upkeep.stores import NodePlace, Places

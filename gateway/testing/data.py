@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from gateway.blobs import ChunkMissing
-from gateway.placement import Place, copies, enough, order
+from gateway.blobs.placement import Place, copies, enough, order
+from gateway.blobs.places import ChunkMissing
 from gateway.testing.named import Named, Put
 from gateway.testing.nodes import DataNetwork, DataNode, Lost
 from objmeta import Chunk, ObjectVersion, errors

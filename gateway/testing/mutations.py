@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from gateway.blobs import Sweep
+from gateway.blobs.places import Sweep
 from gateway.testing.places import MemoryPlace, Row, Wait
 from objmeta import Chunk
 from objmeta.core.configuration import ConfigurationTag

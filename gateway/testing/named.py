@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
-from gateway.blobs import Sweep
+from gateway.blobs.places import Sweep
 from gateway.testing.nodes import DataNode
 from gateway.testing.places import Row
 from objmeta import Chunk

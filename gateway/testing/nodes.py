@@ -8,8 +8,8 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from gateway.collect import CycleName, Link, Marking, MarkOrder, Sweeping, SweepOrder, Worker
-from gateway.marks import MarksPage
+from gateway.collection.collect import CycleName, Link, Marking, MarkOrder, Sweeping, SweepOrder, Worker
+from gateway.collection.marks import MarksPage
 from gateway.testing.mutations import DataMutation
 from gateway.testing.places import MemoryPlace
 from objmeta import Chunk, Marked, errors
@@ -140,7 +140,7 @@ class DataNetwork:
 
 
 class DataLink:
-    """A worker over the network; satisfies :class:`gateway.collect.Link`."""
+    """A worker over the network; satisfies :class:`gateway.collection.collect.Link`."""
 
     def __init__(self, network: DataNetwork, acceptor: int) -> None:
         self._network = network

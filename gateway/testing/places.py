@@ -1,4 +1,4 @@
-"""A place in memory: the behaviour of :class:`gateway.blobs.LocalBlobs` over a virtual disk, which can crash.
+"""A place in memory: the behaviour of :class:`gateway.blobs.places.LocalBlobs` over a virtual disk, which can crash.
 
 Steps change what is read at once and are acknowledged after a sync; what waits together shares one.  A crash keeps what
 was synced and, of the steps that were not, the first few.
@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import msgspec
 from blake3 import blake3
 
-from gateway.blobs import BlobStatus, ChunkMissing, Held, Sweep, Swept, Usage, Verified
+from gateway.blobs.places import BlobStatus, ChunkMissing, Held, Sweep, Swept, Usage, Verified
 from objmeta import Chunk, errors
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
-from gateway.blobs import ChunkMissing
-from gateway.collect import CycleName
-from gateway.cycles import Cycled, Workers, run_cycle
-from gateway.placement import homes
+from gateway.blobs.placement import homes
+from gateway.blobs.places import ChunkMissing
+from gateway.collection.collect import CycleName
+from gateway.collection.cycles import Cycled, Workers, run_cycle
 from gateway.testing.data import DataClient, Habits
 from gateway.testing.mutations import DataMutation
 from gateway.testing.named import Named, Run

@@ -9,10 +9,10 @@ from typing import Any, Final, TypeVar, cast
 import grpc
 import msgspec
 
-from gateway.blobpeer import Peer, Progress, Unreachable
-from gateway.blobs import Held
-from gateway.blobservice import KIND
-from gateway.placement import Place
+from gateway.blobs.peer import Peer, Progress, Unreachable
+from gateway.blobs.placement import Place
+from gateway.blobs.places import Held
+from gateway.blobs.service import KIND
 from gateway.upkeep.repairing import Want
 from gateway.upkeep.service import SERVICE, Confirm, Copy, DataStatus, Look, Take, encode_wants
 from gateway.upkeep.views import Tag

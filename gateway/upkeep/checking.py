@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 from blake3 import blake3
 
-from gateway.transfer import Store
+from gateway.data.transfer import Store
 from gateway.upkeep.service import Copy
 from gateway.upkeep.stores import DataPlace, Places
 from objmeta import Chunk, ObjectVersion, errors

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gateway.bloblocal import LocalBlobs
-from gateway.blobs import ChunkMissing
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.places import ChunkMissing
 from gateway.upkeep.pace import Pace
 from gateway.upkeep.runs import Progress
 from gateway.upkeep.scrubbing import Heal, Scrubber

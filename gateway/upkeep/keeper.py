@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from gateway.cycles import INTERVAL_S
-from gateway.placement import Said
+from gateway.blobs.placement import Said
+from gateway.collection.cycles import INTERVAL_S
 from gateway.upkeep.asking import Nodes
 from gateway.upkeep.pace import Pace
 from gateway.upkeep.repairing import Repairer, Wanted

@@ -32,10 +32,10 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from gateway.bloblocal import LocalBlobs
-from gateway.blobs import ChunkMissing
-from gateway.placement import Place, copies, enough, homes, order
-from gateway.room import Room
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.placement import Place, copies, enough, homes, order
+from gateway.blobs.places import ChunkMissing
+from gateway.blobs.room import Room
 from gateway.upkeep.pace import Pace, Rest
 from gateway.upkeep.runs import Progress
 from gateway.upkeep.views import Tag, View, Views

@@ -15,8 +15,8 @@ from typing import Final
 
 import msgspec
 
-from gateway.bloblocal import LocalBlobs
-from gateway.files import in_thread
+from gateway.blobs.files import in_thread
+from gateway.blobs.local import LocalBlobs
 from gateway.upkeep.pace import Pace
 from gateway.upkeep.runs import Progress
 from objmeta import Chunk, errors

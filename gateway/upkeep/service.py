@@ -20,9 +20,9 @@ from typing import Any, Final, TypeVar
 import grpc
 import msgspec
 
-from gateway.bloblocal import LocalBlobs
-from gateway.blobs import ChunkMissing, Held
-from gateway.blobservice import KIND
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.places import ChunkMissing, Held
+from gateway.blobs.service import KIND
 from gateway.upkeep.repairing import Handover, Want
 from gateway.upkeep.runs import Run, Runner
 from gateway.upkeep.views import Tag

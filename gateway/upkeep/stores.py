@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from gateway.blobdisks import BLOBS
-from gateway.bloblocal import LocalBlobs
-from gateway.blobs import Held
-from gateway.placement import copies
+from gateway.blobs.disks import BLOBS
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.placement import copies
+from gateway.blobs.places import Held
 from gateway.upkeep.asking import Upkeep
 from gateway.upkeep.service import Copy, DataStatus, look
 from objmeta import Chunk, Cluster, Embedded, errors

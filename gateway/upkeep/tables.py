@@ -89,7 +89,7 @@ def copy_rows(location: Location, status: StoreStatus, take: Callable[[list[Row]
 
 def listed_chunks(location: Location, version: ObjectVersion) -> tuple[Chunk, ...]:
     """The chunks of a version that has so many that they are listed in chunks. Raises Unavailable, IntegrityError."""
-    from gateway.transfer import open_store_at
+    from gateway.data.transfer import open_store_at
 
     async def ask() -> tuple[Chunk, ...]:
         store = await open_store_at(location)

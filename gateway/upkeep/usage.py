@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
-from gateway.files import in_thread
-from gateway.marks import Spool, Wanted
-from gateway.transfer import Store
+from gateway.blobs.files import in_thread
+from gateway.collection.marks import Spool, Wanted
+from gateway.data.transfer import Store
 from gateway.upkeep.service import Copy
 from gateway.upkeep.stores import places_of
 from objmeta import ObjectVersion

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.placement import PLACES, Place, Said, decode_places, encode_places
+from gateway.blobs.placement import PLACES, Place, Said, decode_places, encode_places
 from objmeta import KeyValue, errors
 from objmeta.client import Membership
 

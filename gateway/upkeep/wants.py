@@ -7,8 +7,8 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.files import in_thread
-from gateway.marks import PAGE_MARKS, Spool, Wanted
+from gateway.blobs.files import in_thread
+from gateway.collection.marks import PAGE_MARKS, Spool, Wanted
 from gateway.upkeep.pace import Rest
 from gateway.upkeep.repairing import Want
 from objmeta import Chunk, Marked, Named

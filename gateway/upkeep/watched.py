@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from gateway.bloblocal import LocalBlobs
+from gateway.blobs.local import LocalBlobs
 from objmeta import Chunk, errors
 
 READING_S: Final = 3600.0

@@ -6,8 +6,8 @@ import asyncio
 import os
 from pathlib import Path
 
-from gateway import parts
-from gateway.transfer import open_store
+from gateway.data import parts
+from gateway.data.transfer import open_store
 from objmeta.node import LocalCluster
 from tests.cli.conftest import Run, Shell
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import objmeta
-from gateway.blobindex import INDEX
-from gateway.placement import PLACES, Said, decode_places
+from gateway.blobs.index import INDEX
+from gateway.blobs.placement import PLACES, Said, decode_places
 from tests.cli.conftest import Outcome, Run, Shell, eventually
 from tests.cli.test_cluster import alive, announced
 from tests.gateway.blobfiles import chunks

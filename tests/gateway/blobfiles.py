@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from gateway.blobindex import INDEX
+from gateway.blobs.index import INDEX
 from objmeta import Chunk
 
 

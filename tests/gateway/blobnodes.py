@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import grpc
 
-from gateway.blobclient import Members
-from gateway.bloblocal import LocalBlobs
-from gateway.blobservice import BlobService
-from gateway.placement import Place
+from gateway.blobs.client import Members
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.placement import Place
+from gateway.blobs.service import BlobService
 from objmeta import Chunk, errors
 from tests.gateway import blobfiles
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.filesystem import ObjmetaFileSystem
+from gateway.fs.filesystem import ObjmetaFileSystem
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
-from gateway.bloblocal import LocalBlobs
-from gateway.blobs import BlobPlace
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.places import BlobPlace
 from gateway.testing.places import MemoryPlace
 from objmeta import Chunk
 from tests.gateway import blobfiles

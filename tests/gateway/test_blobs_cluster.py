@@ -15,13 +15,13 @@ import grpc
 import pytest
 from blake3 import blake3
 
-from gateway.blobclient import ClusterBlobs
-from gateway.blobpeer import LAG_WAIT_S, PENDING_MAX, Peer, Unreachable
-from gateway.blobs import ChunkMissing
-from gateway.blobservice import SERVICE, encode_header
-from gateway.packs import PACKED_BYTES_MAX
-from gateway.placement import Place, homes, order
-from gateway.room import Room
+from gateway.blobs.client import ClusterBlobs
+from gateway.blobs.packs import PACKED_BYTES_MAX
+from gateway.blobs.peer import LAG_WAIT_S, PENDING_MAX, Peer, Unreachable
+from gateway.blobs.placement import Place, homes, order
+from gateway.blobs.places import ChunkMissing
+from gateway.blobs.room import Room
+from gateway.blobs.service import SERVICE, encode_header
 from objmeta import Chunk, errors
 from tests.gateway.blobnodes import BlobNode, placed, places
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from gateway.blobindex import INDEX
-from gateway.bloblocal import LocalBlobs
-from gateway.blobs import Mark, Sweep
-from gateway.packs import PACKED_BYTES_MAX
+from gateway.blobs.index import INDEX
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.packs import PACKED_BYTES_MAX
+from gateway.blobs.places import Mark, Sweep
 from objmeta import Chunk, errors
 from tests.gateway.blobfiles import spoil, whereabouts
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from gateway import bloblocal
-from gateway.bloblocal import APPENDS_AT_ONCE, LocalBlobs
-from gateway.blobs import ChunkMissing
-from gateway.packs import PACKED_BYTES_MAX
+from gateway.blobs import local as bloblocal
+from gateway.blobs.local import APPENDS_AT_ONCE, LocalBlobs
+from gateway.blobs.packs import PACKED_BYTES_MAX
+from gateway.blobs.places import ChunkMissing
 from objmeta import Chunk, errors
 from tests.gateway.blobfiles import whereabouts
 
@@ -179,7 +179,7 @@ async def test_cancelled_reads_leave_nothing_open(blobs: LocalBlobs) -> None:
 WRITER = """
 import asyncio, os, sys
 from pathlib import Path
-from gateway.bloblocal import LocalBlobs
+from gateway.blobs.local import LocalBlobs
 
 async def main():
     blobs = LocalBlobs(Path(sys.argv[1]))

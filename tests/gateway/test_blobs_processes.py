@@ -14,8 +14,8 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from gateway.bloblocal import LocalBlobs
-from gateway.blobs import Sweep
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.places import Sweep
 from objmeta import Chunk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REUSER = """
 import asyncio, os, random, sys
 from pathlib import Path
-from gateway.bloblocal import LocalBlobs
+from gateway.blobs.local import LocalBlobs
 from blake3 import blake3
 from objmeta import Chunk, errors
 
@@ -65,7 +65,7 @@ asyncio.run(main())
 WRITER = """
 import asyncio, os, sys
 from pathlib import Path
-from gateway.bloblocal import LocalBlobs
+from gateway.blobs.local import LocalBlobs
 
 async def main():
     blobs = LocalBlobs(Path(sys.argv[1]), timeout_s=60)
@@ -175,8 +175,8 @@ def test_a_sweep_that_is_killed_loses_nothing_that_is_marked(tmp_path: Path) -> 
     sweeper = f"""
 import asyncio
 from pathlib import Path
-from gateway.bloblocal import LocalBlobs
-from gateway.blobs import Mark, Sweep
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.places import Mark, Sweep
 marks = tuple(Mark(digest, 0) for digest in {sorted(kept)!r})
 async def main():
     blobs = LocalBlobs(Path({str(path)!r}))

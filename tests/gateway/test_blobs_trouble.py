@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from gateway.bloblocal import LocalBlobs
-from gateway.blobs import ChunkMissing, Mark, Sweep
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.places import ChunkMissing, Mark, Sweep
 from objmeta import Chunk, errors
 
 

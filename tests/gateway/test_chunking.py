@@ -11,7 +11,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.chunking import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, WINDOW_BYTES, Cutter
+from gateway.data.chunking import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, WINDOW_BYTES, Cutter
 
 MIB = 1 << 20
 

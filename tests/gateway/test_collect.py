@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from blake3 import blake3
 
-from gateway import parts
-from gateway.collectors import workers_of
-from gateway.cycles import LOCK, Cycled, last_cycle, run_cycle, run_cycles, run_if_due
-from gateway.transfer import Store, open_store
+from gateway.collection.collectors import workers_of
+from gateway.collection.cycles import LOCK, Cycled, last_cycle, run_cycle, run_cycles, run_if_due
+from gateway.data import parts
+from gateway.data.transfer import Store, open_store
 from objmeta import Chunk, errors
 
 BUCKET = "bucket"

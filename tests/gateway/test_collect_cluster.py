@@ -18,10 +18,10 @@ from typing import TypeVar
 import pytest
 from blake3 import blake3
 
-from gateway import parts
-from gateway.collectors import workers_of
-from gateway.cycles import Cycled, run_cycles
-from gateway.transfer import Store, open_store
+from gateway.collection.collectors import workers_of
+from gateway.collection.cycles import Cycled, run_cycles
+from gateway.data import parts
+from gateway.data.transfer import Store, open_store
 from gateway.upkeep.asking import Upkeep
 from gateway.upkeep.service import REPAIR
 from objmeta import Chunk, ObjectVersion, errors

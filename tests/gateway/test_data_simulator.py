@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 from blake3 import blake3
 
-from gateway.blobs import Sweep
+from gateway.blobs.places import Sweep
 from gateway.testing.data import DataClient
 from gateway.testing.mutations import DATA_MUTATIONS, DATA_NONE, DataMutation
 from gateway.testing.sim import replay_command, run_seed

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway import ObjmetaFileSystem
-from gateway.blobdisks import BLOBS
+from gateway.blobs.disks import BLOBS
 from tests.gateway import blobfiles
 
 BIG = os.urandom(3 << 20)

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 from fsspec.callbacks import Callback
 
-from gateway.filesystem import ObjmetaFileSystem
+from gateway.fs.filesystem import ObjmetaFileSystem
 from objmeta.client.embedded import EmbeddedRegisters
 
 

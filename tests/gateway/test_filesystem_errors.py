@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gateway.filesystem import ObjmetaFileSystem
-from gateway.oserrors import ERRNO, os_error, oserrors
+from gateway.fs.filesystem import ObjmetaFileSystem
+from gateway.fs.oserrors import ERRNO, os_error, oserrors
 from objmeta import errors
 
 ALL = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.ObjmetaError)]

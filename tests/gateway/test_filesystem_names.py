@@ -7,8 +7,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from gateway.entries import Name, implied_directories, parse
-from gateway.filesystem import ObjmetaFileSystem
+from gateway.fs.entries import Name, implied_directories, parse
+from gateway.fs.filesystem import ObjmetaFileSystem
 
 VERSION = "0123456789abcdef" * 2
 ODD = [

@@ -19,7 +19,7 @@ import fsspec
 import pytest
 from fsspec.spec import AbstractFileSystem
 
-from gateway.filesystem import ObjmetaFileSystem
+from gateway.fs.filesystem import ObjmetaFileSystem
 
 # the threads are on purpose: a fork must work although the IO loop's thread is there
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -161,7 +161,7 @@ def test_pickle_json_and_the_instance_cache(fs: ObjmetaFileSystem, home: Path) -
     assert AbstractFileSystem.from_json(nodes.to_json()).location == nodes.location
 
 
-@pytest.mark.parametrize("statement", ["import gateway", "import gateway.filesystem", "import gateway.cli"])
+@pytest.mark.parametrize("statement", ["import gateway", "import gateway.fs.filesystem", "import gateway.cli"])
 def test_importing_is_light(statement: str) -> None:
     code = f"{statement}; import sys; print([m for m in ('grpc', 'duckdb', 'pyarrow', 'pandas') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"[]\n"

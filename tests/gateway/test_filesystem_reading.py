@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gateway.filesystem import ObjmetaFileSystem
+from gateway.fs.filesystem import ObjmetaFileSystem
 
 
 @pytest.fixture

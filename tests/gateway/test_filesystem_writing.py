@@ -16,7 +16,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from gateway.filesystem import ObjmetaFileSystem
+from gateway.fs.filesystem import ObjmetaFileSystem
 
 
 class Oops(Exception):

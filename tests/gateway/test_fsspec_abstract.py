@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from fsspec.tests import abstract
 
-from gateway.filesystem import ObjmetaFileSystem
+from gateway.fs.filesystem import ObjmetaFileSystem
 
 ITEMS = 137
 """In fsspec 2026.9. Another number means that the suite changed: look at what is new, then write it here."""

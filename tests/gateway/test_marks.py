@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.marks import MarksPage, MemorySpool, Spool, Wanted, merge, pack
+from gateway.collection.marks import MarksPage, MemorySpool, Spool, Wanted, merge, pack
 from objmeta import errors
 
 

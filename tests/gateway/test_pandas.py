@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from pandas.testing import assert_frame_equal
 
-from gateway.filesystem import ObjmetaFileSystem
+from gateway.fs.filesystem import ObjmetaFileSystem
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.placement import Place, Said, copies, decode_places, encode_places, enough, homes, order
+from gateway.blobs.placement import Place, Said, copies, decode_places, encode_places, enough, homes, order
 from objmeta import errors
 
 DIGESTS = st.binary(min_size=32, max_size=32)

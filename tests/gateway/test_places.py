@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from gateway.blobs import BlobPlace, ChunkMissing, Mark, Sweep, Swept
-from gateway.packs import PACKED_BYTES_MAX
+from gateway.blobs.packs import PACKED_BYTES_MAX
+from gateway.blobs.places import BlobPlace, ChunkMissing, Mark, Sweep, Swept
 from objmeta import Chunk, errors
 from tests.gateway.places import FACTORIES, Lab
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.retention import Retention, due
+from gateway.collection.retention import Retention, due
 from objmeta import AsyncClient, BucketSettings, ObjectVersion, connect_async, errors
 from objmeta.node.dev import LocalCluster
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from gateway.bloblocal import LocalBlobs
-from gateway.chunking import CHUNK_BYTES_MAX, WINDOW_BYTES
-from gateway.transfer import Store, open_store
-from gateway.uploading import IN_FLIGHT_BYTES, INLINE_BYTES_MAX
+from gateway.blobs.local import LocalBlobs
+from gateway.data.chunking import CHUNK_BYTES_MAX, WINDOW_BYTES
+from gateway.data.transfer import Store, open_store
+from gateway.data.uploading import IN_FLIGHT_BYTES, INLINE_BYTES_MAX
 from objmeta import ObjectVersion, errors
 from tests.gateway.blobfiles import spoil
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.blobpeer import Peer, Progress
-from gateway.transfer import Store, open_store
+from gateway.blobs.peer import Peer, Progress
+from gateway.data.transfer import Store, open_store
 from objmeta import Chunk, ObjectVersion, errors
 from objmeta.node import LocalCluster
 from tests.gateway import blobfiles
@@ -186,7 +186,7 @@ async def stored_bytes(cluster: LocalCluster) -> int:
 MOVE = """
 import asyncio, os, sys
 from contextlib import suppress
-from gateway.transfer import open_store
+from gateway.data.transfer import open_store
 from objmeta import errors
 
 async def main():

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from gateway.bloblocal import LocalBlobs
-from gateway.packs import PACKED_BYTES_MAX
-from gateway.placement import PLACES, Place, Said, decode_places, encode_places, order
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.packs import PACKED_BYTES_MAX
+from gateway.blobs.placement import PLACES, Place, Said, decode_places, encode_places, order
 from gateway.upkeep.pace import Pace
 from gateway.upkeep.repairing import Repairer, Want
 from gateway.upkeep.runs import Progress, Runner

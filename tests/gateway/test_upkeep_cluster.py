@@ -13,9 +13,9 @@ from typing import TypeVar
 
 import pytest
 
-from gateway.blobs import Held
-from gateway.placement import Place, Said, homes
-from gateway.transfer import Store, open_store
+from gateway.blobs.placement import Place, Said, homes
+from gateway.blobs.places import Held
+from gateway.data.transfer import Store, open_store
 from gateway.upkeep.asking import Upkeep
 from gateway.upkeep.checking import Checker, Finding
 from gateway.upkeep.service import REPAIR, SCRUB, Copy, DataStatus

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from gateway import commits, parts, uploading
-from gateway.bloblocal import LocalBlobs
-from gateway.blobs import Sweep
-from gateway.transfer import Store, open_store
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.places import Sweep
+from gateway.data import commits, parts, uploading
+from gateway.data.transfer import Store, open_store
 from objmeta import Chunk, errors
 
 BUCKET = "bucket"

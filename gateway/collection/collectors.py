@@ -8,19 +8,19 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.blobdisks import BLOBS, DiskBlobs
-from gateway.bloblocal import LocalBlobs
-from gateway.blobs import BlobStore
-from gateway.collect import CycleName, Expand, Link, Place, Source, Worker
-from gateway.commits import decode_list
-from gateway.cycles import INTERVAL_S, Meet, Workers, in_background
-from gateway.parts import chunks_of_parts
+from gateway.blobs.disks import BLOBS, DiskBlobs
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.places import BlobStore
+from gateway.collection.collect import CycleName, Expand, Link, Place, Source, Worker
+from gateway.collection.cycles import INTERVAL_S, Meet, Workers, in_background
+from gateway.data.commits import decode_list
+from gateway.data.parts import chunks_of_parts
 from objmeta import Chunk, Cluster, Marked, errors
 
 if TYPE_CHECKING:
     import grpc
 
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
 
 SPOOLS: Final = "spools"
 
@@ -29,7 +29,7 @@ SPOOLS: Final = "spools"
 async def workers_of(store: Store) -> AsyncIterator[Meet]:
     """What finds the workers of a store, until the block is left."""
     if isinstance(store.client.location, Cluster):
-        from gateway.collectservice import CollectorPeers
+        from gateway.collection.service import CollectorPeers
 
         peers = CollectorPeers()
         try:
@@ -133,7 +133,7 @@ class NodeCollector:
         directory: Path,
         interval_s: float = INTERVAL_S,
     ) -> None:
-        from gateway.collectservice import CollectorPeers
+        from gateway.collection.service import CollectorPeers
 
         self._node_id = node_id
         self._source = source
@@ -146,7 +146,7 @@ class NodeCollector:
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """What to add to the node's gRPC server."""
-        from gateway.collectservice import handler
+        from gateway.collection.service import handler
 
         return handler(self.worker)
 

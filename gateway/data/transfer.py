@@ -23,11 +23,11 @@ from weakref import WeakSet
 import msgspec
 from blake3 import blake3
 
-from gateway.bloblocal import LocalBlobs
-from gateway.blobs import BlobStore
-from gateway.commits import RENEWALS_MAX, Commits, decode_list
-from gateway.files import creating, in_thread, reading, recycle_buffers, update, writing
-from gateway.uploading import Progress, Upload
+from gateway.blobs.files import creating, in_thread, reading, recycle_buffers, update, writing
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.places import BlobStore
+from gateway.data.commits import RENEWALS_MAX, Commits, decode_list
+from gateway.data.uploading import Progress, Upload
 from objmeta import AsyncClient, Chunk, Cluster, Disks, Embedded, ObjectVersion, connect_async, errors
 from objmeta.client import Location
 
@@ -398,14 +398,14 @@ async def open_store(target: str | os.PathLike[str] | None = None, **settings: A
     if isinstance(client.location, Embedded):
         return Store(client, LocalBlobs(client.location.path / "blobs"))
     if isinstance(client.location, Disks):
-        from gateway.blobdisks import DiskBlobs
+        from gateway.blobs.disks import DiskBlobs
 
         async def disks() -> Sequence[tuple[Path, bool]]:
             return [(Path(node.address), node.state == "up") for node in (await client.status()).nodes]
 
         return Store(client, DiskBlobs(disks))
-    from gateway.blobclient import ClusterBlobs
-    from gateway.placement import PLACES, Place, Said, decode_places
+    from gateway.blobs.client import ClusterBlobs
+    from gateway.blobs.placement import PLACES, Place, Said, decode_places
 
     async def members() -> Sequence[Place]:
         nodes, value = await asyncio.gather(client.status(), client.get(PLACES))

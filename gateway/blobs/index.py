@@ -11,7 +11,7 @@ Rules.
   next. Many changes share one (:meth:`Index.commit`), and its sync.
 * WAL with ``synchronous=FULL``: a commit shows only after its sync, so readers see only what is durable. What is read
   back from the log of a killed process is synced before it is shown.
-* A step does to files what it has to do before it changes the row, both within the transaction: see ``blobrules``.
+* A step does to files what it has to do before it changes the row, both within the transaction: see ``rules``.
 * Waiting for other processes is bounded by ``timeout_s``.
 * While the process forks no connection is open (``forking``).
 """

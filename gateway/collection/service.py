@@ -1,4 +1,4 @@
-"""The collector over gRPC: what nodes, and whoever runs a cycle, ask of a node's worker (gateway/collect.py).
+"""The collector over gRPC: what nodes, and whoever runs a cycle, ask of a node's worker (``collect``).
 
 All calls are unary, may be repeated, and carry MessagePack: ``Mark`` (a MarkOrder; answered by a Marking), ``Marks`` (a
 MarksRequest; a MarksPage) and ``Sweep`` (a SweepOrder; a Sweeping).  An error travels as the call's status; where
@@ -14,9 +14,9 @@ from typing import Any, Final, TypeVar, cast
 import grpc
 import msgspec
 
-from gateway.blobservice import KIND
-from gateway.collect import CycleName, Link, Marking, MarkOrder, Sweeping, SweepOrder
-from gateway.marks import MarksPage
+from gateway.blobs.service import KIND
+from gateway.collection.collect import CycleName, Link, Marking, MarkOrder, Sweeping, SweepOrder
+from gateway.collection.marks import MarksPage
 from objmeta import errors
 
 SERVICE: Final = "objmeta.collector.v1.Collector"
@@ -74,7 +74,7 @@ def _unary(question: type[Any], answer: Callable[[Any], Awaitable[object]]) -> A
 
 
 class CollectorPeer:
-    """The worker of the node at ``address``; satisfies :class:`gateway.collect.Link`. Belongs to one event loop."""
+    """The worker of the node at ``address``; a ``collect.Link``. Belongs to one event loop."""
 
     def __init__(self, address: str) -> None:
         self._address = address

@@ -18,9 +18,9 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
-from gateway.blobpeer import BACKOFF_S_MIN, LAG_WAIT_S, Payload, Peer, Progress, Unreachable
-from gateway.blobs import BlobStatus, ChunkMissing, digest_of
-from gateway.placement import Place, copies, enough, order
+from gateway.blobs.peer import BACKOFF_S_MIN, LAG_WAIT_S, Payload, Peer, Progress, Unreachable
+from gateway.blobs.placement import Place, copies, enough, order
+from gateway.blobs.places import BlobStatus, ChunkMissing, digest_of
 from objmeta import Chunk, errors
 
 HEDGE_S: Final = 0.25
@@ -36,7 +36,7 @@ Members = Callable[[], Awaitable[Sequence[Place]]]
 
 
 class BlobPeer(Protocol):
-    """What is asked of one node: as :class:`gateway.blobpeer.Peer` does it, or somebody in its place."""
+    """What is asked of one node: as :class:`gateway.blobs.peer.Peer` does it, or somebody in its place."""
 
     address: str
     lagging: bool
@@ -86,7 +86,7 @@ class BlobPeer(Protocol):
 
 
 class ClusterBlobs:
-    """Chunks on the nodes that ``members`` names, a :class:`gateway.blobs.BlobStore`.
+    """Chunks on the nodes that ``members`` names, a :class:`gateway.blobs.places.BlobStore`.
 
     ``members`` is asked at the first use, and again when ``epoch``, a number that changes with the members, is another
     one.  Belongs to the event loop of its first use and to its process.  ``timeout_s`` bounds one operation.

@@ -17,9 +17,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from gateway.blobindex import Change, Row
-from gateway.blobs import Sweep, Swept, digest_now
-from gateway.packs import Packs
+from gateway.blobs.index import Change, Row
+from gateway.blobs.packs import Packs
+from gateway.blobs.places import Sweep, Swept, digest_now
 from objmeta import Chunk, errors
 
 DAMAGE: Final = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 from blake3 import blake3
 
-from gateway.commits import Content
-from gateway.files import update
-from gateway.uploading import ChunkWriter, Progress
+from gateway.blobs.files import update
+from gateway.data.commits import Content
+from gateway.data.uploading import ChunkWriter, Progress
 from objmeta import AsyncClient, Chunk, ObjectVersion, errors
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
 
 UPLOADS: Final = "~gateway/uploads/"
 PARTS_MAX: Final = 10_000

@@ -2,7 +2,7 @@
 
 A :class:`Worker` is what one node (or disk) does in a cycle: it *marks*, writing down what its acceptor names in a
 spool, and it *sweeps*, deleting at its own place what the spools of all acceptors do not name.  Whoever runs a cycle
-(``gateway.cycles``) tells the workers, and waits.  Orders may be repeated, also by several runners; each tells how far
+(``cycles``) tells the workers, and waits.  Orders may be repeated, also by several runners; each tells how far
 it has come.
 
 Nothing here is needed for safety but this: a sweep goes by the spools of all acceptors of the configuration in which
@@ -22,9 +22,9 @@ from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
-from gateway.blobs import Held, Mark, Sweep, Swept
-from gateway.files import in_thread
-from gateway.marks import PAGE_MARKS, MarksPage, MemorySpool, Spool, Wanted, merge
+from gateway.blobs.files import in_thread
+from gateway.blobs.places import Held, Mark, Sweep, Swept
+from gateway.collection.marks import PAGE_MARKS, MarksPage, MemorySpool, Spool, Wanted, merge
 from objmeta import Chunk, Marked, errors
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ Parts = Callable[[], AsyncGenerator[Chunk, None]]
 
 
 class Place(Protocol):
-    """The chunks of one place, as far as they are swept (:class:`gateway.blobs.LocalBlobs`)."""
+    """The chunks of one place, as far as they are swept (:class:`gateway.blobs.places.LocalBlobs`)."""
 
     async def sweep(self, sweep: Sweep) -> Swept: ...
     async def held(self, after: bytes = b"", limit: int = 1000) -> list[Held]: ...

@@ -29,8 +29,8 @@ from typing import Any, Final, TypeVar
 import grpc
 import msgspec
 
-from gateway.blobs import CHUNK_LENGTH_MAX, BlobPlace, ChunkMissing
-from gateway.room import Room
+from gateway.blobs.places import CHUNK_LENGTH_MAX, BlobPlace, ChunkMissing
+from gateway.blobs.room import Room
 from objmeta import Chunk, errors
 
 SERVICE: Final = "objmeta.blobs.v1.Blobs"

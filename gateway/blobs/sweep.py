@@ -1,6 +1,6 @@
 """Walks over a whole place: adopting, listing, verifying, compacting. Everything here runs in a thread.
 
-What a walk reads is one snapshot after another, so each change is decided anew in a transaction (``blobrules``).
+What a walk reads is one snapshot after another, so each change is decided anew in a transaction (``rules``).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
-from gateway import blobrules as rules
-from gateway.blobindex import Change, Index, Row
-from gateway.blobrules import Bytes
-from gateway.blobs import Held, Sweep, Usage, Verified
-from gateway.packs import HEADER
+from gateway.blobs import rules
+from gateway.blobs.index import Change, Index, Row
+from gateway.blobs.packs import HEADER
+from gateway.blobs.places import Held, Sweep, Usage, Verified
+from gateway.blobs.rules import Bytes
 from objmeta import Chunk
 
 NAME_LENGTH: Final = 64

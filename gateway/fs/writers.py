@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec.spec import AbstractBufferedFile
 
-from gateway.entries import Name
-from gateway.oserrors import oserrors
+from gateway.fs.entries import Name
+from gateway.fs.oserrors import oserrors
 from objmeta import ObjectVersion
 from objmeta.errors import ObjmetaError
 
 if TYPE_CHECKING:
-    from gateway.filesystem import ObjmetaFileSystem
-    from gateway.uploading import Upload
+    from gateway.data.uploading import Upload
+    from gateway.fs.filesystem import ObjmetaFileSystem
 
 
 @dataclass(frozen=True, slots=True)

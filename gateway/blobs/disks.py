@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
-from gateway.bloblocal import LocalBlobs
-from gateway.blobs import BlobStatus, ChunkMissing, digest_of
+from gateway.blobs.local import LocalBlobs
+from gateway.blobs.places import BlobStatus, ChunkMissing, digest_of
 from objmeta import Chunk, errors
 
 BLOBS: Final = "blobs"

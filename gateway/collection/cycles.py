@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from gateway.collect import (
+from gateway.collection.collect import (
     PATIENCE_S,
     POLL_S_MAX,
     POLL_S_MIN,
@@ -28,8 +28,8 @@ from gateway.collect import (
     Sweeping,
     SweepOrder,
 )
-from gateway.parts import forget_old
-from gateway.retention import Retention
+from gateway.collection.retention import Retention
+from gateway.data.parts import forget_old
 from objmeta import AsyncClient, errors
 
 Told = TypeVar("Told", Marking, Sweeping)

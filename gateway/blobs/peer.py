@@ -18,8 +18,10 @@ import grpc
 import msgspec
 from blake3 import blake3
 
-from gateway.blobs import BlobStatus, ChunkMissing, Held, Usage
-from gateway.blobservice import (
+from gateway.blobs.files import update
+from gateway.blobs.places import BlobStatus, ChunkMissing, Held, Usage
+from gateway.blobs.room import Room
+from gateway.blobs.service import (
     FRAME_BYTES,
     KIND,
     MANY_BYTES_MAX,
@@ -33,8 +35,6 @@ from gateway.blobservice import (
     Refusal,
     encode_header,
 )
-from gateway.files import update
-from gateway.room import Room
 from objmeta import Chunk, errors
 
 PENDING_BYTES_MAX: Final = 16 << 20

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Final
 
 from fsspec.spec import AbstractBufferedFile
 
-from gateway.entries import file_entry
+from gateway.fs.entries import file_entry
 from objmeta import ObjectVersion
 
 if TYPE_CHECKING:
-    from gateway.filesystem import ObjmetaFileSystem
+    from gateway.fs.filesystem import ObjmetaFileSystem
 
 CACHE_BYTES: Final = 16 << 20
 """How much of its content a handle keeps in memory: a few chunks, so that small reads hash a chunk once."""

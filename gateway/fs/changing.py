@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from fsspec.asyn import _run_coros_in_chunks
 
-from gateway.blocking import blocking
-from gateway.entries import DIRECTORY_TYPE, Name
-from gateway.fslisting import Listing
-from gateway.oserrors import oserrors
+from gateway.fs.blocking import blocking
+from gateway.fs.entries import DIRECTORY_TYPE, Name
+from gateway.fs.listing import Listing
+from gateway.fs.oserrors import oserrors
 from objmeta.errors import AlreadyExists, InvalidArgument, NoSuchBucket, NoSuchKey, NotFound, PreconditionFailed
 
 ATTEMPTS_MAX: Final = 20

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 from blake3 import blake3
 
-from gateway.files import HASH_INLINE_MAX, in_thread
+from gateway.blobs.files import HASH_INLINE_MAX, in_thread
 from objmeta import Chunk, errors
 
 CHUNK_LENGTH_MAX: Final = 64 << 20

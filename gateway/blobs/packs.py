@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from gateway.blobs import CHUNK_LENGTH_MAX, digest_now
+from gateway.blobs.places import CHUNK_LENGTH_MAX, digest_now
 from objmeta.forking import tell_of_forks
 
 PACKED_BYTES_MAX: Final = 4 << 20

@@ -10,7 +10,7 @@ import fsspec
 from upath._flavour import WrappedFileSystemFlavour  # the only way there is to say that the bucket is the anchor
 from upath.implementations.cloud import CloudPath
 
-from gateway.filesystem import ObjmetaFileSystem
+from gateway.fs.filesystem import ObjmetaFileSystem
 
 # universal_pathlib guesses the shape of paths of a protocol whose class it has not seen
 fsspec.register_implementation("objmeta", ObjmetaFileSystem, clobber=True)

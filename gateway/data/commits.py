@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from gateway.blobs import BlobStore
+from gateway.blobs.places import BlobStore
 from objmeta import AsyncClient, Chunk, ObjectVersion, errors
 
 LIST_CHUNKS_MAX: Final = 4096
@@ -47,7 +47,7 @@ class Content(NamedTuple):
 
 
 class Commits:
-    """Stores chunks and commits versions, for a :class:`gateway.transfer.Store`."""
+    """Stores chunks and commits versions, for a :class:`gateway.data.transfer.Store`."""
 
     def __init__(self, client: AsyncClient, blobs: BlobStore) -> None:
         self.client = client

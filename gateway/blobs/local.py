@@ -1,6 +1,6 @@
 """A place on a local disk: chunks in a directory, for any number of processes at once.
 
-* ``index.db``: which chunks are there and where (``blobindex``). What it has no row for is not held, but still found by
+* ``index.db``: which chunks are there and where (``index``). What it has no row for is not held, but still found by
   a get if it has a file.
 * ``packs/<id>.pack``: many chunks (``packs``). Those that wait together share the sync of the pack, and all that wait
   share the commit of the index.
@@ -10,7 +10,7 @@
 
 What is acknowledged has its bytes and its row on the disk.  A chunk is read as a whole and verified before any byte of
 it is returned; putting what is there verifies and keeps it, and replaces it if it is damaged.  What changes a chunk's
-row is in ``blobrules``, with the argument why deletion and reuse never miss each other; sweeping in ``blobsweep``.
+row is in ``rules``, with the argument why deletion and reuse never miss each other; sweeping in ``sweep``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from typing import Final, TypeVar, cast
 
 from blake3 import blake3
 
-from gateway import blobrules as rules
-from gateway import blobsweep
-from gateway.blobindex import Change, Index, Row, explained
-from gateway.blobrules import Bytes, Outcome
-from gateway.blobs import (
+from gateway.blobs import rules
+from gateway.blobs import sweep as blobsweep
+from gateway.blobs.files import HASH_INLINE_MAX, created, in_thread, recycle_buffers
+from gateway.blobs.groupsync import Batches, GroupSync, sync_directories
+from gateway.blobs.index import Change, Index, Row, explained
+from gateway.blobs.packs import PACKED_BYTES_MAX, PARTS_MAX, Packs, check_room
+from gateway.blobs.places import (
     BlobStatus,
     ChunkMissing,
     Held,
@@ -41,9 +43,7 @@ from gateway.blobs import (
     Verified,
     digest_of,
 )
-from gateway.files import HASH_INLINE_MAX, created, in_thread, recycle_buffers
-from gateway.groupsync import Batches, GroupSync, sync_directories
-from gateway.packs import PACKED_BYTES_MAX, PARTS_MAX, Packs, check_room
+from gateway.blobs.rules import Bytes, Outcome
 from objmeta import Chunk, errors
 
 LEFTOVER_AGE_S: Final = 900.0
@@ -66,7 +66,7 @@ _Packed = tuple[Row, _Parts, int, bool]
 
 
 class LocalBlobs:
-    """Satisfies :class:`gateway.blobs.BlobPlace`. The directory is made at the first put.
+    """Satisfies :class:`gateway.blobs.places.BlobPlace`. The directory is made at the first put.
 
     ``timeout_s`` bounds how long an operation waits for other processes; chunks of up to ``packed_bytes_max`` bytes are
     packed.
@@ -123,7 +123,7 @@ class LocalBlobs:
         raise errors.StoreError(f"chunk {chunk.digest.hex()} was deleted in {self.path} while it arrived: try again")
 
     async def touch(self, chunks: Sequence[Chunk], *, generation: int, replicas: int = 0) -> list[bool]:
-        """See :class:`gateway.blobs.BlobStore`."""
+        """See :class:`gateway.blobs.places.BlobStore`."""
 
         def is_any_there() -> bool:
             return self._index.read(lambda view: any(view.find(chunk.digest) is not None for chunk in chunks))
@@ -151,7 +151,7 @@ class LocalBlobs:
         return data if start == 0 and stop is None else data[start:stop]
 
     async def has(self, chunks: Sequence[Chunk]) -> list[bool]:
-        """See :class:`gateway.blobs.BlobPlace`."""
+        """See :class:`gateway.blobs.places.BlobPlace`."""
 
         def look() -> list[bool]:
             rows = self._index.read(lambda view: [view.find(chunk.digest) for chunk in chunks])
@@ -165,18 +165,18 @@ class LocalBlobs:
             return await in_thread(look)
 
     async def held(self, after: bytes = b"", limit: int = 1000) -> list[Held]:
-        """See :class:`gateway.blobs.BlobPlace`."""
+        """See :class:`gateway.blobs.places.BlobPlace`."""
         with explained(self.path):
             return await in_thread(blobsweep.held, self._index, self._bytes, after, limit)
 
     # -- Upkeep -------------------------------------------------------------------------------------------------------
 
     async def raise_floor(self, generation: int) -> None:
-        """See :class:`gateway.blobs.BlobPlace`."""
+        """See :class:`gateway.blobs.places.BlobPlace`."""
         await self._commit(lambda change: change.raise_floor(generation))
 
     async def sweep(self, sweep: Sweep) -> Swept:
-        """See :class:`gateway.blobs.BlobPlace`. The last range of a cycle also compacts packs."""
+        """See :class:`gateway.blobs.places.BlobPlace`. The last range of a cycle also compacts packs."""
         marks = {mark.digest: mark.replicas for mark in sweep.marks}
         for digests in await self._threaded(blobsweep.files_without_rows, self._index, self._bytes, sweep):
             await self._commit(rules.adopt(self._bytes, digests))
@@ -192,17 +192,17 @@ class LocalBlobs:
         return done
 
     async def drop(self, chunk: Chunk, floor: int) -> bool:
-        """See :class:`gateway.blobs.BlobPlace`."""
+        """See :class:`gateway.blobs.places.BlobPlace`."""
         return await self._commit(rules.drop(self._bytes, chunk, floor))
 
     async def verify(self, after: bytes, limit_bytes: int) -> Verified:
-        """See :class:`gateway.blobs.BlobPlace`."""
+        """See :class:`gateway.blobs.places.BlobPlace`."""
         verified = await self._threaded(blobsweep.verify, self._index, self._bytes, after, limit_bytes)
         damaged = [chunk for chunk in verified.damaged if await self._commit(rules.note_damage(self._bytes, chunk))]
         return Verified(verified.next, verified.checked, verified.checked_bytes, tuple(damaged))
 
     async def usage(self) -> Usage:
-        """See :class:`gateway.blobs.BlobPlace`."""
+        """See :class:`gateway.blobs.places.BlobPlace`."""
         return await self._threaded(blobsweep.usage, self._index, self._bytes)
 
     async def status(self) -> tuple[BlobStatus, ...]:

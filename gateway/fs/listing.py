@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec.asyn import AsyncFileSystem, _run_coros_in_chunks
 
-from gateway.entries import (
+from gateway.fs.entries import (
     Entry,
     Name,
     bucket_entry,
@@ -25,12 +25,12 @@ from gateway.entries import (
     parse,
     version_entry,
 )
-from gateway.oserrors import oserrors
+from gateway.fs.oserrors import oserrors
 from objmeta import ObjectVersion
 from objmeta.errors import NoSuchBucket, NoSuchKey
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
 
 
 class Listing(AsyncFileSystem):  # type: ignore[misc]

@@ -8,7 +8,7 @@ Rules.
 * Directories are markers (``dir/``, made by mkdir) or implied by keys. ``a`` and ``a/b`` may coexist: then ``a`` is a
   file to everything that takes a name, and a directory to ``ls``, ``find`` and ``walk``.
 
-Here are opening, reading and writing; what only looks is in ``fslisting``, what changes names in ``fschanging``,
+Here are opening, reading and writing; what only looks is in ``listing``, what changes names in ``changing``,
 handles in ``readers`` and ``writers``, names and entries in ``entries``.
 """
 
@@ -31,18 +31,18 @@ from fsspec.compression import compr
 from fsspec.core import get_compression
 from fsspec.utils import isfilelike, tokenize
 
-from gateway.blocking import add_blocking_methods, blocking, outcome, start
-from gateway.entries import Entry, version_entry
-from gateway.fschanging import Changing
-from gateway.instances import Environment, PerThread
-from gateway.oserrors import oserrors
-from gateway.readers import Reader
-from gateway.writers import CompressedWriter, Terms, TextWriter, Writer
+from gateway.fs.blocking import add_blocking_methods, blocking, outcome, start
+from gateway.fs.changing import Changing
+from gateway.fs.entries import Entry, version_entry
+from gateway.fs.instances import Environment, PerThread
+from gateway.fs.oserrors import oserrors
+from gateway.fs.readers import Reader
+from gateway.fs.writers import CompressedWriter, Terms, TextWriter, Writer
 from objmeta import Cluster, ObjectVersion, connect_async
 from objmeta.errors import AlreadyExists, ForkedClient, InvalidArgument, NoSuchKey, PreconditionFailed
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
 
 BLOCK_BYTES: Final = 4 << 20
 """How much a writing handle gathers before it passes it on."""
@@ -121,7 +121,7 @@ class ObjmetaFileSystem(Changing):
         return await asyncio.shield(opening)
 
     async def _open_store(self) -> Store:
-        from gateway.transfer import open_store_at
+        from gateway.data.transfer import open_store_at
 
         return await open_store_at(self.location, timeout_s=self.timeout_s)
 

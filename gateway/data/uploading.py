@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from blake3 import blake3
 
-from gateway.blobs import digest_now
-from gateway.chunking import WINDOW_BYTES, Cutter
-from gateway.commits import Commits, Content
-from gateway.files import HASH_INLINE_MAX
+from gateway.blobs.files import HASH_INLINE_MAX
+from gateway.blobs.places import digest_now
+from gateway.data.chunking import WINDOW_BYTES, Cutter
+from gateway.data.commits import Commits, Content
 from objmeta import Chunk, ObjectVersion, errors
 
 if TYPE_CHECKING:
-    from gateway.transfer import Store
+    from gateway.data.transfer import Store
 
 INLINE_BYTES_MAX: Final = 8 << 10
 IN_FLIGHT_BYTES: Final = 32 << 20

@@ -1,0 +1,6 @@
+"""Bytes and metadata joined: what is stored, read, copied and removed as a whole.
+
+``transfer`` is the store that the file system and the commands use.  ``uploading`` takes bytes in, cut by
+``chunking``; ``parts`` are uploads by several workers; ``commits`` says how chunks and the versions that name them stay
+together while others are collected.
+"""

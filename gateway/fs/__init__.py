@@ -1,0 +1,5 @@
+"""``objmeta://`` paths: the fsspec file system and its universal_pathlib twin.
+
+``filesystem`` is the class that fsspec finds; what it can do is spread over ``listing``, ``changing``, ``readers`` and
+``writers``.  ``entries`` has paths and what ``info`` answers.
+"""

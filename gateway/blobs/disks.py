@@ -3,7 +3,7 @@
 Rules.  A put returns when a majority of the store's disks has it durable; those that cannot be used count, but nothing
 is ever written to their directories, which may be the empty places where they are to be mounted.  A get takes the first
 good copy and gives it to the disks before it that had none.  Each disk is a place of its own (:meth:`DiskBlobs.places`)
-for the collector and for scrub.
+for the collector and for scrub.  Copies that are made here state the newest generation (docs/collection.md, M1).
 """
 
 from __future__ import annotations
@@ -27,10 +27,14 @@ Usable = Callable[[], Awaitable[Sequence[tuple[Path, bool]]]]
 
 
 class DiskBlobs:
-    """Chunks in the directory ``blobs`` of each disk that ``disks`` names, which is asked again after failures."""
+    """Chunks in the directory ``blobs`` of each disk that ``disks`` names, which is asked again after failures.
 
-    def __init__(self, disks: Usable) -> None:
+    ``generation`` asks for the newest.
+    """
+
+    def __init__(self, disks: Usable, generation: Callable[[], Awaitable[int]]) -> None:
         self._disks = disks
+        self._generation = generation
         self._places: dict[Path, LocalBlobs] = {}
         self._up: list[LocalBlobs] = []
         self._count = 0
@@ -69,14 +73,22 @@ class DiskBlobs:
                 if not isinstance(problem, ChunkMissing):
                     failure = problem
                 continue
-            await asyncio.gather(*(other.put(data, generation=0) for other in lacking), return_exceptions=True)
+            if lacking:
+                await self._heal(chunk, data, lacking)
             return data if start == 0 and stop is None else data[start:stop]
         raise failure
+
+    async def _heal(self, chunk: Chunk, data: bytes, lacking: Sequence[LocalBlobs]) -> None:
+        """Give a good copy to disks that had none, as far as that can be done now."""
+        with suppress(errors.ObjmetaError):
+            generation = await self._generation()
+            puts = (place.put(data, generation=generation, chunk=chunk) for place in lacking)
+            await asyncio.gather(*puts, return_exceptions=True)
 
     async def fill(self, path: Path) -> int:
         """Give the disk at ``path`` every chunk that the others have; how many it lacked. What is damaged is left out.
 
-        Raises StoreFull, StoreError.
+        Raises StoreFull, StoreError, NoQuorum if the generation cannot be asked for.
         """
         self._stale = True
         places = await self.places()
@@ -89,7 +101,8 @@ class DiskBlobs:
                 there = await new.has([each.chunk for each in page])
                 for each in (each for each, is_there in zip(page, there, strict=True) if not is_there):
                     with suppress(errors.IntegrityError):
-                        await new.put(await place.get(each.chunk), generation=0)
+                        data = await place.get(each.chunk)
+                        await new.put(data, generation=await self._generation(), chunk=each.chunk)
                         brought += 1
         return brought
 

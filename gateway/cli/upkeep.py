@@ -71,13 +71,13 @@ async def _run(store: Store, what: str, no_wait: bool) -> None:
         if local:
             if no_wait:
                 raise click.UsageError("--no-wait is for a cluster: nothing works on this store but this command")
-            ended |= await _here(what, local)
+            ended |= await _here(store, what, local)
         else:
             ended |= await _on_nodes(what, nodes, no_wait)
     _tell(what, ended, no_wait)
 
 
-async def _here(what: str, places: Sequence[Any]) -> dict[int, Run | str]:
+async def _here(store: Store, what: str, places: Sequence[Any]) -> dict[int, Run | str]:
     """Do it in this process."""
     from gateway.upkeep import directories
     from gateway.upkeep.runs import Runner
@@ -86,7 +86,7 @@ async def _here(what: str, places: Sequence[Any]) -> dict[int, Run | str]:
     work = directories.scrub if what == "scrub" else directories.repair
     for place in places:
         others = [other.blobs for other in places if other is not place]
-        runner = Runner(what, partial(work, place.blobs, others), retries_left=False)
+        runner = Runner(what, partial(work, place.blobs, others, store.client.generation), retries_left=False)
         running = asyncio.create_task(runner.once())
         try:
             with output.progress(f"{what} of {place.name}", (await place.status()).chunk_bytes) as advance:

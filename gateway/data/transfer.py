@@ -403,7 +403,7 @@ async def open_store(target: str | os.PathLike[str] | None = None, **settings: A
         async def disks() -> Sequence[tuple[Path, bool]]:
             return [(Path(node.address), node.state == "up") for node in (await client.status()).nodes]
 
-        return Store(client, DiskBlobs(disks))
+        return Store(client, DiskBlobs(disks, client.generation))
     from gateway.blobs.client import ClusterBlobs
     from gateway.blobs.placement import PLACES, Place, Said, decode_places
 

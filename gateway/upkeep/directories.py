@@ -1,9 +1,12 @@
-"""Scrub and repair of a store in a directory or on several disks, by whoever asks, as fast as the disks go."""
+"""Scrub and repair of a store in a directory or on several disks, by whoever asks, as fast as the disks go.
+
+``generation`` asks for the newest, which every copy that is made states (docs/collection.md, M1).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from gateway.blobs.local import LocalBlobs
 from gateway.blobs.places import ChunkMissing
@@ -14,16 +17,18 @@ from objmeta import Chunk, errors
 
 _PAGE = 1000
 
+Generation = Callable[[], Awaitable[int]]
 
-async def scrub(place: LocalBlobs, others: Sequence[LocalBlobs], progress: Progress) -> None:
+
+async def scrub(place: LocalBlobs, others: Sequence[LocalBlobs], generation: Generation, progress: Progress) -> None:
     """Read everything at a place once; what is damaged is healed from the others. Raises StoreError."""
-    heal = _healer(place, others) if others else None
+    heal = _healer(place, others, generation) if others else None
     await Scrubber(place, Pace(math.inf), heal).run(progress)
 
 
-async def repair(place: LocalBlobs, others: Sequence[LocalBlobs], progress: Progress) -> None:
+async def repair(place: LocalBlobs, others: Sequence[LocalBlobs], generation: Generation, progress: Progress) -> None:
     """Give a place what others have and it lacks; damaged copies count as lacking. Raises StoreFull, StoreError."""
-    heal = _healer(place, others)
+    heal = _healer(place, others, generation)
     for other in others:
         after = b""
         while page := await other.held(after, _PAGE):
@@ -40,14 +45,14 @@ async def repair(place: LocalBlobs, others: Sequence[LocalBlobs], progress: Prog
                     progress.left += 1
 
 
-def _healer(place: LocalBlobs, others: Sequence[LocalBlobs]) -> Heal:
+def _healer(place: LocalBlobs, others: Sequence[LocalBlobs], generation: Generation) -> Heal:
     async def heal(chunk: Chunk) -> None:
         for other in others:
             try:
                 data = await other.get(chunk)
             except errors.StoreError:
                 continue
-            await place.put(data, generation=0)
+            await place.put(data, generation=await generation(), chunk=chunk)
             return
         raise ChunkMissing(f"no other disk has a good copy of chunk {chunk.digest.hex()}")
 

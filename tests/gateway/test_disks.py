@@ -7,12 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from gateway import ObjmetaFileSystem
-from gateway.blobs.disks import BLOBS
+from gateway.blobs.disks import BLOBS, DiskBlobs
+from gateway.blobs.places import Sweep, digest_now
+from gateway.data.transfer import open_store
+from gateway.upkeep import directories
+from gateway.upkeep.runs import Progress
+from objmeta import Chunk
 from tests.gateway import blobfiles
 
 BIG = os.urandom(3 << 20)
@@ -76,3 +82,52 @@ def test_the_command_replaces_a_disk(paths: list[Path], tmp_path: Path) -> None:
     files = open_files([paths[0], new, paths[2]])
     assert files.cat_file("bucket/big") == BIG
     files.close()
+
+
+Generation = Callable[[], Awaitable[int]]
+
+
+async def read(blobs: DiskBlobs, chunk: Chunk, generation: Generation) -> None:
+    await blobs.get(chunk)
+
+
+async def fill(blobs: DiskBlobs, chunk: Chunk, generation: Generation) -> None:
+    await blobs.fill((await blobs.places())[0].path.parent)
+
+
+async def repair(blobs: DiskBlobs, chunk: Chunk, generation: Generation) -> None:
+    place, *others = await blobs.places()
+    await directories.repair(place, others, generation, Progress())
+
+
+async def scrub(blobs: DiskBlobs, chunk: Chunk, generation: Generation) -> None:
+    place, *others = await blobs.places()
+    await place.put(b"!" * chunk.length, generation=1, chunk=chunk)  # a copy that is there, and is bad
+    await directories.scrub(place, others, generation, Progress())
+
+
+@pytest.mark.parametrize("mend", [read, fill, repair, scrub])
+async def test_a_copy_that_is_made_counts_as_touched_now(
+    paths: list[Path], mend: Callable[[DiskBlobs, Chunk, Generation], Awaitable[None]]
+) -> None:
+    """A writer touched the others and has not committed: sweeps that do not know its record keep the new copy too.
+
+    Afterwards, if it never commits, the copy goes like the others.
+    """
+    store = await open_store(disks=paths)
+    assert isinstance(store.blobs, DiskBlobs)
+    first, *others = await store.blobs.places()
+    await first.put(b"something of long ago", generation=1)
+    while (begun := await store.client.begin_cycle()).generation < 6:
+        pass
+    chunk = Chunk(digest_now(b"touched"), 7)
+    for place in others:
+        await place.put(b"touched", generation=begun.generation)
+    await mend(store.blobs, chunk, store.client.generation)
+    every = [first, *others]
+    for number, there in ((6, True), (7, True), (8, True), (9, False)):
+        for place in every:
+            await place.sweep(Sweep(number, number - 1, b"", b"", ()))
+        held = [await place.has([chunk]) for place in every]
+        assert held == [[there]] * 3, f"after the sweep of cycle {number}"
+    await store.close()

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import objmeta
 from bench.machine import describe, scratch
-from gateway.sql.catalog import sql_async
+from gateway.catalog.query import sql_async
 from objmeta.node.dev import LocalCluster
 
 TARGET = 50_000

@@ -4,7 +4,7 @@
 
     cli          the command ``gateway``
     fs           objmeta:// paths for fsspec and universal_pathlib
-    sql          SQL over buckets, objects and versions
+    catalog      SQL over buckets, objects and versions
     data         bytes and metadata joined: put, get, streams, copies
     blobs        where chunks live: locally, on several disks, on nodes
     collection   what nothing names any more is found and deleted; which versions go by the rules of their bucket
@@ -22,23 +22,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from gateway.catalog.query import Result, sql, sql_async
     from gateway.data.transfer import Store, open_store
     from gateway.data.uploading import Upload
     from gateway.fs.filesystem import ObjmetaFileSystem
     from gateway.fs.oserrors import os_error
-    from gateway.sql.catalog import Result, sql, sql_async
 
 __all__ = ["ObjmetaFileSystem", "Result", "Store", "Upload", "open_store", "os_error", "sql", "sql_async"]
 
 _HOME: Final = {
     "ObjmetaFileSystem": "gateway.fs.filesystem",
-    "Result": "gateway.sql.catalog",
+    "Result": "gateway.catalog.query",
     "Store": "gateway.data.transfer",
     "Upload": "gateway.data.uploading",
     "open_store": "gateway.data.transfer",
     "os_error": "gateway.fs.oserrors",
-    "sql": "gateway.sql.catalog",
-    "sql_async": "gateway.sql.catalog",
+    "sql": "gateway.catalog.query",
+    "sql_async": "gateway.catalog.query",
 }
 
 

@@ -16,8 +16,8 @@ from gateway.cli.options import common, current
 from gateway.cli.session import with_store
 
 if TYPE_CHECKING:
+    from gateway.catalog.query import Result
     from gateway.data.transfer import Store
-    from gateway.sql.catalog import Result
 
 
 @click.command()
@@ -55,7 +55,7 @@ def sql(query: str, as_csv: bool, target: str | None) -> None:
 
 
 async def _ask(store: Store, query: str) -> Result:
-    from gateway.sql.catalog import sql_async
+    from gateway.catalog.query import sql_async
 
     return await sql_async(store.client, query)
 

@@ -1,4 +1,4 @@
-"""SQL over the store (gateway/sql/catalog.py)."""
+"""SQL over the store (gateway/catalog/query.py)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 
 import objmeta
+from gateway.catalog.query import TABLES, Result, sql, sql_async
 from gateway.cli import output
 from gateway.data import commits
 from gateway.data.transfer import open_store
-from gateway.sql.catalog import TABLES, Result, sql, sql_async
 from objmeta.client import NodeStatus
 from objmeta.errors import IntegrityError, InvalidArgument, NoQuorum
 
@@ -148,8 +148,8 @@ def test_a_query_sees_every_change_before_it(client: objmeta.Client) -> None:
 
 
 def test_more_rows_than_a_page_and_a_batch(client: objmeta.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.sql.catalog._PAGE_OBJECTS", 7)
-    monkeypatch.setattr("gateway.sql.catalog._BATCH_ROWS", 10)
+    monkeypatch.setattr("gateway.catalog.query._PAGE_OBJECTS", 7)
+    monkeypatch.setattr("gateway.catalog.query._BATCH_ROWS", 10)
     client.create_bucket("many")
     for number in range(60):
         client.put_object("many", f"{number % 30:03d}", data=bytes(number))

@@ -1,0 +1,1 @@
+"""SQL over buckets, objects and versions (``query``)."""

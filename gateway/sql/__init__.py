@@ -1,1 +1,0 @@
-"""SQL over buckets, objects and versions (``catalog``)."""

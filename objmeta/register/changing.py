@@ -18,6 +18,7 @@ dropped with the configuration.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -149,8 +150,10 @@ class Changer:
         self._first_write_factory = first_write_factory
         self._queues = Queues(engine.loop)
         self._runs: dict[Run, None] = {}
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.Handle | None = None
         """One for all rounds, at the limit of the first of them or before: nearly all are over long before theirs."""
+        self._alarm_at = math.inf
+        """Kept here: what uvloop gives for a time that is now or past cannot tell when it is due."""
         self._touched: dict[bytes, None] = {}
         self._kept: dict[bytes, KeptPromise] = {}
 
@@ -165,7 +168,7 @@ class Changer:
         """Let the timer go; nobody waits for a round any more."""
         if self._alarm is not None:
             self._alarm.cancel()
-            self._alarm = None
+            self._alarm, self._alarm_at = None, math.inf
 
     async def change(self, request: ChangeRequest, deadline: float) -> ChangeReply:
         """Apply a change exactly once; see :meth:`objmeta.register.engine.Engine.change`."""
@@ -237,7 +240,7 @@ class Changer:
     async def _outcome(self, run: Run) -> Outcome:
         """See a round that was begun to its end."""
         self._runs[run] = None
-        if self._alarm is None or run.limit < self._alarm.when():
+        if run.limit < self._alarm_at:
             self._set_alarm(run.limit)
         try:
             outcome = await run.outcome
@@ -251,10 +254,10 @@ class Changer:
     def _set_alarm(self, at: float) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm = self._engine.loop.call_at(at, self._on_alarm)
+        self._alarm, self._alarm_at = self._engine.loop.call_at(at, self._on_alarm), at
 
     def _on_alarm(self) -> None:
-        self._alarm = None
+        self._alarm, self._alarm_at = None, math.inf
         now = self._engine.loop.time()
         for run in [run for run in self._runs if run.limit <= now]:
             run.time_out()

@@ -6,6 +6,7 @@ import asyncio
 import random
 
 import pytest
+import uvloop
 
 from objmeta.core.ballot import BallotSource
 from objmeta.core.configuration import Membership, single_set
@@ -69,3 +70,19 @@ async def test_a_change_with_less_time_ends_before_one_that_began_earlier() -> N
 
     await asyncio.gather(change(1, 0.3), change(2, 0.02), change(3, 0.1))
     assert ended == [2, 3, 1]
+
+
+def test_changes_with_hardly_any_time_left_end_by_it_on_any_event_loop() -> None:
+    """uvloop gives no timer for what is due at once."""
+
+    async def changes() -> None:
+        changer = engine(Silence(home_answers=False))
+        ended = await asyncio.gather(
+            *(changer.change(request(operation), 0.0002 + operation * 1e-5) for operation in range(1, 50)),
+            return_exceptions=True,
+        )
+        assert {type(error) for error in ended} <= {NoQuorum, UnknownOutcome}
+
+    for loop_factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(changes())

@@ -31,10 +31,22 @@ from objmeta.client import (
     connect_async,
 )
 from objmeta.model.values import BucketSettings, Chunk, Manifest
+from objmeta.objects.columns import VersionColumns
 from objmeta.objects.elections import AsyncElection
+from objmeta.objects.feed import LoadedPage
 from objmeta.objects.locks import AsyncLease, AsyncLock, LockHolder
 from objmeta.objects.marks import Marked, Named
-from objmeta.objects.types import Bucket, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
+from objmeta.objects.types import (
+    Bucket,
+    ChangedObject,
+    ChangePage,
+    KeyValue,
+    ObjectPage,
+    ObjectSummary,
+    ObjectVersion,
+    RemovedVersion,
+    VersionPage,
+)
 
 __all__ = [
     "AsyncClient",
@@ -43,6 +55,8 @@ __all__ = [
     "AsyncLock",
     "Bucket",
     "BucketSettings",
+    "ChangePage",
+    "ChangedObject",
     "Chunk",
     "Client",
     "Cluster",
@@ -52,6 +66,7 @@ __all__ = [
     "Embedded",
     "KeyValue",
     "Lease",
+    "LoadedPage",
     "Lock",
     "LockHolder",
     "Manifest",
@@ -60,6 +75,8 @@ __all__ = [
     "ObjectPage",
     "ObjectSummary",
     "ObjectVersion",
+    "RemovedVersion",
+    "VersionColumns",
     "VersionPage",
     "connect",
     "connect_async",

@@ -28,12 +28,15 @@ class Changes(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     ``names`` are registers whose state changed after ``since``, oldest change first, each once; ``watermark`` is the
     number to pass next time.  ``reload`` true means that ``since`` is too old (or from another store's life) and that
-    everything must be read anew.
+    everything must be read anew.  ``newest`` is the number of the last change there is, and ``epoch`` that of the
+    acceptor's configuration, both at the same instant.
     """
 
     names: tuple[bytes, ...]
     watermark: int
     reload: bool = False
+    newest: int = 0
+    epoch: int = 0
 
 
 class AcceptorStore(Protocol):
@@ -175,11 +178,39 @@ class ChangeReply(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class ScanPage(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A decided page: ``rows`` is an encoded ``list[ScanRow]``, ``next`` where to go on (empty: done)."""
+    """A decided page: ``rows`` is an encoded ``list[ScanRow]``, ``next`` where to go on (empty: done).
+
+    ``covering`` says which of the acceptors that the request's ``covering`` named have answered.
+    """
 
     rows: bytes
     next: bytes
     records: bytes = b"\x90"
+    covering: tuple[int, ...] = ()
+
+
+class Watermarks(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How far somebody has followed the changes of a store: for each acceptor (by its id) the number of the last one.
+
+    They mean something only to the acceptors of this store, and under the configuration of this epoch.
+    """
+
+    store_id: bytes
+    epoch: int
+    marks: tuple[tuple[int, int], ...]
+
+
+class ChangedNames(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Answer to :meth:`Registers.changes`.
+
+    ``marks`` has those acceptors that answered, a quorum; ``names`` is what they list, in order.  ``more``: one of them
+    has more to list.  ``reload``: what changed is not known any more, so read everything; ``marks`` is where to go on.
+    """
+
+    names: tuple[bytes, ...]
+    marks: Watermarks
+    more: bool = False
+    reload: bool = False
 
 
 class RepairStatus(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -307,6 +338,14 @@ class Registers(Protocol):
 
     async def scan(self, request: ScanRequest, timeout_s: float) -> ScanPage:
         """A page of registers; everything chosen before the call began is in it."""
+        ...
+
+    async def changes(self, since: Watermarks | None, limit: int, timeout_s: float) -> ChangedNames:
+        """The registers that changed, at up to ``limit`` changes of each acceptor (``register.following``).
+
+        They are not read yet: a scan of them that states ``covering`` makes sure that what was listed once need not be
+        listed again.  Without ``since``, where to begin.
+        """
         ...
 
     async def raise_term(self, scope: bytes, term: int, timeout_s: float) -> None:

@@ -1,8 +1,8 @@
 """The one door to objmeta: ``connect("…")`` gives a client, embedded or of a cluster behind the same methods.
 
-Files: ``asynchronous`` and ``synchronous`` (the clients), ``locks`` (locks and elections of the
-synchronous client), ``locations`` (where a store can be), ``embedded`` (the store in a directory), ``disks`` (the
-store over several disks).
+Files: ``asynchronous`` and ``synchronous`` (the clients), ``services`` (what they open), ``locks`` (locks and elections
+of the synchronous client), ``locations`` (where a store can be), ``embedded`` (the store in a directory), ``disks``
+(the store over several disks).
 """
 
 from __future__ import annotations

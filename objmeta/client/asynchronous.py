@@ -4,50 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import uuid_utils
-
-from objmeta.client.locations import Cluster, Disks, Embedded, Location, location
+from objmeta.client.locations import Cluster, Location, location
+from objmeta.client.services import Services, new_id, open_services
 from objmeta.config import Settings
 from objmeta.core.configuration import Membership
 from objmeta.core.erasure import GENERATION_REGISTER, generation_in
 from objmeta.errors import InvalidArgument, Unavailable
-from objmeta.interfaces import Collected, Cycle, MembersStatus, Registers, StoreStatus
+from objmeta.interfaces import Collected, Cycle, MembersStatus, StoreStatus
 from objmeta.model.changes import ConfigureBucket
 from objmeta.model.names import check_bucket, check_key
 from objmeta.model.values import Chunk
-from objmeta.objects.buckets import Buckets
-from objmeta.objects.context import Context
 from objmeta.objects.elections import AsyncElection
-from objmeta.objects.keyvalue import KeyValues
-from objmeta.objects.listing import Listings
+from objmeta.objects.feed import LoadedPage
 from objmeta.objects.locks import TTL_S, AsyncLock, Locks
 from objmeta.objects.marks import Marked, marks
-from objmeta.objects.objects import Objects
-from objmeta.objects.types import Bucket, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
+from objmeta.objects.types import Bucket, ChangePage, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
 
 if TYPE_CHECKING:
     from objmeta.rpc.client import RemoteRegisters
-
-
-@dataclass(frozen=True, slots=True)
-class _Services:
-    """What one process and loop uses; made anew after a fork."""
-
-    pid: int
-    context: Context
-    registers: Registers
-    buckets: Buckets
-    objects: Objects
-    listings: Listings
-    values: KeyValues
-    locks: Locks
 
 
 class AsyncClient:
@@ -60,8 +39,8 @@ class AsyncClient:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._services: _Services | None = None
-        self._inherited: list[_Services] = []
+        self._services: Services | None = None
+        self._inherited: list[Services] = []
         self._opening = asyncio.Lock()
         self.location: Location = location(settings)
 
@@ -106,7 +85,7 @@ class AsyncClient:
         Raises InvalidArgument, NoSuchBucket.
         """
         check_bucket(name)
-        change = ConfigureBucket(_new_id(), replicas, keep_versions, keep_days, expire_delete_markers)
+        change = ConfigureBucket(new_id(), replicas, keep_versions, keep_days, expire_delete_markers)
         return await (await self._open()).buckets.configure(name, change)
 
     async def buckets(self) -> list[Bucket]:
@@ -282,6 +261,34 @@ class AsyncClient:
         check_bucket(bucket)
         return await (await self._open()).listings.versions(bucket, prefix, continuation, limit)
 
+    # -- Following changes ---------------------------------------------------------------------------------------------
+
+    async def changes(self, cursor: str | None = None, *, limit: int = 1000) -> ChangePage:
+        """The objects that changed since the call that gave ``cursor``, with all versions they have now.
+
+        Without a cursor: where to begin, and no objects.  Every change that finished before the call began is in its
+        pages, through whichever node.  An object may be listed without need.  ``limit`` bounds the changes looked at,
+        at each node; call again at once while the page says ``more``.  The order within a page says nothing: times
+        and sequences do.
+
+        ``reload``: the cursor is too old (nodes keep their last 100,000 changes), the members of the cluster have
+        changed, or it is another store; go on from the page's cursor, after reading anew whatever is kept.  Of
+        operations that were under way just then, some may not be listed later; :meth:`load_versions` leaves no such
+        gap.  Raises InvalidArgument (not a cursor), NoQuorum.
+        """
+        return await (await self._open()).feed.changes(cursor, limit)
+
+    async def load_versions(
+        self, bucket: Bucket, cursor: str, *, continuation: bytes | None = None, limit: int = 5000
+    ) -> LoadedPage:
+        """One page of all versions of at most ``limit`` objects, column by column, for who then follows the changes.
+
+        ``cursor`` is that of a call of :meth:`changes` that said ``reload``, or of the page before, also of another
+        bucket; the last one is where to go on with :meth:`changes`, and then nothing falls between.  Raises
+        NoSuchBucket once the bucket is gone, NoQuorum.
+        """
+        return await (await self._open()).feed.load(bucket, cursor, continuation, limit)
+
     # -- Key-value registers ------------------------------------------------------------------------------------------
 
     async def get(self, key: bytes | str) -> KeyValue | None:
@@ -453,7 +460,7 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _open(self) -> _Services:
+    async def _open(self) -> Services:
         services = self._services
         if services is not None and services.pid == os.getpid():
             return services
@@ -463,46 +470,12 @@ class AsyncClient:
                 self._inherited.append(services)  # kept, never closed: its files and locks are the parent's
                 services = None
             if services is None:
-                services = await self._make_services()
+                services = await open_services(self._settings, self.location)
                 self._services = services
             return services
 
-    async def _make_services(self) -> _Services:
-        registers = await self._open_registers()
-        context = Context(
-            registers,
-            _now_us,
-            _new_id,
-            self._settings.timeout_s,
-            proposer_in_process=not isinstance(self.location, Cluster),
-        )
-        buckets = Buckets(context)
-        return _Services(
-            os.getpid(),
-            context,
-            registers,
-            buckets,
-            Objects(context, buckets),
-            Listings(context, buckets),
-            KeyValues(context),
-            Locks(context),
-        )
-
     async def _locks(self) -> Locks:
         return (await self._open()).locks
-
-    async def _open_registers(self) -> Registers:
-        if isinstance(self.location, Embedded):
-            from objmeta.client.embedded import EmbeddedRegisters
-
-            return await EmbeddedRegisters.open(self.location.path)
-        if isinstance(self.location, Disks):
-            from objmeta.client.disks import DiskRegisters
-
-            return await DiskRegisters.open(self.location.paths)
-        from objmeta.rpc.client import RemoteRegisters
-
-        return RemoteRegisters(self.location.endpoints, failover_s=self._settings.failover_s)
 
 
 _ITER_PAGE = 5000
@@ -519,11 +492,3 @@ def _check(bucket: str, key: str) -> None:
 
 def _bytes(key: bytes | str) -> bytes:
     return key.encode() if isinstance(key, str) else key
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000
-
-
-def _new_id() -> bytes:
-    return uuid_utils.uuid7().bytes

@@ -27,7 +27,18 @@ from objmeta.core.inventory import DigestRequest, Digests, Inventory, InventoryR
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, Refusal, Reply, Request, State
 from objmeta.errors import Conflict, InvalidArgument, ObjmetaError, StoreError, Unavailable, UnknownOutcome
-from objmeta.interfaces import ChangeReply, ChangeRequest, Changes, Collected, Cycle, NodeStatus, ScanPage, StoreStatus
+from objmeta.interfaces import (
+    ChangedNames,
+    ChangeReply,
+    ChangeRequest,
+    Changes,
+    Collected,
+    Cycle,
+    NodeStatus,
+    ScanPage,
+    StoreStatus,
+    Watermarks,
+)
 from objmeta.objects.context import Context
 from objmeta.register.engine import Engine
 from objmeta.register.life import new_ballots
@@ -143,6 +154,9 @@ class DiskRegisters:
 
     async def scan(self, request: ScanRequest, timeout_s: float) -> ScanPage:
         return await self._engine.scan(request, timeout_s)
+
+    async def changes(self, since: Watermarks | None, limit: int, timeout_s: float) -> ChangedNames:
+        return await self._engine.changes(since, limit, timeout_s)
 
     async def raise_term(self, scope: bytes, term: int, timeout_s: float) -> None:
         await self._engine.raise_term(scope, term, timeout_s)

@@ -20,7 +20,17 @@ from objmeta.core.configuration import Configuration, single_set
 from objmeta.core.listing import ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, State
 from objmeta.errors import ConfigurationMismatch
-from objmeta.interfaces import ChangeReply, ChangeRequest, Collected, Cycle, NodeStatus, ScanPage, StoreStatus
+from objmeta.interfaces import (
+    ChangedNames,
+    ChangeReply,
+    ChangeRequest,
+    Collected,
+    Cycle,
+    NodeStatus,
+    ScanPage,
+    StoreStatus,
+    Watermarks,
+)
 from objmeta.register.engine import Engine
 from objmeta.register.life import new_ballots
 from objmeta.register.local import Acceptor, LocalTransport
@@ -75,6 +85,9 @@ class EmbeddedRegisters:
 
     async def scan(self, request: ScanRequest, timeout_s: float) -> ScanPage:
         return await self._engine.scan(request, timeout_s)
+
+    async def changes(self, since: Watermarks | None, limit: int, timeout_s: float) -> ChangedNames:
+        return await self._engine.changes(since, limit, timeout_s)
 
     async def raise_term(self, scope: bytes, term: int, timeout_s: float) -> None:
         await self._engine.raise_term(scope, term, timeout_s)

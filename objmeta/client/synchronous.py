@@ -21,8 +21,9 @@ from objmeta.core.configuration import Membership
 from objmeta.errors import ForkedClient
 from objmeta.interfaces import Collected, Cycle, MembersStatus, StoreStatus
 from objmeta.model.values import Chunk
+from objmeta.objects.feed import LoadedPage
 from objmeta.objects.locks import TTL_S
-from objmeta.objects.types import Bucket, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
+from objmeta.objects.types import Bucket, ChangePage, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
 
 T = TypeVar("T")
 
@@ -275,6 +276,16 @@ class Client:
     ) -> VersionPage:
         """One page of all versions of at most ``limit`` objects, each object as of one instant. Raises NoSuchBucket."""
         return self._run(self._current().list_versions(bucket, prefix, continuation=continuation, limit=limit))
+
+    def changes(self, cursor: str | None = None, *, limit: int = 1000) -> ChangePage:
+        """What changed since ``cursor``; see :meth:`AsyncClient.changes`. Raises InvalidArgument, NoQuorum."""
+        return self._run(self._current().changes(cursor, limit=limit))
+
+    def load_versions(
+        self, bucket: Bucket, cursor: str, *, continuation: bytes | None = None, limit: int = 5000
+    ) -> LoadedPage:
+        """One page of versions, column by column; see :meth:`AsyncClient.load_versions`. Raises NoSuchBucket."""
+        return self._run(self._current().load_versions(bucket, cursor, continuation=continuation, limit=limit))
 
     def get(self, key: bytes | str) -> KeyValue | None:
         """The value of a register, or None."""

@@ -34,6 +34,10 @@ class ScanRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ``fence`` is stated by what the listing has to write back.  With ``settle`` nothing that the fence's term shuts out
     can be chosen after the listing: an acceptor answers only when its own floor has reached that term, and names the
     answers disagree on are settled by full rounds (a fast read is not a fence, rule 4).
+
+    ``names``, in order, are the only ones looked at if there are any.  ``covering`` are acceptors whose changes are
+    followed, by id: whatever one of them has accepted when it is asked is then in the page, or can never be chosen
+    (docs/protocol.md, "Following changes").  Those that don't answer in time are left out, and the page says so.
     """
 
     start: bytes
@@ -44,6 +48,8 @@ class ScanRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     with_records: bool = False
     fence: Fence | None = None
     settle: bool = False
+    names: tuple[bytes, ...] = ()
+    covering: tuple[int, ...] = ()
 
 
 class ScanRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -161,6 +167,9 @@ def merge(request: ScanRequest, answers: Mapping[int, ScanAnswer], quorums: Quor
         if standing_for_prefix:
             witnesses.append(name)
         agreed = _agreed(reports, quorums)
+        if request.covering and (silent or any(agreed is None or row.accepted > agreed.accepted for _, row in reports)):
+            undecided.append(name)
+            continue
         if agreed is not None:
             decided.append(agreed)
             continue

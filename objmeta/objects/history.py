@@ -15,7 +15,8 @@ from objmeta.core.messages import Fence, Record, RecordRef, State
 from objmeta.errors import IntegrityError
 from objmeta.model.values import Head, Manifest, Removal, Version, decode_body, decode_value, tip_of
 from objmeta.objects.context import Context
-from objmeta.objects.types import ObjectVersion
+from objmeta.objects.ids import time_of
+from objmeta.objects.types import ObjectVersion, RemovedVersion
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -52,10 +53,16 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class History(msgspec.Struct, frozen=True):
-    """An object at one instant: the state it was read from and its versions, newest first."""
+    """An object at one instant: the state it was read from and its versions, newest first.
+
+    ``removals`` are the records of removals and what they say, newest first; ``removed`` the versions they removed, as
+    far as the chain still has them.
+    """
 
     state: State
     entries: tuple[Entry, ...]
+    removals: tuple[tuple[RecordRef, Removal], ...] = ()
+    removed: tuple[Entry, ...] = ()
 
     @property
     def tip(self) -> RecordRef:
@@ -81,11 +88,21 @@ class History(msgspec.Struct, frozen=True):
         latest = current.ref if current else None
         return [entry.public(bucket, key, entry.ref == latest) for entry in self.entries]
 
+    def public_removals(self, bucket: str, key: str) -> list[RemovedVersion]:
+        """All removals of versions that are known, newest first."""
+        gone = {entry.ref.version_id: entry.public(bucket, key, False) for entry in self.removed}
+        return [
+            RemovedVersion(body.version_id.hex(), ref.sequence, time_of(ref.version_id), gone.get(body.version_id))
+            for ref, body in self.removals
+        ]
+
 
 def walk(state: State, records: Mapping[RecordRef, Record]) -> History:
     """Follow the chain from a state's tip. Raises IntegrityError if a record is missing or its parent is not older."""
     removed: set[bytes] = set()
     entries: list[Entry] = []
+    removals: list[tuple[RecordRef, Removal]] = []
+    gone: list[Entry] = []
     cursor = tip_of(state)
     while cursor is not None:
         record = records.get(cursor)
@@ -94,14 +111,15 @@ def walk(state: State, records: Mapping[RecordRef, Record]) -> History:
         body = decode_body(record)
         if isinstance(body, Removal):
             removed.add(body.version_id)
+            removals.append((cursor, body))
             if body.last:
                 break
-        elif isinstance(body, Manifest) and cursor.version_id not in removed:
-            entries.append(Entry(cursor, body))
+        elif isinstance(body, Manifest):
+            (gone if cursor.version_id in removed else entries).append(Entry(cursor, body))
         if record.parent is not None and record.parent.sequence >= cursor.sequence:
             raise IntegrityError(f"record {cursor.sequence} of an object's history names a parent that is not older")
         cursor = record.parent
-    return History(state, tuple(entries))
+    return History(state, tuple(entries), tuple(removals), tuple(gone))
 
 
 async def load(context: Context, name: bytes, fence: Fence) -> History | None:

@@ -86,6 +86,44 @@ class VersionPage(msgspec.Struct, frozen=True):
     continuation: str | None
 
 
+class RemovedVersion(msgspec.Struct, frozen=True):
+    """A version that was removed for good; ``version`` is what it was, None where nobody knows that any more.
+
+    ``sequence`` is the place of the removal in the object's history, and ``removed_us`` when its caller began it, in
+    microseconds since the epoch (to the millisecond, by the caller's clock).
+    """
+
+    version_id: str
+    sequence: int
+    removed_us: int
+    version: ObjectVersion | None = None
+
+
+class ChangedObject(msgspec.Struct, frozen=True):
+    """An object in which something has changed: all versions it has now, newest first, delete markers included.
+
+    ``versions`` is empty when nothing is left of it.  ``removals`` are those that are known, newest first.
+    """
+
+    bucket: str
+    key: str
+    versions: tuple[ObjectVersion, ...]
+    removals: tuple[RemovedVersion, ...] = ()
+
+
+class ChangePage(msgspec.Struct, frozen=True):
+    """What has changed since the cursor that was given (see :meth:`objmeta.AsyncClient.changes`).
+
+    ``cursor`` is where to go on; with ``more`` there is more to be had at once.  ``reload``: what has changed since is
+    not known any more, so whoever keeps something must read it anew.
+    """
+
+    objects: tuple[ChangedObject, ...]
+    cursor: str
+    more: bool = False
+    reload: bool = False
+
+
 class KeyValue(msgspec.Struct, frozen=True):
     """A plain register: its value and the id of the operation that wrote it (32 hexadecimal digits)."""
 

@@ -40,6 +40,7 @@ from objmeta.core.proposer import Round
 from objmeta.core.records import is_intact
 from objmeta.errors import Fenced, IntegrityError, NoQuorum, StaleGeneration, UnknownOutcome
 from objmeta.interfaces import (
+    ChangedNames,
     ChangeReply,
     ChangeRequest,
     Collected,
@@ -48,7 +49,9 @@ from objmeta.interfaces import (
     ScanPage,
     StoreStatus,
     Transport,
+    Watermarks,
 )
+from objmeta.register import following
 from objmeta.register.changing import STALE_TERM, Changer, RoundFactory
 from objmeta.register.erasing import Eraser
 from objmeta.register.generations import Generations
@@ -261,6 +264,10 @@ class Engine:
     async def scan(self, request: ScanRequest, timeout_s: float) -> ScanPage:
         """A decided page of registers. Raises NoQuorum, ConfigurationMismatch."""
         return await self._scanner.page(request, self.loop.time() + timeout_s)
+
+    async def changes(self, since: Watermarks | None, limit: int, timeout_s: float) -> ChangedNames:
+        """Which registers changed; see :class:`objmeta.interfaces.Registers`. Raises NoQuorum."""
+        return await following.changes(self, since, limit, timeout_s)
 
     # -- Floors, erasure and health ------------------------------------------------------------------------------------
 

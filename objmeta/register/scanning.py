@@ -25,7 +25,8 @@ from objmeta.core.listing import (
 from objmeta.core.messages import LIVE, RecordRef, State
 from objmeta.errors import ConfigurationMismatch, IntegrityError, NoQuorum, StoreError, Unavailable
 from objmeta.interfaces import ScanPage
-from objmeta.register.asking import meet
+from objmeta.register.asking import gather, meet
+from objmeta.register.following import BEGINNING_LINGER_S
 
 if TYPE_CHECKING:
     from objmeta.register.engine import Engine
@@ -44,13 +45,14 @@ class Scanner:
         """One decided page."""
         answers = await self._ask(request, deadline)
         merged = merge(request, answers, self._engine.quorums)
+        covering = tuple(sorted(answers)) if request.covering else ()
         if merged.rows is not None and not request.with_records:
-            return ScanPage(merged.rows, merged.horizon)
+            return ScanPage(merged.rows, merged.horizon, covering=covering)
         if merged.rows is not None and len({answer.records for answer in answers.values()}) == 1:
-            return ScanPage(merged.rows, merged.horizon, next(iter(answers.values())).records)
+            return ScanPage(merged.rows, merged.horizon, next(iter(answers.values())).records, covering)
         rows = {row.name: row for row in (decode_rows(merged.rows) if merged.rows is not None else merged.decided)}
         if merged.open:
-            look = self._engine.settle if request.settle else self._engine.read
+            look = self._engine.settle if request.settle or request.covering else self._engine.read
             states = await look(merged.open, deadline - self._engine.loop.time(), request.fence)
             for name, state in zip(merged.open, states, strict=True):
                 if state is not None:
@@ -63,16 +65,16 @@ class Scanner:
             following = ordered[request.limit].name
             del ordered[request.limit :]
         if not request.with_records:
-            return ScanPage(encode_rows(ordered), following)
+            return ScanPage(encode_rows(ordered), following, covering=covering)
         records = await self._records(ordered, list(answers.values()), deadline)
-        return ScanPage(encode_rows(ordered), following, encode_records(records))
+        return ScanPage(encode_rows(ordered), following, encode_records(records), covering)
 
     async def _ask(self, request: ScanRequest, deadline: float) -> dict[int, ScanAnswer]:
         """A quorum's answers, all under the configuration that is in force when this returns."""
         engine = self._engine
         while True:
             membership = engine.membership
-            answers = await self._ask_all(request, deadline)
+            answers = await (self._ask_covering if request.covering else self._ask_all)(request, deadline)
             if engine.membership is membership and engine.quorums.is_quorum(answers):
                 return answers
             if engine.loop.time() >= deadline:
@@ -113,6 +115,31 @@ class Scanner:
         if failed is not None:
             raise failed
         raise NoQuorum("no majority of the nodes answered the listing in time; try again")
+
+    async def _ask_covering(self, request: ScanRequest, deadline: float) -> dict[int, ScanAnswer]:
+        """What those answer who are to be covered: all of them, unless some make a quorum and the rest is late."""
+        engine = self._engine
+
+        async def ask_one(acceptor: int) -> ScanAnswer | None:
+            try:
+                return await self._ask_one(acceptor, request, deadline)
+            except StoreError:
+                return None
+
+        members = set(engine.quorums.members)
+        covering = members.intersection(request.covering)
+        if not engine.quorums.is_quorum(covering):
+            raise NoQuorum("too few of the nodes that were followed are left: read everything anew")
+        questions = {acceptor: ask_one(acceptor) for acceptor in covering}
+
+        def enough(answers: dict[int, ScanAnswer]) -> bool:
+            return engine.quorums.is_quorum(answers)
+
+        membership = engine.membership
+        answers = await gather(questions, enough, BEGINNING_LINGER_S)
+        if engine.membership is membership and not enough(answers):
+            raise NoQuorum("no majority of the nodes that were followed answered in time; try again")
+        return answers
 
     async def _ask_one(self, acceptor: int, request: ScanRequest, deadline: float) -> ScanAnswer:
         """One acceptor's page, asked for again while it cannot be reached or is in another configuration.

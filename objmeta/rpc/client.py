@@ -38,7 +38,17 @@ from objmeta.errors import (
     Unavailable,
     UnknownOutcome,
 )
-from objmeta.interfaces import ChangeReply, ChangeRequest, Collected, Cycle, MembersStatus, ScanPage, StoreStatus
+from objmeta.interfaces import (
+    ChangedNames,
+    ChangeReply,
+    ChangeRequest,
+    Collected,
+    Cycle,
+    MembersStatus,
+    ScanPage,
+    StoreStatus,
+    Watermarks,
+)
 from objmeta.model.changes import ModelChange
 from objmeta.rpc import wire
 from objmeta.rpc.link import SILENT_TICKS, Call, Condition, NodeLink
@@ -143,6 +153,12 @@ class RemoteRegisters:
         result = await self._perform(wire.ScanNames(request), request.start, timeout_s)
         assert isinstance(result, wire.Page)
         return result.page
+
+    async def changes(self, since: Watermarks | None, limit: int, timeout_s: float) -> ChangedNames:
+        """See :class:`objmeta.interfaces.Registers`."""
+        result = await self._perform(wire.AskChanges(since, limit), b"", timeout_s)
+        assert isinstance(result, wire.Followed)
+        return result.changed
 
     async def raise_term(self, scope: bytes, term: int, timeout_s: float) -> None:
         """See :class:`objmeta.interfaces.Registers`."""

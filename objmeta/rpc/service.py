@@ -159,6 +159,8 @@ class ClientService:
                 return wire.Records(await self._door.registers().records(name, refs, timeout_s, with_data))
             case wire.ScanNames(request=scan):
                 return wire.Page(await self._door.registers().scan(scan, timeout_s))
+            case wire.AskChanges(since, limit):
+                return wire.Followed(await self._door.registers().changes(since, limit, timeout_s))
             case wire.RaiseScope(scope, term):
                 await self._door.registers().raise_term(scope, term, timeout_s)
                 return wire.Raised()

@@ -22,6 +22,7 @@ from objmeta.core.inventory import ChangesRequest, DigestRequest, Digests, Inven
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, Reply, Request, State
 from objmeta.interfaces import (
+    ChangedNames,
     ChangeProgress,
     ChangeReply,
     Changes,
@@ -31,6 +32,7 @@ from objmeta.interfaces import (
     NodeStatus,
     ScanPage,
     StoreStatus,
+    Watermarks,
 )
 from objmeta.model.changes import ModelChange
 
@@ -271,6 +273,13 @@ class BeginCycle(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False)
     wait_s: float
 
 
+class AskChanges(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
+    """``Registers.changes``."""
+
+    since: Watermarks | None
+    limit: int
+
+
 Operation = (
     ReadNames
     | ChangeName
@@ -282,6 +291,7 @@ Operation = (
     | ChangeMembers
     | Collect
     | BeginCycle
+    | AskChanges
 )
 
 
@@ -343,8 +353,25 @@ class CycleBegun(msgspec.Struct, frozen=True, array_like=True, tag=10, gc=False)
     cycle: Cycle
 
 
+class Followed(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
+    """Answer to :class:`AskChanges`."""
+
+    changed: ChangedNames
+
+
 Result = (
-    Failure | States | Changed | Records | Page | Raised | Health | Members | MembersChanging | Collection | CycleBegun
+    Failure
+    | States
+    | Changed
+    | Records
+    | Page
+    | Raised
+    | Health
+    | Members
+    | MembersChanging
+    | Collection
+    | CycleBegun
+    | Followed
 )
 
 

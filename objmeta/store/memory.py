@@ -201,12 +201,12 @@ class MemoryStore:
         return digests(self, request)
 
     def changes(self, since: int, limit: int) -> Changes:
-        newest = self._pruned + len(self._view.changes)
+        newest, epoch = self._pruned + len(self._view.changes), self.configuration.epoch
         if not self._pruned <= since <= newest:
-            return Changes((), newest, reload=True)
+            return Changes((), newest, True, newest, epoch)
         at = since - self._pruned
         changed = self._view.changes[at : at + max(1, limit)]
-        return Changes(tuple(dict.fromkeys(changed)), since + len(changed))
+        return Changes(tuple(dict.fromkeys(changed)), since + len(changed), False, newest, epoch)
 
     def count(self) -> int:
         return len(self._view.rows)

@@ -122,6 +122,8 @@ class _Page:
 def page(snapshot: Snapshot, request: ScanRequest) -> ScanAnswer:
     """One page of registers that have an accepted value (see the module's text)."""
     building = _Page(snapshot, request)
+    if request.names:
+        return building.answer(_named(building, snapshot, request.names))
     covered = _by_prefix(building, snapshot, request) if request.delimiter else _plain(building, snapshot, request)
     return building.answer(covered)
 
@@ -139,6 +141,14 @@ def _plain(building: _Page, snapshot: Snapshot, request: ScanRequest) -> bytes:
         if len(rows) < chunk:
             return END
         start = _after(last)
+
+
+def _named(building: _Page, snapshot: Snapshot, names: Sequence[bytes]) -> bytes:
+    for name in names:
+        for row in snapshot.rows(name, _after(name), 1):
+            if not building.add(row, _PLAIN):
+                return name
+    return END
 
 
 def _by_prefix(building: _Page, snapshot: Snapshot, request: ScanRequest) -> bytes:

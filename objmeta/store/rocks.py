@@ -189,11 +189,11 @@ class RocksStore:
 
     def changes(self, since: int, limit: int) -> Changes:
         def question(view: View) -> Changes:
-            position = view.position
+            position, epoch = view.position, view.membership.configuration.epoch
             if not position.changes_pruned <= since <= position.changes:
-                return Changes((), position.changes, reload=True)
+                return Changes((), position.changes, True, position.changes, epoch)
             names = view.changed(since, max(1, limit))
-            return Changes(tuple(dict.fromkeys(names)), since + len(names))
+            return Changes(tuple(dict.fromkeys(names)), since + len(names), False, position.changes, epoch)
 
         return self._reads(question)
 

@@ -170,14 +170,17 @@ class SqliteStore:
 
     def changes(self, since: int, limit: int) -> Changes:
         def question(cursor: sqlite3.Cursor) -> Changes:
+            epoch = self._begin_view(cursor).membership.configuration.epoch
             oldest, newest = _change_numbers(cursor)
+            reload = Changes((), newest, True, newest, epoch)
             if not oldest - 1 <= since <= newest:
-                return Changes((), newest, reload=True)
+                return reload
             rows = cursor.execute(_SELECT_CHANGES, (since, max(1, limit))).fetchall()
             for expected, (number, name, checksum) in enumerate(rows, since + 1):
                 if number != expected or not agrees(checksum, crc32, name):
-                    return Changes((), newest, reload=True)  # it is damaged: what changed can no longer be told
-            return Changes(tuple(dict.fromkeys(name for _, name, _ in rows)), since + len(rows))
+                    return reload  # it is damaged: what changed can no longer be told
+            names = tuple(dict.fromkeys(name for _, name, _ in rows))
+            return Changes(names, since + len(rows), False, newest, epoch)
 
         return self._reads(question)
 

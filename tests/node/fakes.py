@@ -14,6 +14,7 @@ from objmeta.core.listing import ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, State
 from objmeta.errors import Conflict, Unavailable
 from objmeta.interfaces import (
+    ChangedNames,
     ChangeReply,
     ChangeRequest,
     Collected,
@@ -22,6 +23,7 @@ from objmeta.interfaces import (
     Registers,
     ScanPage,
     StoreStatus,
+    Watermarks,
 )
 from objmeta.model.changes import SetValue
 from objmeta.rpc import wire
@@ -112,6 +114,9 @@ class FakeNode:
 
     async def scan(self, request: ScanRequest, timeout_s: float) -> ScanPage:
         return ScanPage(request.start, b"")
+
+    async def changes(self, since: Watermarks | None, limit: int, timeout_s: float) -> ChangedNames:
+        return ChangedNames((b"a",), since or Watermarks(b"s" * 16, 1, ((1, limit),)))
 
     async def raise_term(self, scope: bytes, term: int, timeout_s: float) -> None:
         if self.error is not None:

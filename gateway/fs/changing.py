@@ -11,48 +11,52 @@ import contextlib
 import errno
 from collections.abc import AsyncIterator, Coroutine
 from glob import has_magic
-from typing import Any, Final
+from typing import Any
 
 from fsspec.asyn import _run_coros_in_chunks
 
+from gateway.data import moving
 from gateway.fs.blocking import blocking
+from gateway.fs.conditions import terms
+from gateway.fs.describing import Describing
 from gateway.fs.entries import DIRECTORY_TYPE, Name
-from gateway.fs.listing import Listing
 from gateway.fs.oserrors import oserrors
 from objmeta.errors import AlreadyExists, InvalidArgument, NoSuchBucket, NoSuchKey, NotFound, PreconditionFailed
 
-ATTEMPTS_MAX: Final = 20
-"""How often a move starts again because somebody wrote to its source meanwhile."""
 
-
-class Changing(Listing):
+class Changing(Describing):
     """The part of the file system that changes names."""
 
-    def _file_name(self, path: str) -> Name:
-        """What a path names, if a file can be written there."""
-        name = self._name(path)
-        if not name.key:
-            raise IsADirectoryError(errno.EISDIR, "a file needs a name inside a bucket", name.path)
-        if name.version_id:
-            raise PermissionError(errno.EPERM, "a version never changes; write to the path without it", name.path)
-        return name
-
-    async def _touch(self, path: str, truncate: bool = True, **kwargs: Any) -> None:
+    async def _touch(
+        self,
+        path: str,
+        truncate: bool = True,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Make an empty file; with ``truncate=False`` an existing one keeps its content and gets a new time."""
         name = self._file_name(path)
+        asked = terms(if_match=if_match, if_none_match=if_none_match)
         with oserrors(name.path):
-            client = (await self.store()).client
-            if truncate:
-                await client.put_object(name.bucket, name.key, data=b"")
+            store = await self.store()
+            asked = await self._settled(asked, name)
+            if truncate or asked.if_absent:
+                await store.client.put_object(name.bucket, name.key, data=b"", **asked.conditions)
                 return
-            try:
-                await client.put_object(name.bucket, name.key, data=b"", if_absent=True)
-            except AlreadyExists:
-                current = await client.head_object(name.bucket, name.key)
-                with contextlib.suppress(PreconditionFailed):  # somebody else just wrote: the time is new
-                    await (await self.store()).copy(
-                        name.bucket, name.key, name.bucket, name.key, if_version=current.version_id
+            wanted = asked.if_version
+            # that somebody is quicker matters to nobody who did not ask: the file is there, and its time is new
+            with contextlib.suppress(*(() if wanted else (PreconditionFailed,))):
+                try:
+                    version = await store.client.get_object(name.bucket, name.key)
+                except NoSuchKey:
+                    await store.client.put_object(
+                        name.bucket, name.key, data=b"", if_absent=not wanted, if_version=wanted
                     )
+                    return
+                if wanted not in (None, version.version_id):
+                    raise PreconditionFailed(f"the current version of {name.path!r} is {version.version_id}")
+                await store.copy_version(version, name.bucket, name.key, if_version=version.version_id)
 
     # -- Copying and moving -------------------------------------------------------------------------------------------
 
@@ -70,9 +74,16 @@ class Changing(Listing):
         await super()._copy(path1, path2, recursive=recursive, **kwargs)
 
     async def _cp_file(
-        self, path1: str, path2: str, move: bool = False, version_id: str | None = None, **kwargs: Any
+        self,
+        path1: str,
+        path2: str,
+        move: bool = False,
+        version_id: str | None = None,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        """Copy one file by name; of a directory, its marker if it has one."""
+        """Copy one file by name; of a directory, its marker if it has one. The conditions are about ``path2``."""
         source, target = self._name(path1, version_id), self._name(path2)
         if source == target:
             return
@@ -81,28 +92,18 @@ class Changing(Listing):
                 if not source.key:
                     raise NoSuchKey(f"{source.path!r} is a bucket")
                 target = self._file_name(path2)
+                if move and source.version_id:
+                    raise InvalidArgument("a version cannot be moved; copy it, or move the path without it")
+                asked = await self._settled(terms(if_match=if_match, if_none_match=if_none_match), target)
+                store = await self.store()
+                names = (source.bucket, source.key, target.bucket, target.key)
                 if move:
-                    await self._move_object(source, target)
+                    await moving.move(store, *names, **asked.conditions)
                 else:
-                    store = await self.store()
-                    await store.copy(source.bucket, source.key, target.bucket, target.key, version_id=source.version_id)
+                    await store.copy(*names, version_id=source.version_id, **asked.conditions)
             except NoSuchKey:
                 if not await self._copy_marker(source, target, move):
                     raise
-
-    async def _move_object(self, source: Name, target: Name) -> None:
-        """Copy, then delete what was copied. Who writes to the source in between is not lost: it is copied again."""
-        store = await self.store()
-        client = store.client
-        if source.version_id:
-            raise InvalidArgument("a version cannot be moved; copy it, or move the path without it")
-        for _ in range(ATTEMPTS_MAX):
-            current = await client.head_object(source.bucket, source.key)
-            await store.copy(source.bucket, source.key, target.bucket, target.key)
-            with contextlib.suppress(PreconditionFailed):
-                await client.delete_object(source.bucket, source.key, if_version=current.version_id)
-                return
-        raise PreconditionFailed(f"{source.path!r} was written to all the time; it was copied and not removed")
 
     async def _copy_marker(self, source: Name, target: Name, move: bool) -> bool:
         """Copy the marker of a directory. False if there is no such directory."""
@@ -120,7 +121,8 @@ class Changing(Listing):
         return True
 
     async def _mv_file(self, path1: str, path2: str, **kwargs: Any) -> None:
-        await self._cp_file(path1, path2, move=True)
+        """Move one file; ``gateway.data.moving`` says what that promises."""
+        await self._cp_file(path1, path2, move=True, **kwargs)
 
     async def _mv(
         self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any
@@ -136,7 +138,8 @@ class Changing(Listing):
                 raise OSError(errno.EINVAL, "a directory cannot be moved into itself", source.path)
             if not recursive and not has_magic(path1) and await self._isdir(path1):
                 raise IsADirectoryError(errno.EISDIR, "moving a directory takes recursive=True", source.path)
-        await self._copy(path1, path2, recursive=recursive, maxdepth=maxdepth, on_error="raise", move=True)
+        options = {**kwargs, "maxdepth": maxdepth, "on_error": "raise", "move": True}
+        await self._copy(path1, path2, recursive=recursive, **options)
         if whole_bucket:
             await self._rmdir(path1)
 
@@ -144,18 +147,22 @@ class Changing(Listing):
 
     # -- Removing -----------------------------------------------------------------------------------------------------
 
-    async def _rm_file(self, path: str, **kwargs: Any) -> None:
+    async def _rm_file(self, path: str, if_match: str | None = None, **kwargs: Any) -> None:
         """Hide one file behind a delete marker; its versions stay. With ``?versionId=``, remove that one for good."""
         name = self._name(path)
+        asked = terms(if_match=if_match)
         if not name.key:
             raise IsADirectoryError(errno.EISDIR, "removing a bucket takes rmdir or recursive=True", name.path)
         with oserrors(name.path):
             client = (await self.store()).client
             if name.version_id:
+                if if_match is not None:
+                    raise InvalidArgument("a version is removed by its id alone, so if_match has no meaning for it")
                 await client.remove_version(name.bucket, name.key, name.version_id)
                 return
+            asked = await self._settled(asked, name)
             try:
-                await client.delete_object(name.bucket, name.key)
+                await client.delete_object(name.bucket, name.key, if_version=asked.if_version)
             except NoSuchKey as missing:
                 await self._refuse_directory(name, missing)
                 raise
@@ -172,12 +179,16 @@ class Changing(Listing):
         batch_size: int | None = None,
         maxdepth: int | None = None,
         versions: bool = False,
+        if_match: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Remove files, and directories if ``recursive``; ``versions`` removes their whole history for good.
 
+        ``if_match`` is for files by name: only where that is current.
         A bucket goes only if no history is left in it; else it stays, without files, and the error says so.
         """
+        if if_match is not None and (recursive or versions):
+            raise ValueError("if_match is about one version of one file: not with recursive or versions")
         batch_size = batch_size or self.batch_size
         for each in await self._expand_path(path):
             name = self._name(each)
@@ -187,7 +198,7 @@ class Changing(Listing):
             elif recursive or versions:
                 await self._rm_all(name, recursive, versions, batch_size)
             else:
-                await self._rm_file(each)
+                await self._rm_file(each, if_match=if_match)
 
     async def _rm_all(self, name: Name, recursive: bool, versions: bool, batch_size: int | None) -> None:
         if not name.bucket:

@@ -2,7 +2,7 @@
 
 A path is ``bucket/key``.  A version is pinned at its end by ``?versionId=<id>`` (as s3fs writes it) or ``#<id>`` (as
 gcsfs does), where ``<id>`` has 32 hexadecimal digits; every other ``?``, ``#``, ``%``, ``*`` or ``[`` is part of
-the key.  A key that ends with ``/`` is the marker of a directory.
+the key, and with ``version_aware=False`` these are as well.  A key that ends with ``/`` is the marker of a directory.
 """
 
 from __future__ import annotations
@@ -41,10 +41,13 @@ class Name:
         return f"{self.key}/" if self.key else ""
 
 
-def parse(stripped: str, version_id: str | None = None) -> Name:
-    """Read a path without protocol; an explicit ``version_id`` goes before one in the path."""
+def parse(stripped: str, version_id: str | None = None, version_aware: bool = True) -> Name:
+    """Read a path without protocol; an explicit ``version_id`` goes before one in the path.
+
+    Unless ``version_aware`` all of the path is bucket and key.
+    """
     bucket, _, key = stripped.partition("/")
-    pinned = _VERSION.search(key)
+    pinned = _VERSION.search(key) if version_aware else None
     if pinned is not None:
         key = key[: pinned.start()]
         version_id = version_id or pinned[1]
@@ -69,15 +72,23 @@ def bucket_entry(bucket: Bucket) -> Entry:
 
 
 def file_entry(found: ObjectSummary) -> Entry:
-    """The entry of one version of an object; of a whole version it says more than of a listing's summary."""
+    """The entry of one version of an object; of a whole version it says more than of a listing's summary.
+
+    A version is made once and never changes, so ``created`` and ``mtime`` are the same.  Some things have two names:
+    ours, and those under which s3fs has them.
+    """
+    seconds = found.modified_us / 1e6
     entry: Entry = {
         "name": f"{found.bucket}/{found.key}",
         "size": found.size,
         "type": "file",
         "etag": found.etag,
+        "ETag": found.etag,
         "version_id": found.version_id,
+        "VersionId": found.version_id,
         "sequence": found.sequence,
-        "mtime": found.modified_us / 1e6,
+        "mtime": seconds,
+        "created": seconds,
         "LastModified": found.modified,
     }
     if isinstance(found, ObjectVersion):

@@ -8,8 +8,9 @@ Rules.
 * Directories are markers (``dir/``, made by mkdir) or implied by keys. ``a`` and ``a/b`` may coexist: then ``a`` is a
   file to everything that takes a name, and a directory to ``ls``, ``find`` and ``walk``.
 
-Here are opening, reading and writing; what only looks is in ``listing``, what changes names in ``changing``,
-handles in ``readers`` and ``writers``, names and entries in ``entries``.
+Here are the store, reading and writing; what only looks is in ``listing``, what says what a file is in ``describing``,
+what changes names in ``changing``, opening in ``opening``, handles in ``readers``, ``writers`` and ``streams``, names
+and entries in ``entries``, conditions in ``conditions``, storage options in ``options``.
 """
 
 from __future__ import annotations
@@ -17,47 +18,41 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import errno
-import io
 import os
 import weakref
 from collections.abc import Coroutine, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fsspec.asyn import _run_coros_in_chunks, get_loop
 from fsspec.callbacks import DEFAULT_CALLBACK
-from fsspec.compression import compr
-from fsspec.core import get_compression
-from fsspec.utils import isfilelike, tokenize
+from fsspec.utils import isfilelike
 
+from gateway.fs import options
 from gateway.fs.blocking import add_blocking_methods, blocking, outcome, start
-from gateway.fs.changing import Changing
-from gateway.fs.entries import Entry, version_entry
+from gateway.fs.conditions import terms
 from gateway.fs.instances import Environment, PerThread
+from gateway.fs.opening import Opening
 from gateway.fs.oserrors import oserrors
-from gateway.fs.readers import Reader
-from gateway.fs.writers import CompressedWriter, Terms, TextWriter, Writer
-from objmeta import Cluster, ObjectVersion, connect_async
-from objmeta.errors import AlreadyExists, ForkedClient, InvalidArgument, NoSuchKey, PreconditionFailed
+from objmeta import AsyncClient, Cluster, ObjectVersion
+from objmeta.errors import ForkedClient
 
 if TYPE_CHECKING:
     from gateway.data.transfer import Store
 
-BLOCK_BYTES: Final = 4 << 20
-"""How much a writing handle gathers before it passes it on."""
-
 _T = TypeVar("_T")
 
 
-class ObjmetaFileSystem(Changing):
+class ObjmetaFileSystem(Opening):
     """Files in an objmeta store.
 
     ``path`` is the directory of an embedded store, ``disks`` are those of one over several disks, ``endpoints`` the
     nodes of a cluster (``"host:port,host:port"`` or a list), ``timeout_s`` how long one operation may take, in seconds.
-    Without any, the settings decide as they do for :func:`objmeta.connect`.  Instances are cached, picklable, and
-    usable from any thread; an embedded one also after a fork, while one of a cluster refuses in a forked child (start
-    workers by spawn or forkserver).
+    Without any, the settings decide as they do for :func:`objmeta.connect`, whose other settings may be given as well.
+    ``batch_size`` is how much is done at a time.  With ``version_aware=False`` paths name no versions: all of a path is
+    the key.  Instances are cached, picklable, and usable from any thread; an embedded one also after a fork, while one
+    of a cluster refuses in a forked child (start workers by spawn or forkserver).
+
+    Raises OSError (EINVAL) for an option that is unknown, bad, or contradicts another.
     """
 
     protocol = "objmeta"
@@ -73,31 +68,30 @@ class ObjmetaFileSystem(Changing):
         endpoints: str | Sequence[str] | None = None,
         timeout_s: float | str | None = None,
         *,
-        disks: Sequence[str | os.PathLike[str]] | None = None,
+        disks: str | Sequence[str | os.PathLike[str]] | None = None,
+        version_aware: bool | str | None = None,
         asynchronous: bool = False,
         loop: asyncio.AbstractEventLoop | None = None,
-        batch_size: int | None = None,
-        **options: Any,
+        batch_size: int | str | None = None,
+        **settings: Any,
     ) -> None:
-        if sum(map(bool, (path, endpoints, disks))) > 1:
-            with oserrors():
-                raise InvalidArgument(
-                    "a store is a directory (path), several (disks) or a cluster (endpoints), only one of them"
-                )
-        nodes = endpoints if isinstance(endpoints, str) or endpoints is None else ",".join(endpoints)
+        given = {"path": path, "endpoints": endpoints, "timeout_s": timeout_s, "disks": disks, **settings}
         with oserrors():
-            client = connect_async(
-                (os.path.abspath(path) if path else nodes) or None,
-                disks=disks or None,
-                timeout_s=None if timeout_s is None else float(timeout_s),
-            )
-        self.location = client.location
-        self.timeout_s = client.timeout_s
+            found = options.settings(given)
+            self.version_aware = options.flag("version_aware", version_aware, default=True)
+            asynchronous = options.flag("asynchronous", asynchronous)
+            at_a_time = options.batch_size(batch_size, found)
+        self._settings = found.settings
+        self.location = AsyncClient(found.settings).location
         self._stores: dict[asyncio.AbstractEventLoop, asyncio.Task[Store]] = {}
-        options = {**options, "use_listings_cache": False}
-        super().__init__(asynchronous=asynchronous, loop=loop, batch_size=batch_size, **options)
+        super().__init__(asynchronous=asynchronous, loop=loop, batch_size=at_a_time, use_listings_cache=False)
         add_blocking_methods(self)
         self._finalizer = _finalizer(self, self._stores)
+
+    @property
+    def timeout_s(self) -> float:
+        """How long one operation may take, in seconds."""
+        return self._settings.timeout_s
 
     # -- The store, and the loop it lives on --------------------------------------------------------------------------
 
@@ -123,7 +117,8 @@ class ObjmetaFileSystem(Changing):
     async def _open_store(self) -> Store:
         from gateway.data.transfer import open_store_at
 
-        return await open_store_at(self.location, timeout_s=self.timeout_s)
+        settings = self._settings
+        return await open_store_at(self.location, timeout_s=settings.timeout_s, failover_s=settings.failover_s)
 
     def _after_fork(self) -> None:
         if isinstance(self.location, Cluster) and self._stores:
@@ -170,19 +165,6 @@ class ObjmetaFileSystem(Changing):
 
     # -- Reading ------------------------------------------------------------------------------------------------------
 
-    async def _version(self, path: str, version_id: str | None = None) -> ObjectVersion:
-        """The version that a path names now, with its manifest."""
-        name = self._name(path, version_id)
-        if not name.key:
-            raise IsADirectoryError(errno.EISDIR, "this is a directory, not a file", name.path)
-        with oserrors(name.path):
-            try:
-                return await (await self.store()).resolved(await self._get_object(name, with_data=True))
-            except NoSuchKey as missing:
-                if name.version_id is None and await self._is_directory(name):
-                    raise IsADirectoryError(errno.EISDIR, "this is a directory, not a file", name.path) from missing
-                raise
-
     async def _read_version(self, version: ObjectVersion, start: int, stop: int) -> bytes:
         with oserrors(f"{version.bucket}/{version.key}"):
             return await (await self.store()).read(version, start, stop)
@@ -216,24 +198,48 @@ class ObjmetaFileSystem(Changing):
         on_error: str = "return",
         **kwargs: Any,
     ) -> list[Any]:
-        """Parts of files; all parts of one file are of the same version."""
+        """Parts of files; all parts of one file are of the same version.
+
+        Parts between which there are at most ``max_gap`` bytes are read as one.
+        """
         if not isinstance(paths, list):
             raise TypeError("paths must be a list")
         begins = list(starts) if isinstance(starts, Sequence) else [starts] * len(paths)
         stops = list(ends) if isinstance(ends, Sequence) else [ends] * len(paths)
         if len(begins) != len(paths) or len(stops) != len(paths):
             raise ValueError("paths, starts and ends differ in length")
-        versions = {path: asyncio.ensure_future(self._version(path)) for path in dict.fromkeys(paths)}
+        if max_gap is not None and max_gap < 0:
+            raise ValueError(f"max_gap is a number of bytes, at least 0, not {max_gap}")
+        wanted: dict[str, list[int]] = {}
+        for index, path in enumerate(paths):
+            wanted.setdefault(path, []).append(index)
+        found: list[Any] = [None] * len(paths)
 
-        async def part(path: str, start: int | None, stop: int | None) -> bytes:
-            return await self._slice(await versions[path], start, stop)
+        async def part(version: ObjectVersion, begin: int, stop: int, indexes: list[int]) -> None:
+            try:
+                data = await self._slice(version, begin, stop)
+            except Exception as failure:
+                for index in indexes:
+                    found[index] = failure
+                return
+            for index in indexes:
+                low, high, _ = slice(begins[index], stops[index]).indices(version.size)
+                found[index] = data[low - begin : high - begin] if low < high else b""
 
-        found: list[Any] = await _run_coros_in_chunks(
-            [part(*each) for each in zip(paths, begins, stops, strict=True)],
-            batch_size=batch_size or self.batch_size,
-            nofiles=True,
-            return_exceptions=True,
-        )
+        async def file(path: str) -> list[Coroutine[Any, Any, None]]:
+            indexes = wanted[path]
+            try:
+                version = await self._version(path)
+            except Exception as failure:
+                for index in indexes:
+                    found[index] = failure
+                return []
+            spans = [(*slice(begins[index], stops[index]).indices(version.size)[:2], index) for index in indexes]
+            return [part(version, *each) for each in merged(spans, max_gap)]
+
+        options = {"batch_size": batch_size or self.batch_size, "nofiles": True}
+        files = await _run_coros_in_chunks([file(path) for path in wanted], **options)
+        await _run_coros_in_chunks([each for parts in files for each in parts], **options)
         failed = next((each for each in found if isinstance(each, BaseException)), None)
         if failed is not None and on_error != "return":
             raise failed
@@ -293,9 +299,10 @@ class ObjmetaFileSystem(Changing):
     ) -> None:
         """Set the bytes of a file; the other arguments as for :meth:`open`."""
         name = self._file_name(path)
-        terms = _terms(mode == "create", content_type, metadata, if_match, if_none_match)
+        asked = terms(mode == "create", content_type, metadata, if_match, if_none_match)
         with oserrors(name.path):
-            await (await self.store()).put_stream(name.bucket, name.key, bytes(value), **_arguments(terms))
+            asked = await self._settled(asked, name)
+            await (await self.store()).put_stream(name.bucket, name.key, bytes(value), **asked.arguments)
 
     async def _put_file(
         self,
@@ -315,134 +322,12 @@ class ObjmetaFileSystem(Changing):
             await self._makedirs(rpath, exist_ok=True)
             return
         name = self._file_name(rpath)
-        terms = _terms(mode == "create", content_type, metadata, if_match, if_none_match)
+        asked = terms(mode == "create", content_type, metadata, if_match, if_none_match)
         callback.set_size(size)
         with oserrors(name.path):
+            asked = await self._settled(asked, name)
             store = await self.store()
-            await store.put_file(name.bucket, name.key, lpath, progress=callback.relative_update, **_arguments(terms))
-
-    # -- Opening ------------------------------------------------------------------------------------------------------
-
-    def open(
-        self,
-        path: str,
-        mode: str = "rb",
-        block_size: int | None = None,
-        cache_options: Any = None,
-        compression: str | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Open a file: ``r``, ``w``, ``x`` or ``a``, text or with ``b`` bytes; see fsspec for the other arguments.
-
-        ``version_id`` opens an old version for reading.  For writing there are ``content_type``, ``metadata``,
-        ``if_match`` (the version that must be current at the close) and ``if_none_match="*"`` (there must be none).
-        """
-        if mode.strip("bt") == "r" or ("b" in mode and compression is None):
-            return super().open(path, mode, block_size, cache_options, compression, **kwargs)
-        text = {each: kwargs.pop(each) for each in ("encoding", "errors", "newline") if each in kwargs}
-        kind = mode.replace("t", "").replace("b", "")
-        handle = super().open(path, f"{kind}b", block_size, cache_options, None, **kwargs)
-        if compression is not None:
-            codec = compr[get_compression(self._strip_protocol(path), compression)]
-            handle = CompressedWriter(codec(handle, mode=kind), handle)
-        return handle if "b" in mode else TextWriter(handle, **text)
-
-    def _open(
-        self,
-        path: str,
-        mode: str = "rb",
-        block_size: int | None = None,
-        autocommit: bool = True,
-        version_id: str | None = None,
-        content_type: str = "",
-        metadata: Mapping[str, str] | None = None,
-        if_match: str | None = None,
-        if_none_match: str | None = None,
-        **kwargs: Any,
-    ) -> Reader | Writer:
-        kind = mode.replace("b", "")
-        if kind == "r":
-            version = self.wait(self.submit(self._version(path, version_id)))
-            return Reader(self, self._strip_protocol(path), version, block_size)
-        if kind not in ("w", "x", "a"):
-            raise io.UnsupportedOperation(
-                f"mode {mode!r} is not offered: objects are replaced as a whole or appended to (rb, wb, xb, ab)"
-            )
-        name = self._file_name(path)
-        terms = _terms(kind == "x", content_type, metadata, if_match, if_none_match)
-        base = self.wait(self.submit(self._writable(name.path, kind, terms)))
-        if kind == "a":
-            terms = Terms(
-                content_type or (base.content_type if base else ""),
-                dict(metadata) if metadata is not None else dict(base.metadata) if base else None,
-                if_absent=base is None,
-                if_version=base.version_id if base else None,
-            )
-        return Writer(self, name, mode, terms, base=base, block_size=block_size or BLOCK_BYTES, autocommit=autocommit)
-
-    async def _writable(self, path: str, kind: str, terms: Terms) -> ObjectVersion | None:
-        """Fail at open where the close would fail anyway; what to append to, if that is wanted."""
-        name = self._name(path)
-        with oserrors(name.path):
-            client = (await self.store()).client
-            try:
-                current = await client.head_object(name.bucket, name.key)
-            except NoSuchKey:
-                if terms.if_version:
-                    raise
-                return None
-            if terms.if_absent:
-                raise AlreadyExists(f"object {name.key!r} exists already in bucket {name.bucket!r}")
-            if terms.if_version not in (None, current.version_id):
-                raise PreconditionFailed(
-                    f"the current version of {name.path!r} is {current.version_id}, not {terms.if_version}"
-                )
-            return await client.get_object(name.bucket, name.key) if kind == "a" else None
-
-    # -- What identifies content --------------------------------------------------------------------------------------
-
-    async def _ukey(self, path: str) -> str:
-        """The id of the version: it changes whenever the file does."""
-        entry = await self._info(path)
-        return str(entry.get("version_id") or tokenize(entry))
-
-    async def _checksum(self, path: str) -> int:
-        """The same as a number."""
-        return int(await self._ukey(path), 16)
-
-    async def _modified(self, path: str) -> datetime:
-        """When the current version was committed, in UTC."""
-        entry = await self._info(path)
-        if "mtime" not in entry:
-            raise IsADirectoryError(errno.EISDIR, "a directory that keys imply has no time", entry["name"])
-        return datetime.fromtimestamp(entry["mtime"], UTC)
-
-    async def _created(self, path: str) -> datetime:
-        """When the oldest version that is left was committed (of a bucket: when it was made), in UTC."""
-        entry = await self._info(path)
-        if entry["type"] == "directory":
-            return await self._modified(path)
-        name = self._name(path)
-        with oserrors(name.path):
-            history = await (await self.store()).client.versions(name.bucket, name.key)
-        return history[-1].modified
-
-    async def _object_version_info(self, path: str, **kwargs: Any) -> list[Entry]:
-        """All versions of a file, newest first, delete markers included."""
-        name = self._name(path)
-        with oserrors(name.path):
-            return [version_entry(each) for each in await (await self.store()).client.versions(name.bucket, name.key)]
-
-    async def _sign(self, path: str, expiration: int = 100, **kwargs: Any) -> str:
-        """Not offered: there is no HTTP server that a signed URL could name."""
-        raise NotImplementedError("objmeta has no HTTP server, so there is no URL to sign; copy the file with get()")
-
-    ukey = blocking(_ukey)
-    checksum = blocking(_checksum)
-    modified = blocking(_modified)
-    created = blocking(_created)
-    object_version_info = blocking(_object_version_info)
-    sign = blocking(_sign)
+            await store.put_file(name.bucket, name.key, lpath, progress=callback.relative_update, **asked.arguments)
 
 
 _Stores = dict[asyncio.AbstractEventLoop, "asyncio.Task[Store]"]
@@ -471,26 +356,16 @@ def _close_stores(pid: int, stores: _Stores) -> None:
     stores.clear()
 
 
-def _terms(
-    create: bool,
-    content_type: str,
-    metadata: Mapping[str, str] | None,
-    if_match: str | None,
-    if_none_match: str | None,
-) -> Terms:
-    """The conditions and properties of a write, from the words that fsspec and HTTP have for them."""
-    if if_none_match not in (None, "*"):
-        raise ValueError("if_none_match may only be '*': that there is no such file")
-    return Terms(
-        content_type,
-        None if metadata is None else dict(metadata),
-        if_absent=create or if_none_match == "*",
-        if_version=if_match,
-    )
-
-
-def _arguments(terms: Terms) -> dict[str, Any]:
-    return {each: getattr(terms, each) for each in ("content_type", "metadata", "if_absent", "if_version")}
+def merged(spans: Sequence[tuple[int, int, int]], max_gap: int | None) -> list[tuple[int, int, list[int]]]:
+    """Ranges (begin, end, number) joined where they overlap or are at most ``max_gap`` bytes apart; None: never."""
+    found: list[tuple[int, int, list[int]]] = []
+    for begin, end, number in sorted(spans):
+        if found and max_gap is not None and begin <= found[-1][1] + max_gap:
+            first, last, numbers = found[-1]
+            found[-1] = (first, max(last, end), [*numbers, number])
+        else:
+            found.append((begin, end, [number]))
+    return found
 
 
 def _local_size(path: str) -> int | None:

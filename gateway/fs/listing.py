@@ -36,12 +36,17 @@ if TYPE_CHECKING:
 class Listing(AsyncFileSystem):  # type: ignore[misc]
     """The part of the file system that only looks."""
 
+    as_of: str | None = None
+    """The time as of which all is seen, if not now."""
+    version_aware = True
+    """Whether paths may name versions."""
+
     async def store(self) -> Store:
         """The store, opened at first use; the whole file system provides it, this part only asks for it."""
         raise NotImplementedError
 
     def _name(self, path: Any, version_id: str | None = None) -> Name:
-        return parse(self._strip_protocol(path), version_id)
+        return parse(self._strip_protocol(path), version_id, self.version_aware)
 
     # -- One name -----------------------------------------------------------------------------------------------------
 
@@ -113,6 +118,10 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
         with oserrors(name.path):
             if not name.bucket:
                 found = [bucket_entry(bucket) for bucket in await (await self.store()).client.buckets()]
+            elif versions and not self.version_aware:
+                raise ValueError(
+                    "versions=True takes a file system with version_aware=True, which can open their names"
+                )
             elif versions:
                 found = await self._ls_versions(name)
             else:
@@ -195,12 +204,13 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
         if not name.bucket:
             buckets = [entry for entry in await self._ls("") if entry["name"].startswith(prefix)]
             found = {entry["name"]: entry for entry in buckets}
-            below = [parse(each) for each in found]
+            below = [Name(each, "") for each in found]
         elif maxdepth is None:
             return await self._range(name, prefix)
         else:
             children = await self._children(name, name.prefix + prefix)
-            below = [parse(entry["name"]) for entry in children if entry["type"] == "directory"]
+            directories = [str(entry["name"]) for entry in children if entry["type"] == "directory"]
+            below = [Name(name.bucket, each.partition("/")[2]) for each in directories]
             # where a file and a directory have one name, the file is shown, as everywhere
             found = {entry["name"]: entry for entry in sorted(children, key=lambda entry: str(entry["type"]))}
         if maxdepth is None or maxdepth > 1:
@@ -244,7 +254,7 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
     async def _glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
         """Names that match a pattern; if none does, the file that has the pattern itself as its name."""
         stripped = self._strip_protocol(path)
-        literal = is_pinned(stripped) and not has_magic(self._name(path).path)
+        literal = self.version_aware and is_pinned(stripped) and not has_magic(self._name(path).path)
         found: Any = {} if literal else await super()._glob(path, maxdepth=maxdepth, **kwargs)
         if not found and (literal or has_magic(stripped)) and await self._isfile(stripped):
             found = {stripped: {**await self._info(stripped), "name": stripped}}

@@ -20,12 +20,12 @@ import os
 import sys
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fsspec.spec import AbstractBufferedFile
 
+from gateway.fs.conditions import Terms
 from gateway.fs.entries import Name
 from gateway.fs.oserrors import oserrors
 from objmeta import ObjectVersion
@@ -36,17 +36,7 @@ if TYPE_CHECKING:
     from gateway.fs.filesystem import ObjmetaFileSystem
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """Under which conditions, and with what beside its bytes, a version is committed."""
-
-    content_type: str = ""
-    metadata: dict[str, str] | None = None
-    if_absent: bool = False
-    if_version: str | None = None
-
-
-class _Sink:
+class Sink:
     """What a handle's coroutines work on. They know no handle, so that one which is dropped is seen to go at once."""
 
     def __init__(self, fs: ObjmetaFileSystem, name: Name, terms: Terms, base: ObjectVersion | None) -> None:
@@ -57,10 +47,12 @@ class _Sink:
         self._upload: Upload | None = None
 
     async def write(self, block: bytes) -> None:
+        """Add content."""
         with oserrors(self._name.path):
             await (await self._begun()).write(block)
 
     async def commit(self) -> ObjectVersion:
+        """Publish it."""
         with oserrors(self._name.path):
             return await (await self._begun()).commit()
 
@@ -76,15 +68,7 @@ class _Sink:
     async def _begun(self) -> Upload:
         if self._upload is None:
             store = await self._fs.store()
-            terms = self._terms
-            self._upload = store.upload(
-                self._name.bucket,
-                self._name.key,
-                content_type=terms.content_type,
-                metadata=terms.metadata,
-                if_absent=terms.if_absent,
-                if_version=terms.if_version,
-            )
+            self._upload = store.upload(self._name.bucket, self._name.key, **self._terms.arguments)
             if self._base is not None and self._base.size:
                 async for piece in store.stream(self._base):
                     await self._upload.write(piece)
@@ -109,7 +93,7 @@ class Writer(AbstractBufferedFile):  # type: ignore[misc]
     ) -> None:
         self._closed = True  # so that __del__ has nothing to do if the next line fails
         super().__init__(fs, name.path, mode, block_size, autocommit=autocommit)
-        self._sink = _Sink(fs, name, terms, base)
+        self._sink = Sink(fs, name, terms, base)
         self._base = base
         self._begun = False
         self._pid = os.getpid()

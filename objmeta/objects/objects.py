@@ -69,6 +69,11 @@ class Objects:
         generation: int = 0,
     ) -> ObjectVersion:
         """Commit a version whose content is ``data`` (in the record), or ``chunks`` or ``lists`` that are durable."""
+        for name, value in (("content_type", content_type), *(metadata or {}).items()):
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise InvalidArgument(
+                    f"content_type and metadata are text (metadata under text), not {name!r}: {value!r}"
+                )
         if (data is not None) + bool(chunks) + bool(lists) > 1:
             raise InvalidArgument("content is either data or chunks or lists of chunks, not two of them")
         if data is not None:

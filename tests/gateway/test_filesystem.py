@@ -58,6 +58,31 @@ def test_ranges_of_one_file_are_of_one_version_and_errors_stay_in_their_place(fs
         fs.cat_ranges(["bucket/none"], 0, 1, on_error="raise")
 
 
+def test_ranges_close_to_each_other_are_read_as_one(fs: ObjmetaFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = os.urandom(3 << 20)
+    fs.pipe({"bucket/a": content, "bucket/b": b"0123456789"})
+    reads: list[tuple[str, int, int]] = []
+    real = fs._read_version
+
+    async def counted(version: Any, start: int, stop: int) -> bytes:
+        reads.append((version.key, start, stop))
+        return await real(version, start, stop)
+
+    monkeypatch.setattr(fs, "_read_version", counted)
+    starts = [1000, 0, 150, None, -10, 5, 7]
+    ends = [2000, 100, 300, 10, None, 5, 3]
+    paths = ["bucket/a"] * 5 + ["bucket/b"] * 2
+    wanted = [(content if path == "bucket/a" else b"0123456789")[slice(start, end)]
+              for path, start, end in zip(paths, starts, ends, strict=True)]  # fmt: skip
+    for max_gap, expected in [(None, 5), (0, 4), (50, 3), (700, 2), (4 << 20, 1)]:
+        reads.clear()
+        assert fs.cat_ranges(paths, starts, ends, max_gap=max_gap) == wanted
+        assert len([each for each in reads if each[0] == "a"]) == expected, max_gap
+        assert not [each for each in reads if each[0] == "b"]
+    with pytest.raises(ValueError, match="max_gap"):
+        fs.cat_ranges(paths, starts, ends, max_gap=-1)
+
+
 def test_pipe_create_refuses_to_replace(fs: ObjmetaFileSystem) -> None:
     fs.pipe_file("bucket/file", b"old", mode="create")
     with pytest.raises(FileExistsError):
@@ -381,7 +406,7 @@ def test_times_and_identity(fs: ObjmetaFileSystem) -> None:
     fs.pipe_file("bucket/file", b"x")
     assert fs.ukey("bucket/file") != ukey
     assert fs.checksum("bucket/file") != checksum
-    assert fs.created("bucket/file") == first < fs.modified("bucket/file")
+    assert first < fs.created("bucket/file") == fs.modified("bucket/file")
     before = fs.modified("bucket/file")
     fs.touch("bucket/file", truncate=False)
     assert fs.modified("bucket/file") > before

@@ -1,0 +1,87 @@
+"""Storage options: what the constructor of the file system is given, read and checked.
+
+fsspec puts what its own config says (``FSSPEC_OBJMETA_*``, its files) among the arguments.  Such values are told from
+real arguments here, so that the order stays the one of all settings (:mod:`objmeta.config`): arguments, ``OBJMETA_*``,
+fsspec's config, the TOML file, defaults.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fsspec.config import conf
+
+from objmeta.config import DEFAULT, FIELDS, Resolved, resolve
+from objmeta.errors import InvalidArgument
+
+_PLACES: Final = ("home", "disks", "endpoints", "target")
+_SETTINGS: Final = (*FIELDS, "target")
+_FSSPEC: Final = ("use_listings_cache", "listings_expiry_time", "max_paths")
+_OWN: Final = ("path", "version_aware", "as_of", "asynchronous", "loop", "batch_size", "skip_instance_cache")
+_WORDS: Final = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+
+
+def settings(given: Mapping[str, Any]) -> Resolved:
+    """The settings under which a file system runs. Raises InvalidArgument."""
+    for name in given:
+        if name not in (*_SETTINGS, *_FSSPEC, *_OWN):
+            near = difflib.get_close_matches(name, (*_SETTINGS, *_OWN), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(('path', *_SETTINGS, *_OWN[1:]))}"
+            raise InvalidArgument(f"unknown storage option {name!r}; {hint}")
+    if flag("use_listings_cache", given.get("use_listings_cache")):
+        raise InvalidArgument(
+            "listings are never cached: every one is as new as the store, so use_listings_cache is off"
+        )
+    section = conf.get("objmeta", {})
+    said = {name: value for name, value in given.items() if value and not (name in section and section[name] == value)}
+    arguments = {name: said[name] for name in _SETTINGS if name in said}
+    configured = {name: value for name, value in section.items() if value}
+    for values in (arguments, configured):
+        path = (said if values is arguments else configured).get("path")
+        if path:
+            if "home" in values:
+                raise InvalidArgument("path and home are two names for one thing; give only one of them")
+            values["home"] = os.path.abspath(path) if values is arguments else path
+        if sum(name in values for name in _PLACES) > 1:
+            raise InvalidArgument(
+                "a store is a directory (path), several (disks) or a cluster (endpoints), only one of them"
+            )
+    if given.get("timeout_s") == 0:
+        arguments["timeout_s"] = 0  # an error, and not "not given"
+    return resolve(arguments, fsspec_conf=configured)
+
+
+def batch_size(given: int | str | None, resolved: Resolved) -> int | None:
+    """How much is done at a time: as given, else the setting ``concurrency`` if somebody set it, else fsspec's own."""
+    if given is None:
+        source = resolved.sources["concurrency"]
+        return resolved.settings.concurrency if source != DEFAULT else None
+    try:
+        number = int(given)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1:
+        raise InvalidArgument(f"batch_size is a whole number from 1 on, not {given!r}")
+    return number
+
+
+def flag(name: str, value: Any, default: bool = False) -> bool:
+    """A yes or no, also as text: the values of fsspec's config are. Raises InvalidArgument."""
+    if value is None:
+        return default
+    found = _WORDS.get(str(value).lower()) if isinstance(value, str | int) else None
+    if found is None:
+        raise InvalidArgument(f"{name} is true or false, not {value!r}")
+    return found

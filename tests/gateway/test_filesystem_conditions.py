@@ -1,0 +1,201 @@
+"""What a write may be made conditional on, verb by verb, and what a move promises."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.data import moving
+from gateway.data.transfer import Store
+from gateway.fs.filesystem import ObjmetaFileSystem
+from objmeta import errors
+
+
+def write(fs: ObjmetaFileSystem, mode: str, **condition: Any) -> None:
+    with fs.open("bucket/file", mode, **condition) as file:
+        file.write(b"new")
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "pipe_file": lambda fs, **condition: fs.pipe_file("bucket/file", b"new", **condition),
+    "pipe": lambda fs, **condition: fs.pipe("bucket/file", b"new", **condition),
+    "put_file": lambda fs, **condition: fs.put_file(__file__, "bucket/file", **condition),
+    "put": lambda fs, **condition: fs.put(__file__, "bucket/file", **condition),
+    "open": lambda fs, **condition: write(fs, "wb", **condition),
+    "touch": lambda fs, **condition: fs.touch("bucket/file", **condition),
+    "touch and keep": lambda fs, **condition: fs.touch("bucket/file", truncate=False, **condition),
+    "cp_file": lambda fs, **condition: fs.cp_file("bucket/other", "bucket/file", **condition),
+    "copy": lambda fs, **condition: fs.copy("bucket/other", "bucket/file", **condition),
+    "mv_file": lambda fs, **condition: asyncio.run_coroutine_threadsafe(
+        fs._mv_file("bucket/other", "bucket/file", **condition), fs.loop
+    ).result(),
+    "mv": lambda fs, **condition: fs.mv("bucket/other", "bucket/file", **condition),
+}
+IF_MATCH: dict[str, Callable[..., Any]] = {
+    **VERBS,
+    "append": lambda fs, **condition: write(fs, "ab", **condition),
+    "rm_file": lambda fs, **condition: fs.rm_file("bucket/file", **condition),
+    "rm": lambda fs, **condition: fs.rm("bucket/file", **condition),
+    "setxattrs": lambda fs, **condition: fs.setxattrs("bucket/file", x="y", **condition),
+}
+
+
+@pytest.mark.parametrize("verb", IF_MATCH)
+@pytest.mark.parametrize("word", ["VersionId", "ETag"])
+def test_if_match(fs: ObjmetaFileSystem, verb: str, word: str) -> None:
+    change = IF_MATCH[verb]
+    fs.pipe({"bucket/file": b"1", "bucket/other": b"other"})
+    stale = fs.info("bucket/file")[word]
+    fs.pipe_file("bucket/file", b"2")
+    for wrong in (stale, "f" * len(stale)):
+        with pytest.raises(OSError, match=r"ETag|version") as caught:
+            change(fs, if_match=wrong)
+        assert caught.value.errno == errno.ESTALE
+        assert {path: fs.cat_file(path) for path in fs.find("bucket")} == {
+            "bucket/file": b"2",
+            "bucket/other": b"other",
+        }
+        assert len(fs.object_version_info("bucket/file")) == 2
+    current = fs.info("bucket/file")[word]
+    change(fs, if_match=f'"{current}"' if word == "ETag" else current)
+    assert len(fs.object_version_info("bucket/file")) == 3
+    with pytest.raises(OSError, match=r"ETag|version|not exist"):
+        change(fs, if_match=stale)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_if_none_match(fs: ObjmetaFileSystem, verb: str) -> None:
+    fs.pipe_file("bucket/other", b"other")
+    VERBS[verb](fs, if_none_match="*")
+    assert fs.isfile("bucket/file")
+    fs.pipe_file("bucket/other", b"another")
+    before = fs.cat_file("bucket/file")
+    with pytest.raises(FileExistsError):
+        VERBS[verb](fs, if_none_match="*")
+    assert fs.cat_file("bucket/file") == before
+    assert fs.cat_file("bucket/other") == b"another"
+    fs.rm("bucket/file")
+    VERBS[verb](fs, if_none_match="*")
+
+
+def test_conditions_that_make_no_sense_are_refused(fs: ObjmetaFileSystem) -> None:
+    fs.pipe_file("bucket/file", b"1")
+    version = fs.info("bucket/file")["VersionId"]
+    for condition, reason in [
+        ({"if_match": "*"}, "ETag of info"),
+        ({"if_match": "yesterday"}, "neither a version id"),
+        ({"if_match": version, "if_none_match": "*"}, "there is none"),
+        ({"if_match": version, "mode": "create"}, "there is none"),
+    ]:
+        with pytest.raises(ValueError, match=reason):
+            fs.pipe_file("bucket/file", b"2", **condition)
+    for options in ({"recursive": True}, {"versions": True}):
+        with pytest.raises(ValueError, match="one version of one file"):
+            fs.rm("bucket/file", if_match=version, **options)
+    with pytest.raises(OSError, match="by its id alone"):
+        fs.rm(f"bucket/file?versionId={version}", if_match=version)
+    for metadata in ({"a": 1}, {1: "a"}):
+        with pytest.raises(TypeError, match="text under text"):
+            fs.pipe_file("bucket/file", b"2", metadata=metadata)
+    assert fs.cat_file("bucket/file") == b"1"
+
+
+def test_of_racing_writers_that_require_one_version_one_wins(fs: ObjmetaFileSystem) -> None:
+    fs.pipe_file("bucket/counter", b"0")
+
+    def count() -> None:
+        for _ in range(5):
+            while True:
+                with fs.open("bucket/counter") as file:
+                    number, etag = int(file.read()), file.info()["ETag"]
+                try:
+                    fs.pipe_file("bucket/counter", b"%d" % (number + 1), if_match=etag)
+                    break
+                except OSError as late:
+                    assert late.errno == errno.ESTALE  # noqa: PT017
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fs.cat_file("bucket/counter") == b"20"
+
+
+# -- Moving -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def store(home: Path) -> Any:
+    from gateway.data.transfer import open_store
+
+    found = await open_store(home)
+    await found.client.create_bucket("bucket")
+    yield found
+    await found.close()
+
+
+async def content(store: Store) -> dict[str, bytes]:
+    found = {}
+    async for item in store.client.iter_objects("bucket"):
+        assert not isinstance(item, str)
+        found[item.key] = (await store.client.get_object("bucket", item.key)).data or b""
+    return found
+
+
+async def test_of_racing_moves_one_wins_and_the_others_leave_nothing(store: Store) -> None:
+    await store.put_stream("bucket", "source", b"x")
+    await store.put_stream("bucket", "to-3", b"was here before")
+    moves = [moving.move(store, "bucket", "source", "bucket", f"to-{index}") for index in range(6)]
+    outcomes = await asyncio.gather(*moves, return_exceptions=True)
+    won = [index for index, outcome in enumerate(outcomes) if not isinstance(outcome, BaseException)]
+    assert len(won) == 1
+    assert all(isinstance(each, errors.NoSuchKey) for index, each in enumerate(outcomes) if index not in won)
+    assert await content(store) == {"to-3": b"was here before", f"to-{won[0]}": b"x"}
+    assert len(await store.client.versions("bucket", "to-3")) == (2 if won == [3] else 1)
+
+
+async def test_who_writes_to_the_source_meanwhile_loses_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, late = store.client.delete_object, [b"2", b"3"]
+
+    async def delete(bucket: str, key: str, **options: Any) -> Any:
+        if late:
+            await store.put_stream(bucket, key, late.pop(0))
+        return await real(bucket, key, **options)
+
+    monkeypatch.setattr(store.client, "delete_object", delete)
+    await store.put_stream("bucket", "source", b"1")
+    moved = await moving.move(store, "bucket", "source", "bucket", "target", if_absent=True)
+    assert await content(store) == {"target": b"3"}
+    assert (await store.client.versions("bucket", "target"))[0].version_id == moved.version_id
+
+
+async def test_a_move_that_fails_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    await store.put_stream("bucket", "source", b"1")
+    await store.put_stream("bucket", "target", b"old")
+
+    async def refused(*args: Any, **options: Any) -> Any:
+        raise errors.NoQuorum("no majority")
+
+    async def always_late(bucket: str, key: str, **options: Any) -> Any:
+        raise errors.PreconditionFailed("somebody writes")
+
+    async def unknown(*args: Any, **options: Any) -> Any:
+        raise errors.UnknownOutcome("perhaps")
+
+    for delete, error in ((refused, errors.NoQuorum), (always_late, errors.PreconditionFailed)):
+        monkeypatch.setattr(store.client, "delete_object", delete)
+        with pytest.raises(error):
+            await moving.move(store, "bucket", "source", "bucket", "target")
+        assert await content(store) == {"source": b"1", "target": b"old"}
+        assert len(await store.client.versions("bucket", "target")) == 1
+    monkeypatch.setattr(store.client, "delete_object", unknown)
+    with pytest.raises(errors.UnknownOutcome):
+        await moving.move(store, "bucket", "source", "bucket", "target")
+    assert await content(store) == {"source": b"1", "target": b"1"}

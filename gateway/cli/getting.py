@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gateway.cli import errors, output
-from gateway.cli.options import common
+from gateway.cli.options import common, reading
 from gateway.cli.paths import STANDARD_STREAM, Remote, local_path_below, remote_name, require_object
 from gateway.cli.putting import LARGE_AT_ONCE, LARGE_BYTES
 from gateway.cli.session import Tally, for_each, in_thread, with_store
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @common
+@reading
 @click.argument("source", metavar="OBJECT", type=remote_name)
 @click.argument("target", metavar="[FILE]", required=False)
 @click.option("-r", "--recursive", is_flag=True, help="Fetch a directory, or a bucket, with all it holds.")
@@ -63,6 +64,7 @@ def get(source: Remote, target: str | None, recursive: bool, no_clobber: bool, v
 
 @click.command()
 @common
+@reading
 @click.argument("sources", metavar="OBJECT...", type=remote_name, nargs=-1, required=True)
 @click.option("--version-id", metavar="ID", help="This version instead of the current one.")
 def cat(sources: tuple[Remote, ...], version_id: str | None) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gateway.cli import errors, output
-from gateway.cli.options import common, current
+from gateway.cli.options import common, current, reading
 from gateway.cli.paths import Remote, remote_name, require_object
 from gateway.cli.session import Tally, with_store
 from gateway.cli.trees import PAGE, explained, is_tree, look_up, objects_below, versions_below
@@ -26,6 +26,7 @@ _DIRECTORY = "-"
 
 @click.command()
 @common
+@reading
 @click.argument("targets", metavar="[NAME...]", type=remote_name, nargs=-1)
 @click.option("-l", "--long", "detailed", is_flag=True, help="With size, time (UTC) and version.")
 @click.option("-r", "-R", "--recursive", is_flag=True, help="With everything below.")
@@ -43,6 +44,7 @@ def ls(targets: tuple[Remote, ...], detailed: bool, recursive: bool, human: bool
 
 @click.command()
 @common
+@reading
 @click.argument("target", metavar="NAME", type=remote_name)
 @click.option("--version-id", metavar="ID", help="This version instead of the current one.")
 def stat(target: Remote, version_id: str | None) -> None:
@@ -52,6 +54,7 @@ def stat(target: Remote, version_id: str | None) -> None:
 
 @click.command()
 @common
+@reading
 @click.argument("targets", metavar="NAME...", type=remote_name, nargs=-1, required=True)
 @click.option("-h", "--human-readable", "human", is_flag=True, help="Sizes as 1.5K, 2.0M.")
 @click.option("--versions", "all_versions", is_flag=True, help="Count old versions as well.")
@@ -69,6 +72,7 @@ def du(targets: tuple[Remote, ...], human: bool, all_versions: bool, physical: b
 
 @click.command()
 @common
+@reading
 @click.argument("target", metavar="OBJECT", type=remote_name)
 @click.option("-h", "--human-readable", "human", is_flag=True, help="Sizes as 1.5K, 2.0M.")
 def versions(target: Remote, human: bool) -> None:

@@ -29,6 +29,7 @@ class Options:
     json: bool = False
     quiet: bool = False
     no_progress: bool = False
+    as_of: str | None = None
 
 
 def current() -> Options:
@@ -65,3 +66,14 @@ def common(command: Decorated) -> Decorated:
     ):
         command = declare(command)
     return command
+
+
+def reading(command: Decorated) -> Decorated:
+    """Add the options of commands that only read objects: they can read them as they were."""
+    return click.option(
+        "--as-of",
+        metavar="TIME",
+        expose_value=False,
+        callback=_keep,
+        help="All as it was then: 2026-11-26T10:00:00Z (UTC unless it says another), '2h ago', 3d.",
+    )(command)

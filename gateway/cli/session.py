@@ -6,6 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -33,8 +34,11 @@ def resolved_settings() -> Resolved:
 def with_store(work: Callable[[Store], Coroutine[Any, Any, Result]]) -> Result:
     """Open the store, run ``work`` to its end, close the store, also on Ctrl-C and SIGTERM."""
     settings = resolved_settings().settings
+    from gateway.data.past import parse_time
     from gateway.data.transfer import open_store
 
+    as_of = current().as_of
+    then = None if as_of is None else parse_time(as_of, now=datetime.now(UTC))
     target = None if settings.disks else ",".join(settings.endpoints) if settings.endpoints else settings.home
 
     async def main() -> Result:
@@ -42,6 +46,8 @@ def with_store(work: Callable[[Store], Coroutine[Any, Any, Result]]) -> Result:
             store = await open_store(
                 target, disks=settings.disks or None, timeout_s=settings.timeout_s, failover_s=settings.failover_s
             )
+            if then is not None:
+                store = store.as_of(then)
             try:
                 return await work(store)
             finally:

@@ -16,6 +16,7 @@ import stat
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 from weakref import WeakSet
@@ -27,6 +28,7 @@ from gateway.blobs.files import creating, in_thread, reading, recycle_buffers, u
 from gateway.blobs.local import LocalBlobs
 from gateway.blobs.places import BlobStore
 from gateway.data.commits import RENEWALS_MAX, Commits, decode_list
+from gateway.data.past import Past
 from gateway.data.uploading import Progress, Upload
 from objmeta import AsyncClient, Chunk, Cluster, Disks, Embedded, ObjectVersion, connect_async, errors
 from objmeta.client import Location
@@ -56,6 +58,10 @@ class Store:
         self._lists: OrderedDict[tuple[Chunk, ...], tuple[Chunk, ...]] = OrderedDict()
         self.commits = Commits(client, blobs)
         recycle_buffers()
+
+    def as_of(self, then: datetime) -> Store:
+        """The same store as it was at some time, read only; closing that closes this one. See ``gateway.data.past``."""
+        return Store(Past(self.client, then), self.blobs)
 
     async def close(self) -> None:
         """Discard uploads that were not ended, finish background copies, within bounds, and release everything."""

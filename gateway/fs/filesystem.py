@@ -21,12 +21,14 @@ import contextlib
 import os
 import weakref
 from collections.abc import Coroutine, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fsspec.asyn import _run_coros_in_chunks, get_loop
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.utils import isfilelike
 
+from gateway.data.past import parse_time
 from gateway.fs import options
 from gateway.fs.blocking import add_blocking_methods, blocking, outcome, start
 from gateway.fs.conditions import terms
@@ -49,8 +51,11 @@ class ObjmetaFileSystem(Opening):
     nodes of a cluster (``"host:port,host:port"`` or a list), ``timeout_s`` how long one operation may take, in seconds.
     Without any, the settings decide as they do for :func:`objmeta.connect`, whose other settings may be given as well.
     ``batch_size`` is how much is done at a time.  With ``version_aware=False`` paths name no versions: all of a path is
-    the key.  Instances are cached, picklable, and usable from any thread; an embedded one also after a fork, while one
-    of a cluster refuses in a forked child (start workers by spawn or forkserver).
+    the key.  With ``as_of`` (ISO 8601, a datetime, or seconds since the epoch; UTC where no offset is said) all is as
+    it was at that time, and read only: see ``gateway.data.past``.
+
+    Instances are cached, picklable, and usable from any thread; an embedded one also after a fork, while one of a
+    cluster refuses in a forked child (start workers by spawn or forkserver).
 
     Raises OSError (EINVAL) for an option that is unknown, bad, or contradicts another.
     """
@@ -70,6 +75,7 @@ class ObjmetaFileSystem(Opening):
         *,
         disks: str | Sequence[str | os.PathLike[str]] | None = None,
         version_aware: bool | str | None = None,
+        as_of: str | float | datetime | None = None,
         asynchronous: bool = False,
         loop: asyncio.AbstractEventLoop | None = None,
         batch_size: int | str | None = None,
@@ -81,6 +87,8 @@ class ObjmetaFileSystem(Opening):
             self.version_aware = options.flag("version_aware", version_aware, default=True)
             asynchronous = options.flag("asynchronous", asynchronous)
             at_a_time = options.batch_size(batch_size, found)
+            self._then = None if as_of in (None, "") else parse_time(as_of)
+        self.as_of = None if self._then is None else self._then.isoformat()
         self._settings = found.settings
         self.location = AsyncClient(found.settings).location
         self._stores: dict[asyncio.AbstractEventLoop, asyncio.Task[Store]] = {}
@@ -92,6 +100,16 @@ class ObjmetaFileSystem(Opening):
     def timeout_s(self) -> float:
         """How long one operation may take, in seconds."""
         return self._settings.timeout_s
+
+    @property
+    def storage_options(self) -> dict[str, Any]:
+        """The arguments by name, from which fsspec makes the same instance again: here, elsewhere, or from JSON."""
+        return self._storage_options
+
+    @storage_options.setter
+    def storage_options(self, given: Mapping[str, Any]) -> None:
+        is_json = not isinstance(given.get("as_of"), datetime)
+        self._storage_options = dict(given) if is_json else {**given, "as_of": self.as_of}
 
     # -- The store, and the loop it lives on --------------------------------------------------------------------------
 
@@ -118,7 +136,8 @@ class ObjmetaFileSystem(Opening):
         from gateway.data.transfer import open_store_at
 
         settings = self._settings
-        return await open_store_at(self.location, timeout_s=settings.timeout_s, failover_s=settings.failover_s)
+        store = await open_store_at(self.location, timeout_s=settings.timeout_s, failover_s=settings.failover_s)
+        return store if self._then is None else store.as_of(self._then)
 
     def _after_fork(self) -> None:
         if isinstance(self.location, Cluster) and self._stores:

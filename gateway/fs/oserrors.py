@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from gateway.data.past import ReadOnly
 from objmeta import errors
 
 ERRNO: Final[tuple[tuple[type[errors.ObjmetaError], int], ...]] = (
+    (ReadOnly, errno.EROFS),
     (errors.InvalidArgument, errno.EINVAL),
     (errors.NotFound, errno.ENOENT),
     (errors.AlreadyExists, errno.EEXIST),

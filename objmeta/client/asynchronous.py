@@ -255,11 +255,14 @@ class AsyncClient:
                 return
 
     async def list_versions(
-        self, bucket: str, prefix: str = "", *, continuation: str | None = None, limit: int = 1000
+        self, bucket: str, prefix: str = "", *, start: str = "", continuation: str | None = None, limit: int = 1000
     ) -> VersionPage:
-        """One page of all versions of at most ``limit`` objects, each object as of one instant. Raises NoSuchBucket."""
+        """One page of all versions of at most ``limit`` objects, each object as of one instant. Raises NoSuchBucket.
+
+        Keys below ``start`` are left out; with a ``continuation`` the page begins at the later of both.
+        """
         check_bucket(bucket)
-        return await (await self._open()).listings.versions(bucket, prefix, continuation, limit)
+        return await (await self._open()).listings.versions(bucket, prefix, continuation, limit, start)
 
     # -- Following changes ---------------------------------------------------------------------------------------------
 

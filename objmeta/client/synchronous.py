@@ -272,10 +272,14 @@ class Client:
         )
 
     def list_versions(
-        self, bucket: str, prefix: str = "", *, continuation: str | None = None, limit: int = 1000
+        self, bucket: str, prefix: str = "", *, start: str = "", continuation: str | None = None, limit: int = 1000
     ) -> VersionPage:
-        """One page of all versions of at most ``limit`` objects, each object as of one instant. Raises NoSuchBucket."""
-        return self._run(self._current().list_versions(bucket, prefix, continuation=continuation, limit=limit))
+        """One page of all versions of at most ``limit`` objects, each object as of one instant. Raises NoSuchBucket.
+
+        Keys below ``start`` are left out; with a ``continuation`` the page begins at the later of both.
+        """
+        client = self._current()
+        return self._run(client.list_versions(bucket, prefix, start=start, continuation=continuation, limit=limit))
 
     def changes(self, cursor: str | None = None, *, limit: int = 1000) -> ChangePage:
         """What changed since ``cursor``; see :meth:`AsyncClient.changes`. Raises InvalidArgument, NoQuorum."""

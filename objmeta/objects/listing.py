@@ -75,10 +75,14 @@ class Listings:
             start = page.next or None
         return ObjectPage(tuple(objects), tuple(prefixes), _token(start, base))
 
-    async def versions(self, bucket: str, prefix: str, continuation: str | None, limit: int) -> VersionPage:
-        """All versions of the objects whose keys begin with ``prefix``; ``limit`` counts objects."""
+    async def versions(
+        self, bucket: str, prefix: str, continuation: str | None, limit: int, begin: str = ""
+    ) -> VersionPage:
+        """All versions of the objects whose keys begin with ``prefix``, from ``begin`` on; ``limit`` counts objects."""
         base = object_prefix((await self._buckets.look_up(bucket)).bucket_id)
-        start = base + _start(prefix, continuation)
+        start = base + max(_start(prefix, continuation), begin.encode())
+        if start >= (end := successor(base + prefix.encode())) and end:
+            return VersionPage((), None)
         page = await self._page(bucket, base, start, prefix, "", _checked_limit(limit), True)
         records: defaultdict[bytes, dict[RecordRef, Record]] = defaultdict(dict)
         named: NamedRecord

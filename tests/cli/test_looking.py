@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -287,3 +288,30 @@ def test_wrong_sql(gateway: Run) -> None:
     assert gateway("sql", "SELECT nonsense FROM nothing", code=2).err.count("\n") == 1
     gateway("sql", "", code=2)
     gateway("sql", "SELECT 1", "-o", "missing/dir/x.csv", code=1)
+
+
+# -- As it was --------------------------------------------------------------------------------------------------------
+
+
+def test_commands_that_read_show_all_as_it_was(gateway: Run, bucket: str) -> None:
+    store(gateway, f"{bucket}/a", b"old")
+    store(gateway, f"{bucket}/gone", b"1")
+    time = datetime.now(UTC).isoformat()
+    store(gateway, f"{bucket}/a", b"newer")
+    store(gateway, f"{bucket}/later", b"1")
+    gateway("rm", f"{bucket}/gone")
+    assert gateway("ls", bucket, "--as-of", time).lines == ["a", "gone"]
+    assert gateway("ls", bucket, "--as-of", "0s ago").lines == gateway("ls", bucket).lines == ["a", "later"]
+    assert gateway("cat", f"{bucket}/a", "--as-of", time).raw == b"old"
+    assert gateway("get", f"{bucket}/gone", "here", "--as-of", time).code == 0
+    assert Path("here").read_bytes() == b"1"
+    assert gateway("get", "-r", bucket, "tree", "--as-of", time).code == 0
+    assert sorted(path.name for path in Path("tree").iterdir()) == ["a", "gone"]
+    assert gateway("stat", "--json", f"{bucket}/a", "--as-of", time).records[0]["size"] == 3
+    assert gateway("du", bucket, "--as-of", time).lines[0].split()[:2] == ["4", "2"]
+    assert len(gateway("versions", f"{bucket}/a", "--as-of", time).lines) == 1
+    assert "as of" in gateway("cat", f"{bucket}/later", "--as-of", time, code=4).err
+    assert "made later" in gateway("ls", bucket, "--as-of", "1w ago", code=3).err
+    for wrong, reason in [("yesterday", "not a time"), ("2199-01-01", "not come yet"), ("", "not a time")]:
+        assert reason in gateway("ls", bucket, "--as-of", wrong, code=2).err
+    gateway("rm", f"{bucket}/a", "--as-of", time, code=2)

@@ -243,3 +243,11 @@ async def test_version_listing(client: AsyncClient, bucket: str) -> None:
     ]
     assert page.versions[0].metadata == {"x": "y"}
     assert page.continuation is None
+    for start, keys in [("", "aabb"), ("a", "aabb"), ("a\0", "bb"), ("b", "bb"), ("c", "")]:
+        assert "".join(v.key for v in (await client.list_versions(bucket, start=start)).versions) == keys
+    first = await client.list_versions(bucket, limit=1)
+    for start, keys in [("", "bb"), ("a", "bb"), ("c", "")]:
+        rest = await client.list_versions(bucket, start=start, continuation=first.continuation)
+        assert "".join(v.key for v in rest.versions) == keys
+    for prefix, start, keys in [("a", "b", ""), ("b", "a", "bb")]:
+        assert "".join(v.key for v in (await client.list_versions(bucket, prefix, start=start)).versions) == keys

@@ -20,6 +20,8 @@ from gateway.cli.options import Options, common
 COMMANDS: Final = {
     "put": ("gateway.cli.putting:put", "Store files or directories, or standard input."),
     "get": ("gateway.cli.getting:get", "Fetch an object or a directory of objects into files."),
+    "sync": ("gateway.cli.syncing:sync", "Make a directory, of the store or elsewhere, like another one."),
+    "import": ("gateway.cli.syncing:import_", "Bring objects or files from elsewhere into the store."),
     "cat": ("gateway.cli.getting:cat", "Write objects to standard output."),
     "ls": ("gateway.cli.listing:ls", "List buckets, objects or versions."),
     "stat": ("gateway.cli.listing:stat", "Show all that is known of an object or a bucket."),

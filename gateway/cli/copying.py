@@ -16,7 +16,7 @@ from gateway.cli import errors, output
 from gateway.cli.options import common, if_absent_option
 from gateway.cli.paths import Remote, remote_name, require_object
 from gateway.cli.session import Tally, for_each, with_store
-from gateway.cli.trees import explained, is_tree, objects_below
+from gateway.cli.trees import explained, is_tree, object_name, objects_below
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -196,6 +196,6 @@ async def _tree(store: Store, source: Remote, target: Remote, copy: _Copy, verb:
         total.succeeded(item.size)
         output.emit(await output.version_record(store, version) | {"source": str(origin)})
 
-    await for_each(objects_below(store, source), work, total, name=lambda item: f"{item.bucket}/{item.key}")
+    await for_each(objects_below(store, source), work, total, name=object_name)
     count = output.count_text(total.done - before, "object")
     output.emit_text(f"{verb} {count} from {output.shown(str(source))} to {output.shown(str(target))}")

@@ -23,7 +23,7 @@ from gateway.cli.options import common, reading
 from gateway.cli.paths import STANDARD_STREAM, Remote, local_path_below, remote_name, require_object
 from gateway.cli.putting import LARGE_AT_ONCE, LARGE_BYTES
 from gateway.cli.session import Tally, for_each, in_thread, with_store
-from gateway.cli.trees import is_tree, look_up_content, objects_below
+from gateway.cli.trees import is_tree, look_up_content, object_name, objects_below
 
 if TYPE_CHECKING:
     from gateway.data.transfer import Store
@@ -161,9 +161,11 @@ async def _get_tree(store: Store, source: Remote, root: Path, no_clobber: bool) 
                 else:
                     await fetch(item, path)
             tally.succeeded(item.size)
+            advance.did()
             output.emit(output.summary_record(item) | {"path": os.fspath(path)})
 
-        await for_each(objects_below(store, source), work, tally, name=lambda item: f"{item.bucket}/{item.key}")
+        items = objects_below(store, source)
+        await for_each(items, work, tally, name=object_name, found=lambda item: advance.expect(item.size))
     output.emit_text(f"fetched {output.count_text(tally.done, 'object')}, {output.size_text(tally.bytes)}, into {root}")
     tally.finish()
 

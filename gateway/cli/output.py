@@ -156,16 +156,57 @@ async def version_record(store: Store, item: ObjectVersion) -> dict[str, Any]:
     }
 
 
+class Progress:
+    """What a command says of how far it is: bytes that were moved, things that were done, and how much there will be.
+
+    Calling it says how many bytes more have been moved.  This one shows nothing.
+    """
+
+    def __call__(self, count: int) -> None:
+        """So many bytes more have been moved."""
+
+    def expect(self, size: int) -> None:
+        """One thing more is to be done, of ``size`` bytes."""
+
+    def did(self) -> None:
+        """One thing more is done."""
+
+
+class _Bar(Progress):
+    def __init__(self, bar: Any, title: str, total: int | None) -> None:
+        self._bar = bar
+        self._title = shown(title)
+        self._total = total
+        self._things = self._done = 0
+        self._task = bar.add_task(self._title, total=total)
+
+    def __call__(self, count: int) -> None:
+        self._bar.advance(self._task, count)
+
+    def expect(self, size: int) -> None:
+        self._things += 1
+        self._total = (self._total or 0) + size
+        self._bar.update(self._task, total=self._total)
+
+    def did(self) -> None:
+        self._done += 1
+        self._bar.update(self._task, description=f"{self._title} {self._done:,} of {self._things:,}")
+
+
 @contextmanager
-def progress(title: str, total: int | None) -> Iterator[Advance]:
-    """A bar on standard error, if that is a terminal and there is much to move (``total`` bytes; None: unknown)."""
+def progress(title: str, total: int | None) -> Iterator[Progress]:
+    """A bar on standard error, if that is a terminal and there is much to move.
+
+    ``total`` is in bytes; None: it is not known, or :meth:`Progress.expect` says it bit by bit.
+    """
     options = current()
     silent = options.json or options.quiet or options.no_progress or not sys.stderr.isatty()
     if silent or (total is not None and total < _BAR_FROM_BYTES):
-        yield lambda count: None
+        yield Progress()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
 
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -174,6 +215,5 @@ def progress(title: str, total: int | None) -> Iterator[Advance]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(shown(title), total=total)
-        yield lambda count: bar.advance(task, count)
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        yield _Bar(bars, title, total)

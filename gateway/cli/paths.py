@@ -47,13 +47,18 @@ class Remote:
         return Remote(self.bucket, self.as_directory().key + relative)
 
 
+def is_local(text: str) -> bool:
+    """Whether a name can only be one of this machine."""
+    return text.startswith(("/", "./", "../", "~")) or text in (".", "..")
+
+
 def parse_remote(text: str) -> Remote:
     """Read ``objmeta://bucket/key`` or ``bucket/key``. Raises ValueError; the store checks the names themselves."""
     rest = text[len(SCHEME) :] if text[: len(SCHEME)].lower() == SCHEME else text
     scheme, found, _ = rest.partition("://")
     if rest is text and found and "/" not in scheme:
         raise ValueError(f"{text!r} names another kind of store; an object is named objmeta://bucket/key or bucket/key")
-    if rest is text and (text.startswith(("/", "./", "../", "~")) or text in (".", "..", STANDARD_STREAM)):
+    if rest is text and (is_local(text) or text == STANDARD_STREAM):
         raise ValueError(
             f"{text!r} names something on this machine where an object is due (objmeta://bucket/key or bucket/key); "
             "'gateway put' and 'gateway get' copy between both"

@@ -154,14 +154,19 @@ async def _put_all(
             else:
                 version = await _put_entry(store, entry, wishes, advance)
             tally.succeeded(entry.size)
+            advance.did()
             await _report(store, version, entry.remote, None if recursive else entry.path, entry.path)
 
-        entries = _entries(sources, destination, tally, _store_directory(store))
-        await for_each(entries, work, tally, name=lambda entry: str(entry.path or entry.remote))
+        entries = _entries(sources, destination, tally, store_directory(store))
+        await for_each(entries, work, tally, name=_name_for_people, found=lambda entry: advance.expect(entry.size))
     if recursive:
         text = f"stored {output.count_text(tally.done, 'object')}, {output.size_text(tally.bytes)}, under {destination}"
         output.emit_text(text)
     tally.finish()
+
+
+def _name_for_people(entry: _Entry) -> str:
+    return str(entry.path or entry.remote)
 
 
 async def _put_one(store: Store, source: str, destination: Remote, wishes: _Wishes) -> None:
@@ -237,7 +242,8 @@ def guess_type(name: str) -> str:
 # -- What is to be stored ---------------------------------------------------------------------------------------------
 
 
-def _store_directory(store: Store) -> Path | None:
+def store_directory(store: Store) -> Path | None:
+    """Where the store is, if it is one directory of this machine."""
     return getattr(store.client.location, "path", None)
 
 
@@ -289,13 +295,14 @@ def walk(root: Path, below: Remote, tally: Tally, own: Path | None = None) -> It
                 elif item.is_file():
                     yield _Entry(path, remote / item.name, item.stat().st_size)
                 else:
-                    tally.failed(item.path, _left_out(item))
+                    tally.failed(item.path, left_out(item))
             except OSError as failure:
                 tally.failed(item.path, failure)
         pending.extend(reversed(folders))
 
 
-def _left_out(item: os.DirEntry[str]) -> str:
+def left_out(item: os.DirEntry[str]) -> str:
+    """Why something that is neither a file nor a directory was not stored."""
     if not item.is_symlink():
         return "neither a file nor a directory; it was left out"
     return f"a symbolic link to {'a directory' if os.path.isdir(item.path) else 'nothing'}; it was left out"

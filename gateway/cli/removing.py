@@ -12,7 +12,7 @@ from gateway.cli import errors, output
 from gateway.cli.options import common
 from gateway.cli.paths import Remote, remote_name, require_object
 from gateway.cli.session import Tally, for_each, with_store
-from gateway.cli.trees import explained, is_tree, objects_below, versions_below
+from gateway.cli.trees import explained, is_tree, object_name, objects_below, versions_below
 
 if TYPE_CHECKING:
     from gateway.data.transfer import Store
@@ -125,7 +125,7 @@ async def _rm_tree(store: Store, target: Remote, total: Tally) -> None:
         total.succeeded()
         output.emit(await output.version_record(store, marker))
 
-    await for_each(objects_below(store, target), work, total, name=lambda item: f"{item.bucket}/{item.key}")
+    await for_each(objects_below(store, target), work, total, name=object_name)
     output.emit_text(f"deleted {output.count_text(total.done - before, 'object')} below {output.shown(str(target))}")
 
 

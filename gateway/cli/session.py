@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -81,12 +81,18 @@ class Tally:
     def __init__(self) -> None:
         self.done = 0
         self.bytes = 0
+        self.unchanged = 0
+        self.stopped = False
         self._codes: list[int] = []
 
     def succeeded(self, size: int = 0) -> None:
         """One more thing was done."""
         self.done += 1
         self.bytes += size
+
+    def kept(self) -> None:
+        """One more was as it should be already."""
+        self.unchanged += 1
 
     def failed(self, name: str, error: Exception | str, code: int | None = None) -> None:
         """One more failed; ``code`` is the exit code if nothing succeeds (default: the error's)."""
@@ -100,7 +106,20 @@ class Tally:
     def finish(self) -> None:
         """End the command with "partly" if some were done and some not, or with the first failure's code."""
         if self._codes:
-            raise click.exceptions.Exit(errors.FAILED if self.done else self._codes[0])
+            raise click.exceptions.Exit(errors.FAILED if self.done or self.unchanged else self._codes[0])
+
+    def say_so_far(self) -> None:
+        """What was done, for whoever stopped the command before its end."""
+        from gateway.cli import output
+        from gateway.cli.app import say
+
+        if self.done:
+            size = f" ({output.size_text(self.bytes)})" if self.bytes else ""
+            say(f"{self.done} done{size} by then, which stays; the same command, given again, does the rest")
+
+
+AHEAD: Final = 10_000
+"""So many items are taken before their turn comes, so that a bar knows what is to be done."""
 
 
 async def for_each(
@@ -109,21 +128,28 @@ async def for_each(
     tally: Tally,
     name: Callable[[Item], str] = str,
     limit: int | None = None,
+    found: Callable[[Item], None] | None = None,
 ) -> None:
-    """Run ``work`` on each item, ``limit`` at a time (default: the setting), taking items as there is room.
+    """Run ``work`` on each item, ``limit`` at a time (default: the setting); ``found`` is told of each item before.
 
-    What fails for one object only is reported and counted; anything else stops all of them and is raised.
+    What fails for one object only is reported and counted; anything else stops all of them and is raised, after what
+    was done until then has been said.
     """
-    source = _iterate(items)
-    taking = asyncio.Lock()
+    taken: asyncio.Queue[Item | _End] = asyncio.Queue(AHEAD)
+
+    async def take() -> None:
+        async for item in _iterate(items):
+            if found is not None:
+                found(item)
+            await taken.put(item)
+        await taken.put(_END)
 
     async def worker() -> None:
         while True:
-            async with taking:
-                try:
-                    item = await anext(source)
-                except StopAsyncIteration:
-                    return
+            item = await taken.get()
+            if isinstance(item, _End):
+                await taken.put(_END)  # for the others
+                return
             try:
                 await work(item)
             except Exception as error:
@@ -131,13 +157,26 @@ async def for_each(
                     raise
                 tally.failed(name(item), error)
 
-    workers = [asyncio.create_task(worker()) for _ in range(limit or resolved_settings().settings.concurrency)]
+    limit = limit or resolved_settings().settings.concurrency
+    tasks = [asyncio.create_task(each) for each in (take(), *(worker() for _ in range(limit)))]
     try:
-        await asyncio.gather(*workers)
+        await asyncio.gather(*tasks)
+    except BaseException:
+        tally.stopped = True
+        raise
     finally:
-        for task in workers:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if tally.stopped:
+            tally.say_so_far()
+
+
+class _End:
+    """After the last item."""
+
+
+_END: Final = _End()
 
 
 async def _iterate(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:
@@ -147,6 +186,7 @@ async def _iterate(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator
     else:
         for item in items:
             yield item
+            await asyncio.sleep(0)  # the others have their turn while a tree is walked
 
 
 async def in_thread(work: Callable[..., Result], *arguments: Any) -> Result:

@@ -55,6 +55,11 @@ async def explained(store: Store, remote: Remote, missing: Exception, hint: str 
     return missing
 
 
+def object_name(item: ObjectSummary) -> str:
+    """An object's name, for messages."""
+    return f"{item.bucket}/{item.key}"
+
+
 async def objects_below(store: Store, remote: Remote) -> AsyncIterator[ObjectSummary]:
     """All objects of a directory, by name, its own marker included."""
     continuation: str | None = None

@@ -1,10 +1,10 @@
 """The command ``gateway``: files in and out of an objmeta store, from a shell.
 
 Files: ``app`` (the command, its options, exit codes), ``options`` and ``session`` (how a subcommand reaches a store),
-``paths`` (what arguments name), ``errors`` and ``output`` (what people and programs see); the subcommands are in
-``putting``, ``getting``, ``copying``, ``removing``, ``listing``, ``buckets``, ``query``, ``lock``, ``gc``, ``upkeep``,
-``admin`` and ``nodes`` (with ``trees``, ``cluster``, ``disks`` and ``lockstart``) and ``syncing`` (with ``merging``,
-``filters`` and ``ends``), each loaded only when it runs.
+``paths`` and ``values`` (what words stand for), ``errors`` and ``output`` (what people and programs see); the
+subcommands are in ``putting``, ``getting``, ``syncing`` (with ``merging``, ``filters`` and ``ends``), ``copying``,
+``removing``, ``undoing``, ``listing``, ``finding``, ``diffing``, ``buckets``, ``query``, ``lock``, ``gc``, ``upkeep``,
+``admin`` and ``nodes`` (with ``trees``, ``cluster``, ``disks`` and ``lockstart``), each loaded only when it runs.
 Nothing here imports grpc, duckdb, pyarrow, fsspec or rich before it is needed.
 """
 

@@ -10,11 +10,11 @@ import asyncio
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -24,10 +24,14 @@ from gateway.cli.paths import STANDARD_STREAM, Remote, local_path_below, remote_
 from gateway.cli.putting import LARGE_AT_ONCE, LARGE_BYTES
 from gateway.cli.session import Tally, for_each, in_thread, with_store
 from gateway.cli.trees import is_tree, look_up_content, object_name, objects_below
+from gateway.cli.values import byte_range
 
 if TYPE_CHECKING:
     from gateway.data.transfer import Store
     from objmeta import ObjectSummary, ObjectVersion
+
+HEAD_BYTES: Final = 64 << 10
+HEAD_BYTES_MAX: Final = 4 << 20
 
 
 @click.command()
@@ -67,7 +71,8 @@ def get(source: Remote, target: str | None, recursive: bool, no_clobber: bool, v
 @reading
 @click.argument("sources", metavar="OBJECT...", type=remote_name, nargs=-1, required=True)
 @click.option("--version-id", metavar="ID", help="This version instead of the current one.")
-def cat(sources: tuple[Remote, ...], version_id: str | None) -> None:
+@click.option("--range", "part", metavar="RANGE", type=byte_range, help="Bytes: 0-99 (the first 100), 100-, -100.")
+def cat(sources: tuple[Remote, ...], version_id: str | None, part: tuple[int, int | None] | None) -> None:
     """Write objects to standard output.
 
     Only verified bytes are written. Several objects are written one after the other.
@@ -76,15 +81,46 @@ def cat(sources: tuple[Remote, ...], version_id: str | None) -> None:
         raise click.UsageError("--version-id is for one object")
     for source in sources:
         require_object(source)
-    with_store(partial(_cat, sources=sources, version_id=version_id))
+    start, stop = part or (0, None)
+    show = partial(to_standard_output, start=start, stop=stop)
+    with_store(partial(_each_of, sources=sources, version_id=version_id, show=show))
 
 
-async def _cat(store: Store, *, sources: Sequence[Remote], version_id: str | None) -> None:
+@click.command()
+@common
+@reading
+@click.argument("sources", metavar="OBJECT...", type=remote_name, nargs=-1, required=True)
+@click.option("-n", "--lines", type=click.IntRange(0), default=10, show_default=True, help="So many lines.")
+@click.option("-c", "--bytes", "count", type=click.IntRange(0), help="So many bytes instead.")
+@click.option("--version-id", metavar="ID", help="This version instead of the current one.")
+def head(sources: tuple[Remote, ...], lines: int, count: int | None, version_id: str | None) -> None:
+    """Write the beginnings of objects to standard output.
+
+    No more is read than is needed. Of several objects each one's name stands before it.
+    """
+    if version_id is not None and len(sources) > 1:
+        raise click.UsageError("--version-id is for one object")
+    for source in sources:
+        require_object(source)
+    show = partial(_first_lines, lines=lines) if count is None else partial(to_standard_output, stop=count)
+    with_store(partial(_each_of, sources=sources, version_id=version_id, show=show, titled=len(sources) > 1))
+
+
+async def _each_of(
+    store: Store,
+    *,
+    sources: Sequence[Remote],
+    version_id: str | None,
+    show: Callable[[Store, ObjectVersion], Awaitable[None]],
+    titled: bool = False,
+) -> None:
     tally = Tally()
     for source in sources:
         try:
             version = await look_up_content(store, source, version_id)
-            await _to_standard_output(store, version)
+            if titled:
+                output.line(f"{chr(10) if tally.done else ''}==> {output.shown(str(source))} <==")
+            await show(store, version)
             tally.succeeded()
         except Exception as error:
             if len(sources) == 1 or not errors.concerns_one_object(error) or isinstance(error, BrokenPipeError):
@@ -101,7 +137,7 @@ async def _get(
         return
     version = await look_up_content(store, source, version_id)
     if target == STANDARD_STREAM:
-        await _to_standard_output(store, version)
+        await to_standard_output(store, version)
         return
     path = _file_for(source, target)
     if no_clobber:
@@ -192,13 +228,31 @@ def _path_below(root: Path, relative: str) -> Path:
         raise InvalidArgument(str(wrong)) from None
 
 
-async def _to_standard_output(store: Store, version: ObjectVersion) -> None:
+async def to_standard_output(store: Store, version: ObjectVersion, *, start: int = 0, stop: int | None = None) -> None:
+    """Write bytes ``start`` to ``stop`` of a version, as they come; a negative start counts from the end."""
+    if start < 0:
+        start = max(0, version.size + start)
     with errors.naming("standard output"):
         sys.stdout.flush()
         descriptor = sys.stdout.fileno()
-        async with aclosing(store.stream(version)) as blocks:
+        async with aclosing(store.stream(version, start, stop)) as blocks:
             async for block in blocks:
                 await in_thread(_write_all, descriptor, block)
+
+
+async def _first_lines(store: Store, version: ObjectVersion, *, lines: int) -> None:
+    with errors.naming("standard output"):
+        sys.stdout.flush()
+        descriptor = sys.stdout.fileno()
+        # small steps at first: reading ahead is for those who want all
+        start, step = 0, HEAD_BYTES
+        while lines and start < version.size:
+            block = await store.read(version, start, start + step)
+            end = -1
+            while lines and (end := block.find(b"\n", end + 1)) >= 0:
+                lines -= 1
+            await in_thread(_write_all, descriptor, block if lines else block[: end + 1])
+            start, step = start + step, min(step * 4, HEAD_BYTES_MAX)
 
 
 def _write_all(descriptor: int, block: bytes) -> None:

@@ -15,7 +15,7 @@ from gateway.cli import errors, output
 from gateway.cli.options import common, current, reading
 from gateway.cli.paths import Remote, remote_name, require_object
 from gateway.cli.session import Tally, with_store
-from gateway.cli.trees import PAGE, explained, is_tree, look_up, objects_below, versions_below
+from gateway.cli.trees import PAGE, explained, is_tree, look_up, nothing_there, objects_below, versions_below
 
 if TYPE_CHECKING:
     from gateway.data.transfer import Store
@@ -168,7 +168,7 @@ async def _ls_directory(store: Store, target: Remote, detailed: bool, human: boo
         if continuation is None:
             break
     if not found and prefix:
-        _nothing(target)
+        raise nothing_there(target)
 
 
 async def _ls_itself(store: Store, target: Remote, detailed: bool, human: bool) -> bool:
@@ -190,7 +190,7 @@ async def _ls_tree(store: Store, target: Remote, detailed: bool, human: bool) ->
         if item.key != prefix:
             _show_object(item, item.key.removeprefix(prefix), detailed, human)
     if not found:
-        _nothing(target)
+        raise nothing_there(target)
 
 
 async def _ls_versions(store: Store, target: Remote, human: bool) -> None:
@@ -209,7 +209,7 @@ async def _ls_versions(store: Store, target: Remote, human: bool) -> None:
         found = True
         await _show_version(store, version, version.key.removeprefix(prefix) or "./", human)
     if not found:
-        _nothing(target)
+        raise nothing_there(target)
 
 
 async def _show_version(store: Store, version: ObjectVersion, name: str | None, human: bool) -> None:
@@ -225,12 +225,6 @@ async def _show_version(store: Store, version: ObjectVersion, name: str | None, 
     if notes:
         text += f"  ({', '.join(notes)})"
     output.answer(await output.version_record(store, version), text)
-
-
-def _nothing(target: Remote) -> None:
-    from objmeta.errors import NoSuchKey
-
-    raise NoSuchKey(f"there is no object {target} and none below it")
 
 
 # -- versions, stat, du -----------------------------------------------------------------------------------------------

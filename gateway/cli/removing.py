@@ -1,8 +1,8 @@
-"""``rm`` and ``restore``: what is deleted stays as old versions until a version itself is removed."""
+"""``rm``: what is deleted stays as old versions until a version itself is removed."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,8 @@ from gateway.cli import errors, output
 from gateway.cli.options import common
 from gateway.cli.paths import Remote, remote_name, require_object
 from gateway.cli.session import Tally, for_each, with_store
-from gateway.cli.trees import explained, is_tree, object_name, objects_below, versions_below
+from gateway.cli.trees import explained, is_tree, object_name, objects_below
+from gateway.cli.undoing import histories
 
 if TYPE_CHECKING:
     from gateway.data.transfer import Store
@@ -51,33 +52,6 @@ def rm(
             if_version=if_version,
         )
     )
-
-
-@click.command()
-@common
-@click.argument("target", metavar="OBJECT", type=remote_name)
-@click.option("--version-id", metavar="ID", help="The version to restore; default: the one before the deletion.")
-def restore(target: Remote, version_id: str | None) -> None:
-    """Make an old version current again.
-
-    Its content becomes a new version; nothing is lost. Without --version-id a deleted object is undeleted.
-    """
-    with_store(partial(_restore, target=require_object(target), version_id=version_id))
-
-
-async def _restore(store: Store, *, target: Remote, version_id: str | None) -> None:
-    if version_id is None:
-        newest, *older = await store.client.versions(target.bucket, target.key)
-        if not newest.is_delete_marker:
-            raise click.UsageError(f"{target} is not deleted; name the version to restore with --version-id")
-        version_id = next((version.version_id for version in older if not version.is_delete_marker), None)
-        if version_id is None:
-            from objmeta.errors import NoSuchVersion
-
-            raise NoSuchVersion(f"{target} has only delete markers left; there is no version to restore")
-    version = await store.restore(target.bucket, target.key, version_id)
-    text = f"restored {output.shown(str(target))} from {version_id}, version {version.version_id}"
-    output.emit(await output.version_record(store, version) | {"restored_version_id": version_id}, text)
 
 
 async def _rm(
@@ -142,8 +116,8 @@ async def remove_versions(store: Store, target: Remote, recursive: bool, total: 
             output.emit(record)
 
     if recursive and (target.is_directory or await _has_versions_below(store, target)):
-        histories = _histories(store, target)
-        await for_each(histories, work, total, name=lambda history: f"{history[0].bucket}/{history[0].key}")
+        items = histories(store, target)
+        await for_each(items, work, total, name=lambda history: f"{history[0].bucket}/{history[0].key}")
     else:
         await work(await store.client.versions(target.bucket, target.key))
     output.emit_text(
@@ -154,14 +128,3 @@ async def remove_versions(store: Store, target: Remote, recursive: bool, total: 
 async def _has_versions_below(store: Store, target: Remote) -> bool:
     page = await store.client.list_versions(target.bucket, target.as_directory().key, limit=1)
     return bool(page.versions)
-
-
-async def _histories(store: Store, target: Remote) -> AsyncIterator[list[ObjectVersion]]:
-    history: list[ObjectVersion] = []
-    async for version in versions_below(store, target):
-        if history and history[0].key != version.key:
-            yield history
-            history = []
-        history.append(version)
-    if history:
-        yield history

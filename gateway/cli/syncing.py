@@ -24,7 +24,7 @@ from gateway.cli.ends.local import LocalEnd
 from gateway.cli.ends.stores import StoreEnd
 from gateway.cli.filters import FilteringCommand, Filters, current_filters, filter_options
 from gateway.cli.merging import Action
-from gateway.cli.options import common
+from gateway.cli.options import common, current, reading
 from gateway.cli.paths import SCHEME, Remote, is_local, parse_remote
 from gateway.cli.putting import LARGE_AT_ONCE, LARGE_BYTES, store_directory
 from gateway.cli.session import Tally, for_each, resolved_settings, with_store
@@ -72,6 +72,7 @@ def _moving(command: Any) -> Any:
 
 @click.command(cls=FilteringCommand)
 @common
+@reading
 @click.argument("source", metavar="SOURCE")
 @click.argument("target", metavar="TARGET")
 @click.option("--delete", is_flag=True, help="Delete at the target what the source does not have.")
@@ -85,6 +86,7 @@ def sync(source: str, target: str, delete: bool, **options: Any) -> None:
       gateway sync bucket/photos other/photos         inside the store; no bytes are moved
       gateway sync s3://old/photos bucket/photos      from S3 (pip install 'objmeta[s3]')
       gateway sync bucket/photos s3://old/photos --endpoint-url http://minio:9000
+      gateway sync bucket/photos ./photos --as-of 2h  as they were two hours ago
 
     A directory of this machine begins with /, ./, ../ or ~. URLs are those of fsspec; -o gives its file systems
     options, such as -o anon=true. One of the two has to be in this store.
@@ -208,6 +210,8 @@ def _hint_at_directory(remote: Remote, text: str) -> str:
 async def _sync(store: Store, *, source: _Place, target: _Place, wishes: _Wishes) -> None:
     from objmeta.errors import NoSuchBucket
 
+    if current().as_of is not None and target.remote is not None:
+        raise click.UsageError("--as-of is for what is fetched; what was cannot be changed")
     if source.remote is None and target.remote is None:
         raise click.UsageError("one of the two has to be in this store, such as objmeta://bucket/directory")
     for place in (source, target):

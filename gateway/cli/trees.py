@@ -55,6 +55,13 @@ async def explained(store: Store, remote: Remote, missing: Exception, hint: str 
     return missing
 
 
+def nothing_there(remote: Remote) -> Exception:
+    """The error that there is neither an object nor a directory of this name."""
+    from objmeta.errors import NoSuchKey
+
+    return NoSuchKey(f"there is no object {remote} and none below it")
+
+
 def object_name(item: ObjectSummary) -> str:
     """An object's name, for messages."""
     return f"{item.bucket}/{item.key}"

@@ -312,3 +312,14 @@ def test_a_sync_that_is_interrupted_says_what_was_done_and_is_gone_on_with(shell
     assert not [name for name in os.listdir(back) if name.endswith(".part")]
     shell("sync", "box/s", "./back")
     assert tree(back) == tree(root)
+
+
+def test_a_directory_as_it_was(gateway: Run, bucket: str, source: Path) -> None:
+    gateway("sync", "./source", "box/s")
+    before = gateway("stat", "--json", "box/s/a0").records[0]["last_modified"]
+    latest = max(record["last_modified"] for record in gateway("ls", "-r", "--json", "box/s").records)
+    assert before <= latest
+    gateway("rm", "-r", "box/s")
+    gateway("sync", "--as-of", latest, "box/s", "./back")
+    assert tree(Path("back")) == tree(source)
+    gateway("sync", "--as-of", latest, "./source", "box/s", code=2)

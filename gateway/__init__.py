@@ -4,6 +4,7 @@
 
     cli          the command ``gateway``
     fs           objmeta:// paths for fsspec and universal_pathlib
+    polars       Parquet in a store as Polars LazyFrames (extra ``polars``)
     catalog      SQL over buckets, objects and versions
     data         bytes and metadata joined: put, get, streams, copies
     blobs        where chunks live: locally, on several disks, on nodes

@@ -22,6 +22,8 @@ SAYS = {
     ],
     "pandas_roundtrip.py": ["11.5", "[-1.5, 0.5]", "['by-city', 'weather.csv', 'weather.parquet']"],
     "duckdb_manifests.py": ["logs/a.log         2       10  me", "(0, 334, 166833)"],
+    "local_files.py": ["(334, 166833)", "999", "the old version: (1000,)", "kept: 2 files"],
+    "polars_scan.py": ["shape: (3, 2)", "as it was: 1000 rows"],
     "cluster.py": [
         "one of three nodes is gone",
         "0 puts failed",

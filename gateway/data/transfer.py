@@ -47,6 +47,10 @@ Span = tuple[Chunk, int, int]
 """A chunk, and from where to where in it."""
 
 
+def _ignore(count: int) -> None:
+    return None
+
+
 class Store:
     """A store's metadata (``client``) and bytes (``blobs``). Belongs to the event loop of its first use."""
 
@@ -325,18 +329,19 @@ class Store:
         target, mode = await in_thread(_target, Path(path))
         if mode is not None and not stat.S_ISREG(mode):
             async with writing(target) as file:
-                await self._copy(version, file, progress or _ignore)
+                await self.write_to(version, file, progress or _ignore)
             return version
         temporary = target.parent / f".objmeta-{os.urandom(8).hex()}.part"
         async with creating(temporary) as file:
-            await self._copy(version, file, progress or _ignore)
+            await self.write_to(version, file, progress or _ignore)
             await file.flush()
             if mode is not None:
                 await in_thread(os.chmod, temporary, stat.S_IMODE(mode))
             await in_thread(os.replace, temporary, target)
         return version
 
-    async def _copy(self, version: ObjectVersion, file: Any, progress: Progress) -> None:
+    async def write_to(self, version: ObjectVersion, file: Any, progress: Progress = _ignore) -> None:
+        """Write a version's content to a file of aiofiles, its etag verified. Raises as :meth:`stream`, and OSError."""
         hasher = blake3()
         block: list[bytes] = []
 
@@ -463,10 +468,6 @@ async def open_store_at(location: Location, **settings: Any) -> Store:
 
 
 # -- Helpers ----------------------------------------------------------------------------------------------------------
-
-
-def _ignore(count: int) -> None:
-    return None
 
 
 def _spans(version: ObjectVersion, chunks: Sequence[Chunk], start: int, stop: int | None) -> list[Span]:

@@ -59,7 +59,9 @@ async def _carrying(coroutine: Coroutine[Any, Any, _T]) -> _T:
 
 def blocking(coroutine_method: Callable[..., Any]) -> Any:
     """The blocking twin of a coroutine method, to be made in the class body: ``touch = blocking(_touch)``."""
-    return _keeping_the_reason(sync_wrapper(coroutine_method))
+    found = _keeping_the_reason(sync_wrapper(coroutine_method))
+    found.__name__ = coroutine_method.__name__.removeprefix("_")  # by which it is found when it was pickled
+    return found
 
 
 def add_blocking_methods(fs: Any) -> None:

@@ -28,6 +28,7 @@ from fsspec.asyn import _run_coros_in_chunks, get_loop
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.utils import isfilelike
 
+from gateway.data.localfiles import BYTES_MAX, LocalFile, LocalFiles
 from gateway.data.past import parse_time
 from gateway.fs import options
 from gateway.fs.blocking import add_blocking_methods, blocking, outcome, start
@@ -52,7 +53,8 @@ class ObjmetaFileSystem(Opening):
     Without any, the settings decide as they do for :func:`objmeta.connect`, whose other settings may be given as well.
     ``batch_size`` is how much is done at a time.  With ``version_aware=False`` paths name no versions: all of a path is
     the key.  With ``as_of`` (ISO 8601, a datetime, or seconds since the epoch; UTC where no offset is said) all is as
-    it was at that time, and read only: see ``gateway.data.past``.
+    it was at that time, and read only: see ``gateway.data.past``.  ``local_path`` keeps its files in ``local_dir``
+    (default: ``local`` in an embedded store's directory, else in the user's cache), at most ``local_bytes`` of them.
 
     Instances are cached, picklable, and usable from any thread; an embedded one also after a fork, while one of a
     cluster refuses in a forked child (start workers by spawn or forkserver).
@@ -76,6 +78,8 @@ class ObjmetaFileSystem(Opening):
         disks: str | Sequence[str | os.PathLike[str]] | None = None,
         version_aware: bool | str | None = None,
         as_of: str | float | datetime | None = None,
+        local_dir: str | os.PathLike[str] | None = None,
+        local_bytes: int | str | None = None,
         asynchronous: bool = False,
         loop: asyncio.AbstractEventLoop | None = None,
         batch_size: int | str | None = None,
@@ -86,11 +90,13 @@ class ObjmetaFileSystem(Opening):
             found = options.settings(given)
             self.version_aware = options.flag("version_aware", version_aware, default=True)
             asynchronous = options.flag("asynchronous", asynchronous)
-            at_a_time = options.batch_size(batch_size, found)
+            at_a_time = options.number("batch_size", batch_size) or options.concurrency(found)
+            most = options.number("local_bytes", local_bytes) or BYTES_MAX
             self._then = None if as_of in (None, "") else parse_time(as_of)
         self.as_of = None if self._then is None else self._then.isoformat()
         self._settings = found.settings
         self.location = AsyncClient(found.settings).location
+        self.local_files = LocalFiles(options.local_directory(local_dir, self.location), most)
         self._stores: dict[asyncio.AbstractEventLoop, asyncio.Task[Store]] = {}
         super().__init__(asynchronous=asynchronous, loop=loop, batch_size=at_a_time, use_listings_cache=False)
         add_blocking_methods(self)
@@ -302,6 +308,22 @@ class ObjmetaFileSystem(Opening):
             inside = self._name(rpath).key.rsplit("/", 1)[-1]
             rpath, lpath = [rpath], [os.path.join(lpath, inside) if into else lpath]
         await super()._get(rpath, lpath, recursive=recursive, **kwargs)
+
+    async def _local_path(self, path: str, version_id: str | None = None) -> LocalFile:
+        """A file on this machine with the content of a file here, verified, read-only, and immutable.
+
+        It is a str, which DuckDB, Polars, pandas, ``numpy.memmap`` and ``open`` take as the path that it is.  The file
+        is put together the first time its content is asked for, in ``local_dir``, and stays while the result is
+        referred to, or until its ``close()`` or the end of its ``with`` block.  Later the path may vanish, but not what
+        is open or mapped.  ``gateway.data.localfiles`` has the rules.
+
+        Raises FileNotFoundError, IsADirectoryError, and OSError (EINVAL) for more than ``local_bytes``.
+        """
+        version = await self._version(path, version_id)
+        with oserrors(f"{version.bucket}/{version.key}"):
+            return await self.local_files.get(await self.store(), version)
+
+    local_path = blocking(_local_path)
 
     # -- Writing ------------------------------------------------------------------------------------------------------
 

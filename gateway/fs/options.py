@@ -10,17 +10,23 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from fsspec.config import conf
 
+from objmeta import Embedded
+from objmeta.client import Location
 from objmeta.config import DEFAULT, FIELDS, Resolved, resolve
 from objmeta.errors import InvalidArgument
 
 _PLACES: Final = ("home", "disks", "endpoints", "target")
 _SETTINGS: Final = (*FIELDS, "target")
 _FSSPEC: Final = ("use_listings_cache", "listings_expiry_time", "max_paths")
-_OWN: Final = ("path", "version_aware", "as_of", "asynchronous", "loop", "batch_size", "skip_instance_cache")
+_OWN: Final = (
+    "path", "version_aware", "as_of", "local_dir", "local_bytes", "asynchronous", "loop", "batch_size",
+    "skip_instance_cache",
+)  # fmt: skip
 _WORDS: Final = {
     "1": True,
     "true": True,
@@ -63,18 +69,33 @@ def settings(given: Mapping[str, Any]) -> Resolved:
     return resolve(arguments, fsspec_conf=configured)
 
 
-def batch_size(given: int | str | None, resolved: Resolved) -> int | None:
-    """How much is done at a time: as given, else the setting ``concurrency`` if somebody set it, else fsspec's own."""
+def concurrency(resolved: Resolved) -> int | None:
+    """How much is done at a time: the setting ``concurrency`` if somebody set it, else fsspec's own."""
+    return resolved.settings.concurrency if resolved.sources["concurrency"] != DEFAULT else None
+
+
+def number(name: str, given: int | str | None) -> int | None:
+    """A whole number from 1 on, also as text. Raises InvalidArgument."""
     if given is None:
-        source = resolved.sources["concurrency"]
-        return resolved.settings.concurrency if source != DEFAULT else None
+        return None
     try:
-        number = int(given)
+        found = 0 if isinstance(given, bool) else int(given)
     except (TypeError, ValueError):
-        number = 0
-    if number < 1:
-        raise InvalidArgument(f"batch_size is a whole number from 1 on, not {given!r}")
-    return number
+        found = 0
+    if found < 1:
+        raise InvalidArgument(f"{name} is a whole number from 1 on, not {given!r}")
+    return found
+
+
+def local_directory(given: str | os.PathLike[str] | None, location: Location) -> Path:
+    """Where files lie that are handed out by their paths."""
+    if given:
+        return Path(given).expanduser().absolute()
+    if isinstance(location, Embedded):
+        return location.path / "local"
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("objmeta", appauthor=False)) / "local"
 
 
 def flag(name: str, value: Any, default: bool = False) -> bool:

@@ -150,6 +150,13 @@ def test_instances_travel_to_worker_processes(fs: ObjmetaFileSystem, method: str
     assert fs.cat_file("bucket/3-twice") == b"bucket/3" * 2
 
 
+def test_blocking_methods_travel_too(fs: ObjmetaFileSystem) -> None:
+    fs.pipe_file("bucket/file", b"x")
+    for name in ("ukey", "modified", "touch", "local_path", "metadata"):
+        assert pickle.loads(pickle.dumps(getattr(fs, name))) == getattr(fs, name)
+    assert pickle.loads(pickle.dumps(fs.ukey))("bucket/file") == fs.ukey("bucket/file")
+
+
 def test_pickle_json_and_the_instance_cache(fs: ObjmetaFileSystem, home: Path) -> None:
     fs.pipe_file("bucket/file", b"x")
     assert fsspec.filesystem("objmeta", path=home) is fs

@@ -1,0 +1,115 @@
+"""Parquet through Polars: what is pushed down, and that both ways give the same."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from gateway.data.localfiles import LocalFiles
+from gateway.fs.filesystem import ObjmetaFileSystem
+from gateway.polars import scan_parquet
+
+FRAME = pl.DataFrame(
+    {
+        "n": range(5000),
+        "part": [number % 4 for number in range(5000)],
+        "text": [None if number % 11 == 0 else f"é{number}" for number in range(5000)],
+        "when": [datetime(2026, 1, 1 + number % 28) for number in range(5000)],
+    }
+)
+
+
+@pytest.fixture
+def table(fs: ObjmetaFileSystem) -> ObjmetaFileSystem:
+    for part in range(4):
+        with fs.open(f"bucket/a table/part={part}/é.parquet", "wb") as file:
+            FRAME.filter(pl.col("part") == part).write_parquet(file, row_group_size=500)
+    return fs
+
+
+@pytest.mark.parametrize("local", [True, False, None])
+def test_queries(table: ObjmetaFileSystem, local: bool | None) -> None:
+    lazy = scan_parquet("objmeta://bucket/a table", fs=table, local=local)
+    whole = pl.concat([FRAME.filter(pl.col("part") == part) for part in range(4)])
+    assert dict(lazy.collect_schema()) == dict(FRAME.schema)
+    assert_frame_equal(lazy.collect(), whole)
+    assert_frame_equal(lazy.select("text").collect(), whole.select("text"))
+    assert lazy.select(pl.len()).collect().item() == 5000
+    assert_frame_equal(lazy.head(7).collect(), whole.head(7))
+    assert_frame_equal(lazy.head(2000).collect(), whole.head(2000))
+    condition = (pl.col("n") > 100) & pl.col("text").is_not_null() & (pl.col("part") != 2)
+    assert_frame_equal(
+        lazy.filter(condition).select("n", "when").collect(), whole.filter(condition).select("n", "when")
+    )
+    assert_frame_equal(lazy.filter(condition).head(5).collect(), whole.filter(condition).head(5))
+    assert_frame_equal(lazy.head(1500).filter(condition).collect(), whole.head(1500).filter(condition))
+    grouped = lazy.group_by("part").agg(pl.col("n").sum()).sort("part")
+    assert_frame_equal(grouped.collect(), whole.group_by("part").agg(pl.col("n").sum()).sort("part"))
+    joined = lazy.join(scan_parquet("bucket/a table/*/*.parquet", fs=table, local=local), on="n")
+    assert joined.select(pl.len()).collect().item() == 5000
+
+
+def test_only_what_is_needed_is_fetched(table: ObjmetaFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = []
+    real = LocalFiles.get
+
+    async def counted(self: Any, store: Any, version: Any) -> Any:
+        fetched.append(version.key)
+        return await real(self, store, version)
+
+    monkeypatch.setattr(LocalFiles, "get", counted)
+    lazy = scan_parquet("bucket/a table", fs=table)
+    assert dict(lazy.collect_schema()) == dict(FRAME.schema)
+    assert fetched == []
+    lazy.head(10).collect()
+    assert fetched == ["a table/part=0/é.parquet"]
+
+
+def test_a_scan_is_of_the_versions_there_were(table: ObjmetaFileSystem, home: Path) -> None:
+    time = datetime.now(UTC)
+    scans = [scan_parquet("bucket/a table", fs=table, local=local) for local in (True, False)]
+    with table.open("bucket/a table/part=0/é.parquet", "wb") as file:
+        FRAME.head(1).write_parquet(file)
+    table.rm("bucket/a table/part=1", recursive=True)
+    for lazy in scans:
+        assert lazy.select(pl.len()).collect().item() == 5000
+    past = {"path": str(home), "as_of": time.isoformat()}
+    assert scan_parquet("bucket/a table", storage_options=past).select(pl.len()).collect().item() == 5000
+    assert scan_parquet("bucket/a table", fs=table).select(pl.len()).collect().item() == 2501
+    history = table.object_version_info("bucket/a table/part=0/é.parquet")
+    assert scan_parquet(history[-1]["name"], fs=table).select(pl.len()).collect().item() == 1250
+
+
+def test_hive_partitions(fs: ObjmetaFileSystem, home: Path) -> None:
+    for part in range(4):
+        with fs.open(f"bucket/h/part={part}/x.parquet", "wb") as file:
+            FRAME.filter(pl.col("part") == part).drop("part").write_parquet(file)
+    lazy = scan_parquet("bucket/h", fs=fs, hive_partitioning=True)
+    found = lazy.filter(pl.col("part") == 3).select(pl.col("n").sum()).collect().item()
+    assert found == FRAME.filter(pl.col("part") == 3)["n"].sum()
+    with pytest.raises(ValueError, match="exclude each other"):
+        scan_parquet("bucket/h", fs=fs, local=True, hive_partitioning=True)
+
+
+def test_what_is_not_there_or_no_parquet(fs: ObjmetaFileSystem) -> None:
+    fs.mkdir("bucket/empty")
+    for source in ("bucket/none", "bucket/empty", "nowhere/x", "bucket/*.parquet"):
+        with pytest.raises(FileNotFoundError):
+            scan_parquet(source, fs=fs)
+    fs.pipe_file("bucket/text", b"no parquet" * 10)
+    with pytest.raises(pl.exceptions.PolarsError):
+        scan_parquet("bucket/text", fs=fs).collect()
+
+
+def test_leases_end_with_the_query(table: ObjmetaFileSystem) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        scan_parquet("bucket/a table", fs=table).collect()
+        scan_parquet("bucket/a table", fs=table).head(3).collect()
+    assert len(os.listdir("/proc/self/fd")) <= before + 5

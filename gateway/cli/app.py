@@ -19,6 +19,7 @@ from gateway.cli.options import Options, common
 
 COMMANDS: Final = {
     "put": ("gateway.cli.putting:put", "Store files or directories, or standard input."),
+    "upload": ("gateway.cli.uploads:upload", "Write one object in parts, by several workers."),
     "get": ("gateway.cli.getting:get", "Fetch an object or a directory of objects into files."),
     "sync": ("gateway.cli.syncing:sync", "Make a directory, of the store or elsewhere, like another one."),
     "import": ("gateway.cli.syncing:import_", "Bring objects or files from elsewhere into the store."),

@@ -30,7 +30,7 @@ EXIT_CODES: Final = {
     FAILED: "done partly, or a disk or a file of this machine failed",
     USAGE: "the command is wrong: an option, a name, a path",
     NO_BUCKET: "no such bucket",
-    NO_KEY: "no such key or version",
+    NO_KEY: "no such key, version or upload",
     UNAVAILABLE: "no quorum, or the outcome is unknown: try again",
     CONFLICT: "a precondition failed, it exists already, the bucket is not empty, or the lock is held",
     LOCK_LOST: "a lock was lost, and the command run under it was stopped",

@@ -11,7 +11,7 @@ import asyncio
 import mimetypes
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,14 +68,15 @@ class _Entry:
     size: int = 0
 
 
-def _pairs(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
-    pairs = {}
+def pairs(context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """The type, for click, of --meta."""
+    found = {}
     for value in values:
-        name, found, text = value.partition("=")
-        if not found or not name:
+        name, equals, text = value.partition("=")
+        if not equals or not name:
             raise click.UsageError(f"--meta {value!r} is not NAME=VALUE", context)
-        pairs[name] = text
-    return pairs
+        found[name] = text
+    return found
 
 
 @click.command()
@@ -87,7 +88,7 @@ def _pairs(context: click.Context, parameter: click.Parameter, values: Sequence[
 @click.option("--if-version", metavar="ID", help="Replace only this current version (else exit code 6).")
 @click.option("--expect", metavar="BLAKE3", help="Store only content with this digest (else exit code 8).")
 @click.option("--content-type", metavar="TYPE", help="Default: by the name's ending.")
-@click.option("--meta", metavar="NAME=VALUE", multiple=True, callback=_pairs, help="Metadata; may be repeated.")
+@click.option("--meta", metavar="NAME=VALUE", multiple=True, callback=pairs, help="Metadata; may be repeated.")
 def put(
     sources: tuple[str, ...],
     destination: Remote,
@@ -203,7 +204,7 @@ async def _put_entry(store: Store, entry: _Entry, wishes: _Wishes, advance: outp
 async def _put_stream(store: Store, descriptor: int, remote: Remote, wishes: _Wishes) -> ObjectVersion:
     with output.progress(remote.name, None) as advance:
         return await store.put_stream(
-            remote.bucket, remote.key, _blocks(descriptor), progress=advance, **_arguments(wishes, remote)
+            remote.bucket, remote.key, blocks(descriptor), progress=advance, **_arguments(wishes, remote)
         )
 
 
@@ -225,7 +226,8 @@ async def _report(
     output.emit(record, text if mentioned is not None else None)
 
 
-async def _blocks(descriptor: int) -> AsyncIterator[bytes]:
+async def blocks(descriptor: int) -> AsyncGenerator[bytes, None]:
+    """What a file, a pipe or a terminal gives. Raises OSError."""
     while block := await in_thread(os.read, descriptor, READ_BYTES):
         yield block
 

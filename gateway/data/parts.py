@@ -16,9 +16,10 @@ The etag of an object is the digest of its content, whoever wrote it, so ``compl
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -40,7 +41,15 @@ UPLOAD_AGE_S: Final = 7 * 86_400.0
 _PAGE: Final = 100
 """What is known of so many parts is held at a time: some 300 KiB, 16 MiB at the most."""
 
+_ID: Final = re.compile("[0-9a-f]{32}")
+
 _T = TypeVar("_T")
+
+
+class NoSuchUpload(errors.NotFound):
+    """There is no upload with this id: it was completed or aborted, is too old, or was never begun."""
+
+    kind = "no_such_upload"
 
 
 class Begun(msgspec.Struct, frozen=True, array_like=True):
@@ -62,11 +71,21 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     chunks: tuple[Chunk, ...]
 
 
+class Open(msgspec.Struct, frozen=True):
+    """An upload that is neither completed nor aborted; ``size`` is that of its ``parts`` together."""
+
+    upload_id: str
+    begun: Begun
+    parts: int
+    size: int
+
+
 async def begin(
     store: Store, bucket: str, key: str, *, content_type: str = "", metadata: Mapping[str, str] | None = None
 ) -> str:
-    """Begin an object in parts; its id. Raises NoSuchBucket."""
-    await store.client.bucket(bucket)
+    """Begin an object in parts; its id. Raises NoSuchBucket, InvalidArgument if no object may have this name."""
+    with suppress(errors.NoSuchKey):
+        await store.client.head_object(bucket, key)
     upload_id = os.urandom(16).hex()
     begun = Begun(bucket, key, time.time(), content_type, dict(metadata or {}))
     await store.client.put(UPLOADS + upload_id, msgspec.msgpack.encode(begun))
@@ -84,8 +103,8 @@ async def put_part(
 ) -> Part:
     """Store a part, in bounded memory. Several may be put at once.
 
-    Raises InvalidArgument (no such upload, or number), IntegrityError if the content is not what was expected, and what
-    BlobStore.put raises.
+    Raises NoSuchUpload, InvalidArgument (the number, or it is too long), IntegrityError if the content is not what was
+    expected, and what BlobStore.put raises.
     """
     if not 1 <= number <= PARTS_MAX:
         raise errors.InvalidArgument(f"parts are numbered from 1 to {PARTS_MAX}, not {number}")
@@ -115,20 +134,26 @@ async def complete(
     store: Store,
     upload_id: str,
     *,
+    count: int | None = None,
     if_absent: bool = False,
     if_version: str | None = None,
     expected_etag: str | None = None,
 ) -> ObjectVersion:
-    """Make an object of all parts, in the order of their numbers. Of several who complete it, one succeeds.
+    """Make an object of all parts, in the order of their numbers; with ``count``, of exactly those from 1 to ``count``.
 
-    Raises InvalidArgument (no such upload, or it has no parts), Unavailable (a part was deleted, or is in too few
-    places: put it again), IntegrityError, and what AsyncClient.put_object raises; unless that is UnknownOutcome the
-    upload is still there.
+    Several who complete it at the same moment make a version each, of the same content, unless ``if_absent`` or
+    ``if_version`` says that only one may; whoever comes later is told that there is no such upload.
+
+    Raises NoSuchUpload, InvalidArgument (it has no parts, or not those that ``count`` says), Unavailable (a part was
+    deleted, or is in too few places: put it again), IntegrityError, and what AsyncClient.put_object raises; unless that
+    is UnknownOutcome the upload is still there.
     """
     begun = await _begun(store, upload_id)
     parts = await _touch(store, begun, upload_id, everything=True)
     if not parts:
         raise errors.InvalidArgument(f"upload {upload_id} has no parts")
+    if count is not None:
+        _check_numbers(upload_id, set(map(int, parts)), count)
     chunks = [chunk for part in parts.values() for chunk in part.chunks]
     size = sum(part.size for part in parts.values())
     etag = await _digest(store, begun, chunks, size)
@@ -150,7 +175,32 @@ async def complete(
 
 async def abort(store: Store, upload_id: str) -> None:
     """Forget an upload and its parts; their chunks are collected. One that is not there is forgotten already."""
-    await _forget(store.client, upload_id)
+    if _ID.fullmatch(upload_id):
+        await _forget(store.client, upload_id)
+
+
+async def uploads(client: AsyncClient) -> AsyncGenerator[Open, None]:
+    """Those that are neither completed nor aborted. Raises NoQuorum, IntegrityError."""
+    last: Open | None = None
+    async for key, value in _registers(client, UPLOADS):
+        upload_id, is_part, _ = key.decode().removeprefix(UPLOADS).partition("/")
+        if not is_part:
+            if last is not None:
+                yield last
+            last = Open(upload_id, _decoded(value, Begun, upload_id), 0, 0)
+        elif last is not None and last.upload_id == upload_id:
+            size = last.size + _decoded(value, Part, upload_id).size
+            last = msgspec.structs.replace(last, parts=last.parts + 1, size=size)
+    if last is not None:
+        yield last
+
+
+async def parts_of(store: Store, upload_id: str) -> AsyncGenerator[tuple[int, Part], None]:
+    """The parts that an upload has, and their numbers, in this order. Raises NoSuchUpload, NoQuorum, IntegrityError."""
+    await _begun(store, upload_id)
+    async for key, value in _registers(store.client, f"{UPLOADS}{upload_id}/"):
+        number = key.decode().rpartition("/")[2]
+        yield int(number), _decoded(value, Part, number)
 
 
 async def forget_old(client: AsyncClient, age_s: float | None = None) -> int:
@@ -197,10 +247,20 @@ def _name(upload_id: str, number: int) -> str:
 
 
 async def _begun(store: Store, upload_id: str) -> Begun:
-    found = await store.client.get(UPLOADS + upload_id)
+    found = await store.client.get(UPLOADS + upload_id) if _ID.fullmatch(upload_id) else None
     if found is None:
-        raise errors.InvalidArgument(f"there is no upload {upload_id}: it was completed, aborted or never begun")
+        raise NoSuchUpload(f"there is no upload {upload_id}: it was completed, aborted or never begun")
     return _decoded(found.value, Begun, upload_id)
+
+
+def _check_numbers(upload_id: str, numbers: set[int], count: int) -> None:
+    wanted = set(range(1, count + 1))
+    for what, some in (("lacks", wanted - numbers), ("has beside them", numbers - wanted)):
+        if some:
+            named = ", ".join(map(str, sorted(some)[:10])) + (", ..." if len(some) > 10 else "")
+            raise errors.InvalidArgument(
+                f"upload {upload_id} is to be made of parts 1 to {count}, and {what} part {named}"
+            )
 
 
 async def _touch(store: Store, begun: Begun, upload_id: str, everything: bool = False) -> dict[str, Part]:

@@ -238,7 +238,7 @@ async def test_parts_by_several_workers_become_one_object(store: Store, tmp_path
     )
     assert await store.read(version) == whole
     for refused in (parts.put_part(store, upload_id, 5, b"late"), parts.complete(store, upload_id)):
-        with pytest.raises(errors.InvalidArgument, match="no upload"):
+        with pytest.raises(parts.NoSuchUpload, match="no upload"):
             await refused
     assert await store.client.scan(parts.UPLOADS) == []
     for worker in workers:

@@ -150,6 +150,30 @@ class LocalBlobs:
             raise errors.IntegrityError(f"chunk {chunk.digest.hex()} in {self.path} is damaged")
         return data if start == 0 and stop is None else data[start:stop]
 
+    async def get_many(self, chunks: Sequence[Chunk]) -> list[bytes | errors.StoreError]:
+        """See :class:`gateway.blobs.places.BlobPlace`. One visit to a thread for all."""
+
+        def read() -> list[bytes | None]:
+            contents = []
+            for chunk in chunks:
+                try:
+                    contents.append(self._read(chunk))
+                except (OSError, errors.StoreError):
+                    contents.append(None)
+            return contents
+
+        return [
+            data if data is not None else await self._content(chunk)
+            for chunk, data in zip(chunks, await in_thread(read), strict=True)
+        ]
+
+    async def _content(self, chunk: Chunk) -> bytes | errors.StoreError:
+        """A chunk that could not be read with others: once more, to tell why."""
+        try:
+            return await self.get(chunk)
+        except errors.StoreError as problem:
+            return problem
+
     async def has(self, chunks: Sequence[Chunk]) -> list[bool]:
         """See :class:`gateway.blobs.places.BlobPlace`."""
 

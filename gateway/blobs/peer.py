@@ -19,7 +19,7 @@ import msgspec
 from blake3 import blake3
 
 from gateway.blobs.files import update
-from gateway.blobs.places import BlobStatus, ChunkMissing, Held, Usage
+from gateway.blobs.places import BlobStatus, ChunkMissing, Held, Usage, digest_now
 from gateway.blobs.room import Room
 from gateway.blobs.service import (
     FRAME_BYTES,
@@ -71,7 +71,7 @@ _SAID: Final = {
     errors.StaleGeneration.kind: errors.StaleGeneration,
 }
 
-_UNARY: Final = ("PutMany", "Touch", "Has", "Held", "Usage", "Status")
+_UNARY: Final = ("PutMany", "GetMany", "Touch", "Has", "Held", "Usage", "Status")
 
 _T = TypeVar("_T")
 
@@ -293,6 +293,25 @@ class Peer:
         if hasher.digest() != chunk.digest:
             raise errors.IntegrityError(f"chunk {chunk.digest.hex()} arrived damaged from {self.address}")
         return frames[0] if len(frames) == 1 else b"".join(frames)
+
+    async def get_many(self, chunks: Sequence[Chunk], timeout_s: float) -> list[bytes | errors.StoreError]:
+        """Fetch chunks that fit into a message together, and verify them; for each it, or why it cannot be had.
+
+        Raises Unreachable, StoreError.
+        """
+        asked = AskFor(0, tuple(chunks))
+        answers = await self._ask("GetMany", asked, list[bytes | Refusal], timeout_s)
+        if len(answers) != len(chunks):
+            raise errors.StoreError(f"{self.address} answered about {len(answers)} chunks, not {len(chunks)}")
+        return [self._verified(chunk, answer) for chunk, answer in zip(chunks, answers, strict=True)]
+
+    def _verified(self, chunk: Chunk, answer: bytes | Refusal) -> bytes | errors.StoreError:
+        if isinstance(answer, Refusal):
+            refused = self._refused(answer.kind, answer.message)
+            return refused if isinstance(refused, errors.StoreError) else errors.StoreError(str(refused))
+        if digest_now(answer) != chunk.digest:
+            return errors.IntegrityError(f"chunk {chunk.digest.hex()} arrived damaged from {self.address}")
+        return answer
 
     def _paced(self, took_s: float) -> None:
         """Note how long a chunk took, shared by those that were under way at once."""

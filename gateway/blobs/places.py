@@ -177,6 +177,10 @@ class BlobPlace(BlobStore, Protocol):
         """
         ...
 
+    async def get_many(self, chunks: Sequence[Chunk]) -> list[bytes | errors.StoreError]:
+        """The content of each of some short chunks, verified, or why it cannot be had, as :meth:`get` says it."""
+        ...
+
     async def has(self, chunks: Sequence[Chunk]) -> list[bool]:
         """Whether each chunk is there and not known to be damaged. Touches nothing."""
         ...

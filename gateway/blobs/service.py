@@ -10,6 +10,8 @@ and a generation (8 bytes each, big-endian).
   are durable or refused, by a list of what went wrong with each: ``[kind, message]``, or nil.
 * ``Get`` (unary to stream): the request is a header, the answer the whole chunk, which the node verified before it sent
   any of it; the client verifies again.
+* ``GetMany`` (unary): ``[0, [[digest, length], ...]]``, a megabyte at most; answered by a list with the content of
+  each, or ``[kind, message]`` where there is none that is good. The client verifies them.
 * ``Touch`` and ``Has`` (unary): ``[generation, [[digest, length], ...]]``, answered by a list of booleans; ``Held``:
   ``[after, limit]``, by a list of Held; ``Usage`` and ``Status``: nothing, by a Usage, a BlobStatus. In MessagePack.
 
@@ -84,7 +86,7 @@ class PutMany(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Refusal(msgspec.Struct, frozen=True, array_like=True):
-    """Why a chunk was not stored."""
+    """Why a chunk was not stored, or not given."""
 
     kind: str
     message: str
@@ -128,6 +130,7 @@ class BlobService:
                 "Put": grpc.stream_unary_rpc_method_handler(self._put),
                 "PutMany": grpc.unary_unary_rpc_method_handler(self._answering(self._put_many)),
                 "Get": grpc.unary_stream_rpc_method_handler(self._get),
+                "GetMany": grpc.unary_unary_rpc_method_handler(self._answering(self._get_many)),
                 "Touch": grpc.unary_unary_rpc_method_handler(self._answering(self._touch)),
                 "Has": grpc.unary_unary_rpc_method_handler(self._answering(self._has)),
                 "Held": grpc.unary_unary_rpc_method_handler(self._answering(self._held)),
@@ -197,6 +200,18 @@ class BlobService:
             return Refusal(error.kind, str(error))
         return None
 
+    async def _get_many(self, request: bytes) -> list[bytes | Refusal]:
+        chunks = _decoded(request, AskFor).chunks
+        length = sum(chunk.length for chunk in chunks)
+        if len(chunks) > MANY_MAX or length > MANY_BYTES_MAX:
+            raise errors.InvalidArgument(
+                f"a message asks for at most {MANY_MAX} chunks of {MANY_BYTES_MAX} bytes together, not for "
+                f"{len(chunks)} of {length}"
+            )
+        async with self._gets:
+            found = await self._blobs.get_many(chunks)
+        return [data if isinstance(data, bytes) else Refusal(_kind(data), str(data)) for data in found]
+
     async def _touch(self, request: bytes) -> list[bool]:
         asked = _decoded(request, AskFor)
         return await self._blobs.touch(asked.chunks, generation=asked.generation)
@@ -239,8 +254,11 @@ async def _data(chunk: Chunk, frames: AsyncIterator[bytes]) -> AsyncIterator[byt
         yield frame
 
 
+def _kind(error: errors.ObjmetaError) -> str:
+    return MISSING if isinstance(error, ChunkMissing) else error.kind
+
+
 async def _abort(context: Any, error: errors.ObjmetaError) -> None:
     code = next(code for kind, code in _CODES if isinstance(error, kind))
-    kind = MISSING if isinstance(error, ChunkMissing) else error.kind
     passes = isinstance(error, errors.Unavailable) and not isinstance(error, errors.StaleGeneration)
-    await context.abort(code, str(error), trailing_metadata=() if passes else ((KIND, kind),))
+    await context.abort(code, str(error), trailing_metadata=() if passes else ((KIND, _kind(error)),))

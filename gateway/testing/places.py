@@ -88,6 +88,16 @@ class MemoryPlace:
             raise errors.IntegrityError(f"chunk {chunk.digest.hex()} in memory is damaged")
         return row.data[start:stop]
 
+    async def get_many(self, chunks: Sequence[Chunk]) -> list[bytes | errors.StoreError]:
+        """Each, or what :meth:`get` raises."""
+        contents: list[bytes | errors.StoreError] = []
+        for chunk in chunks:
+            try:
+                contents.append(await self.get(chunk))
+            except errors.StoreError as problem:
+                contents.append(problem)
+        return contents
+
     async def status(self) -> tuple[BlobStatus, ...]:
         """It is up."""
         return (BlobStatus("memory", "up"),)

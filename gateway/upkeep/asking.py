@@ -12,8 +12,8 @@ import msgspec
 from gateway.blobs.peer import Peer, Progress, Unreachable
 from gateway.blobs.placement import Place
 from gateway.blobs.places import Held
-from gateway.blobs.service import KIND
-from gateway.upkeep.repairing import Want
+from gateway.blobs.service import KIND, MANY_BYTES_MAX, MANY_MAX
+from gateway.upkeep.repairing import Answer, Want
 from gateway.upkeep.service import SERVICE, Confirm, Copy, DataStatus, Look, Take, encode_wants
 from gateway.upkeep.views import Tag
 from objmeta import Chunk, errors
@@ -86,15 +86,25 @@ class Nodes:
         self._peers: dict[str, Peer] = {}
         self._upkeeps: dict[str, Upkeep] = {}
 
-    async def fetch(self, place: Place, chunk: Chunk) -> bytes:
-        """A good copy. Raises ChunkMissing, IntegrityError, StoreError, Unavailable."""
-        peer = self._peers.get(place.address)
+    async def fetch(self, place: Place, chunks: Sequence[Chunk]) -> list[Answer]:
+        """Of each a good copy, or why this node gives none."""
+        answers: list[Answer] = []
+        for some in _messages(chunks):
+            try:
+                answers += await self._given(place.address, some)
+            except Unreachable as gone:
+                answers += [errors.Unavailable(str(gone))] * len(some)
+            except (errors.StoreError, errors.Unavailable) as refusal:
+                answers += [refusal] * len(some)
+        return answers
+
+    async def _given(self, address: str, chunks: Sequence[Chunk]) -> Sequence[Answer]:
+        peer = self._peers.get(address)
         if peer is None:
-            peer = self._peers[place.address] = Peer(place.address)
-        try:
-            return await peer.get(chunk, Progress(asyncio.get_running_loop().time()), FETCH_TIMEOUT_S)
-        except Unreachable as gone:
-            raise errors.Unavailable(str(gone)) from None
+            peer = self._peers[address] = Peer(address)
+        if len(chunks) > 1:
+            return await peer.get_many(chunks, FETCH_TIMEOUT_S)
+        return [await peer.get(chunks[0], Progress(asyncio.get_running_loop().time()), FETCH_TIMEOUT_S)]
 
     async def confirm(self, place: Place, tag: Tag, generation: int, wants: Sequence[Want]) -> list[bool]:
         """Ask a home. Raises Unavailable, StoreError."""
@@ -117,6 +127,19 @@ class Nodes:
         self._peers.clear()
         self._upkeeps.clear()
         await asyncio.gather(*(end.close() for end in ends))
+
+
+def _messages(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """Chunks that are asked for together: as many as fit into a message, or one that is long."""
+    messages: list[list[Chunk]] = []
+    room = 0
+    for chunk in chunks:
+        if not messages or chunk.length > room or len(messages[-1]) == MANY_MAX:
+            messages.append([])
+            room = MANY_BYTES_MAX
+        messages[-1].append(chunk)
+        room -= chunk.length
+    return messages
 
 
 def _translated(address: str, error: grpc.aio.AioRpcError) -> errors.ObjmetaError:

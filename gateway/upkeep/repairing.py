@@ -73,11 +73,15 @@ Wanted = Callable[[], AsyncGenerator[Sequence[Want], None]]
 """Everything that the own acceptor's records name: pages in order of digest, each chunk once."""
 
 
+Answer = bytes | errors.StoreError | errors.Unavailable
+"""What became of a chunk that was asked for: its content, or why it cannot be had."""
+
+
 class Others(Protocol):
     """The other nodes, as repair needs them."""
 
-    async def fetch(self, place: Place, chunk: Chunk) -> bytes:
-        """A good copy. Raises ChunkMissing, IntegrityError, Unavailable."""
+    async def fetch(self, place: Place, chunks: Sequence[Chunk]) -> list[Answer]:
+        """Of each chunk a good copy, or why this node gives none. Short ones share calls."""
         ...
 
     async def confirm(self, place: Place, tag: Tag, generation: int, wants: Sequence[Want]) -> list[bool]:
@@ -114,7 +118,8 @@ class Handover:
             await self._views.refreshed()
         if self._views.tag() != tag:
             raise errors.Unavailable("this node knows other members or weights; it will be asked again")
-        await self._blobs.put(await self._others.fetch(Place(0, giver), chunk), generation=generation)
+        (answer,) = await self._others.fetch(Place(0, giver), (chunk,))
+        await self._blobs.put(_content(answer), generation=generation, chunk=chunk)
 
     async def drop(self, tag: Tag, generation: int, chunks: Sequence[Chunk]) -> int:
         """Drop copies that the homes have confirmed; how many went. Raises StoreError."""
@@ -161,7 +166,7 @@ class Repairer:
         Raises Unavailable: also when the view changes, after which everything is looked at anew.
         """
         view = await self._views.refreshed()
-        leaving = next((place for place in view.leaving if place.node_id == self._node_id), None)
+        leaving = next(filter(self._is_own, view.leaving), None)
         if leaving is not None:
             await self._hand_over(leaving, view, progress)
             return
@@ -204,12 +209,12 @@ class Repairer:
 
     async def heal(self, chunk: Chunk) -> None:
         """Fetch a good copy of a chunk that is damaged here. Raises ChunkMissing, Unavailable, StoreError."""
-        data = await self._fetched(chunk, await self._views.refreshed())
-        await self._blobs.put(data, generation=await self._generation())
+        found = await self._fetched((chunk,), await self._views.refreshed())
+        await self._blobs.put(_content(found[chunk]), generation=await self._generation(), chunk=chunk)
 
     def _is_mine(self, want: Want, view: View) -> bool:
         kept_by = homes(want.chunk.digest, view.places, want.replicas)
-        return any(place.node_id == self._node_id for place in kept_by)
+        return any(map(self._is_own, kept_by))
 
     # -- Fetching -----------------------------------------------------------------------------------------------------
 
@@ -218,33 +223,42 @@ class Repairer:
         length = sum(want.chunk.length for want in wants)
         async with self._share(length):
             await self._pace.take(length + CHUNK_COST_BYTES * len(wants))
-            found = await _all(self._tried(want.chunk, view) for want in wants)
-            contents = [data for data in found if data is not None]
-            await _all(self._blobs.put(data, generation=generation) for data in contents)
-        progress.bytes += sum(map(len, contents))
+            found = await self._fetched([want.chunk for want in wants], view)
+            contents = {chunk: answer for chunk, answer in found.items() if isinstance(answer, bytes)}
+            await _all(self._blobs.put(data, generation=generation, chunk=chunk) for chunk, data in contents.items())
+        for answer in found.values():
+            if not isinstance(answer, bytes):
+                _log.warning("a chunk of this node's share is lacking still: %s", answer)
+        progress.bytes += sum(map(len, contents.values()))
         return len(contents)
 
-    async def _tried(self, chunk: Chunk, view: View) -> bytes | None:
-        try:
-            return await self._fetched(chunk, view)
-        except (errors.IntegrityError, errors.Unavailable) as problem:
-            _log.warning("a chunk of this node's share is lacking still: %s", problem)
-            return None
+    async def _fetched(self, chunks: Sequence[Chunk], view: View) -> dict[Chunk, Answer]:
+        """Of each a good copy, or why nobody gave one: each node is asked at once for all that it comes next for."""
+        left = {
+            chunk: [place for place in (*order(chunk.digest, view.places), *view.leaving) if not self._is_own(place)]
+            for chunk in chunks
+        }
+        problems: dict[Chunk, list[errors.ObjmetaError]] = {chunk: [] for chunk in chunks}
+        found: dict[Chunk, Answer] = {}
+        while left:
+            asked: dict[Place, list[Chunk]] = {}
+            for chunk, places in left.items():
+                if places:
+                    asked.setdefault(places.pop(0), []).append(chunk)
+                else:
+                    found[chunk] = _nobody(chunk, problems[chunk])
+            answers = await _all(self._others.fetch(place, some) for place, some in asked.items())
+            for some, given in zip(asked.values(), answers, strict=True):
+                for chunk, answer in zip(some, given, strict=True):
+                    if isinstance(answer, bytes):
+                        found[chunk] = answer
+                    else:
+                        problems[chunk].append(answer)
+            left = {chunk: places for chunk, places in left.items() if chunk not in found}
+        return found
 
-    async def _fetched(self, chunk: Chunk, view: View) -> bytes:
-        problems: list[errors.ObjmetaError] = []
-        for place in (*order(chunk.digest, view.places), *view.leaving):
-            if place.node_id == self._node_id:
-                continue
-            try:
-                return await self._others.fetch(place, chunk)
-            except (errors.StoreError, errors.Unavailable) as problem:
-                problems.append(problem)
-        reasons = "; ".join(map(str, problems)) or "there is no other node"
-        text = f"nobody gave a good copy of chunk {chunk.digest.hex()} ({reasons})"
-        if all(isinstance(problem, errors.IntegrityError) for problem in problems):
-            raise ChunkMissing(text)
-        raise errors.Unavailable(text)
+    def _is_own(self, place: Place) -> bool:
+        return place.node_id == self._node_id
 
     # -- Giving away --------------------------------------------------------------------------------------------------
 
@@ -336,6 +350,20 @@ def _grouped(wants: Sequence[Want]) -> list[list[Want]]:
     short = [want for want in wants if want.chunk.length <= SHORT_BYTES_MAX]
     groups = [[want] for want in wants if want.chunk.length > SHORT_BYTES_MAX]
     return groups + [short[at : at + GROUP_MAX] for at in range(0, len(short), GROUP_MAX)]
+
+
+def _content(answer: Answer) -> bytes:
+    """What was asked for. Raises what was answered instead."""
+    if isinstance(answer, bytes):
+        return answer
+    raise answer
+
+
+def _nobody(chunk: Chunk, problems: Sequence[errors.ObjmetaError]) -> errors.StoreError | errors.Unavailable:
+    reasons = "; ".join(map(str, problems)) or "there is no other node"
+    text = f"nobody gave a good copy of chunk {chunk.digest.hex()} ({reasons})"
+    lost = all(isinstance(problem, errors.IntegrityError) for problem in problems)
+    return ChunkMissing(text) if lost else errors.Unavailable(text)
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

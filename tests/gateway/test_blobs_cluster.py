@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import grpc
+import msgspec
 import pytest
 from blake3 import blake3
 
@@ -286,7 +287,14 @@ async def test_bytes_that_arrive_damaged_are_not_returned(nodes: list[BlobNode])
         yield b"wrong bytes"
 
     server = cast(Any, grpc.aio).server()
-    handlers = {"Get": grpc.unary_stream_rpc_method_handler(lie)}
+
+    async def lie_much(request: bytes, context: Any) -> bytes:
+        return msgspec.msgpack.encode([b"wrong bytes", b"right bytes"])
+
+    handlers = {
+        "Get": grpc.unary_stream_rpc_method_handler(lie),
+        "GetMany": grpc.unary_unary_rpc_method_handler(lie_much),
+    }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -294,6 +302,13 @@ async def test_bytes_that_arrive_damaged_are_not_returned(nodes: list[BlobNode])
     alone = ClusterBlobs(placed(f"127.0.0.1:{port}"))
     with pytest.raises(errors.IntegrityError, match="damaged"):
         await alone.get(chunk)
+    peer = Peer(f"127.0.0.1:{port}")
+    wrong, right = await peer.get_many([chunk, chunk], 5)
+    assert isinstance(wrong, errors.IntegrityError)
+    assert right == b"right bytes"
+    with pytest.raises(errors.StoreError, match="answered about 2 chunks"):
+        await peer.get_many([chunk], 5)
+    await peer.close()
     both = ClusterBlobs(placed(f"127.0.0.1:{port}", nodes[0]))
     for _ in range(4):
         assert await both.get(chunk) == b"right bytes"

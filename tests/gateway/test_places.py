@@ -98,6 +98,21 @@ async def test_an_empty_place(place: BlobPlace) -> None:
     assert await place.has((chunk,)) == [False]
 
 
+async def test_several_are_got_together_each_or_why_not(lab: Lab) -> None:
+    place = lab.place
+    good, spoilt, lost, last = [await place.put(name * 100, generation=1) for name in (b"g", b"s", b"l", b"z")]
+    never = Chunk(bytes(32), 5)
+    lab.spoil(spoilt)
+    await place.drop(lost, 2)
+    found = await place.get_many([good, spoilt, lost, never, last])
+    assert (found[0], found[4]) == (b"g" * 100, b"z" * 100)
+    assert type(found[1]) is errors.IntegrityError
+    assert isinstance(found[2], ChunkMissing)
+    assert isinstance(found[3], ChunkMissing)
+    assert await place.has([good, spoilt]) == [True, False]
+    assert await place.get_many([]) == []
+
+
 async def test_held_goes_in_order_and_in_pages(place: BlobPlace) -> None:
     chunks = await asyncio.gather(*(place.put(b"%d" % number, generation=1) for number in range(50)))
     found: list[Chunk] = []

@@ -15,7 +15,7 @@ from gateway.blobs.local import LocalBlobs
 from gateway.blobs.packs import PACKED_BYTES_MAX
 from gateway.blobs.placement import PLACES, Place, Said, decode_places, encode_places, order
 from gateway.upkeep.pace import Pace
-from gateway.upkeep.repairing import Repairer, Want
+from gateway.upkeep.repairing import Answer, Repairer, Want
 from gateway.upkeep.runs import Progress, Runner
 from gateway.upkeep.scrubbing import Scrubber
 from gateway.upkeep.views import Tag, Views, register
@@ -80,8 +80,14 @@ class World:
         self.before_page()
         yield [self.wants[digest] for digest in sorted(self.wants)]
 
-    async def fetch(self, place: Place, chunk: Chunk) -> bytes:
-        return await self._reached(place).blobs.get(chunk)
+    async def fetch(self, place: Place, chunks: Sequence[Chunk]) -> list[Answer]:
+        answers: list[Answer] = []
+        for chunk in chunks:
+            try:
+                answers.append(await self._reached(place).blobs.get(chunk))
+            except (errors.StoreError, errors.Unavailable) as problem:
+                answers.append(problem)
+        return answers
 
     async def confirm(self, place: Place, tag: Tag, generation: int, wants: Sequence[Want]) -> list[bool]:
         return await self._reached(place).repairer.handover.confirm(tag, generation, wants)
@@ -167,6 +173,19 @@ async def test_short_chunks_come_in_groups_and_what_is_lost_stops_none(world: Wo
     made = await nodes[0].repair()
     assert (made.fixed, made.left, made.bytes, made.chunks) == (150, 1, 150 * 200, 151)
     assert len(await nodes[0].blobs.held()) == 150
+
+
+async def test_what_one_node_cannot_give_comes_from_the_next(world: World) -> None:
+    nodes = world.add(4, members(1, (1, 2, 3, 4)))
+    contents = [number.to_bytes(2, "big") * 100 for number in range(40)]
+    for number, content in enumerate(contents):
+        await world.put(content, [(2, 3)[number % 2]], replicas=4)
+    world.away = {4}
+    made = await nodes[0].repair()
+    assert (made.fixed, made.left) == (40, 0)
+    world.away = {3, 4}
+    made = await nodes[1].repair()
+    assert (made.fixed, made.left) == (20, 0), "the first has all by now"
 
 
 async def test_a_damaged_copy_counts_as_lacking(world: World) -> None:

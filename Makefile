@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint sim sim-data chaos cluster bench clean
+.PHONY: help demo test quick lint sim sim-data chaos cluster docs bench clean
 
 # Somebody else's environment must not decide what runs here.
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
@@ -26,6 +26,7 @@ help:
 	@echo 'make sim-data SEED=N    the same for data: blob nodes, placement and collection'
 	@echo 'make chaos [SEED=N]     real processes, real faults, a checked history; also CHAOS_SECONDS, NODES, FAULTS'
 	@echo 'make cluster [NODES=N]  start a local cluster; Ctrl-C stops it'
+	@echo 'make docs               write docs/cli.md from the commands'
 	@echo 'make bench              measure puts (beside etcd), listings, large files'
 	@echo 'make clean              remove .venv and everything that was generated'
 
@@ -66,6 +67,9 @@ chaos: $(READY)
 
 cluster: $(READY)
 	$(BIN)/gateway dev --nodes $(NODES)
+
+docs: $(READY)
+	$(BIN)/python -m gateway.cli.reference > docs/cli.md
 
 bench: $(READY)
 	$(BIN)/python -m bench

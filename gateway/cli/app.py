@@ -53,6 +53,10 @@ COMMANDS: Final = {
     ),
     "gc": ("gateway.cli.gc:gc", "Erase for good what was deleted, and free its space, now."),
     "config": ("gateway.cli.admin:config", "Show every setting and where it comes from."),
+    "completion": (
+        "gateway.cli.shells:completion",
+        "Print the script that has a shell complete commands, options and names in the store.",
+    ),
     "serve": ("gateway.cli.nodes:serve", "Run one node of a cluster."),
     "dev": ("gateway.cli.nodes:dev", "Start a cluster on this machine, to try things."),
 }
@@ -184,7 +188,9 @@ def _replace_closed_streams() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script."""
     if "_GATEWAY_COMPLETE" in os.environ:
-        gateway(prog_name="gateway", complete_var="_GATEWAY_COMPLETE")
+        from gateway.cli import shells
+
+        shells.answer(gateway)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own complaints are not for people
     _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):

@@ -20,7 +20,7 @@ import click
 
 from gateway.cli import errors, output
 from gateway.cli.options import common, reading
-from gateway.cli.paths import STANDARD_STREAM, Remote, local_path_below, remote_name, require_object
+from gateway.cli.paths import STANDARD_STREAM, Remote, file_name, local_path_below, remote_name, require_object
 from gateway.cli.putting import LARGE_AT_ONCE, LARGE_BYTES
 from gateway.cli.session import Tally, for_each, in_thread, with_store
 from gateway.cli.trees import is_tree, look_up_content, object_name, objects_below
@@ -38,7 +38,7 @@ HEAD_BYTES_MAX: Final = 4 << 20
 @common
 @reading
 @click.argument("source", metavar="OBJECT", type=remote_name)
-@click.argument("target", metavar="[FILE]", required=False)
+@click.argument("target", metavar="[FILE]", type=file_name, required=False)
 @click.option("-r", "--recursive", is_flag=True, help="Fetch a directory, or a bucket, with all it holds.")
 @click.option("-n", "--no-clobber", is_flag=True, help="Never replace a file (else exit code 6).")
 @click.option("--version-id", metavar="ID", help="This version instead of the current one.")

@@ -11,9 +11,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    _ParamType = click.ParamType["Remote"]
+else:
+    _ParamType = click.ParamType
 
 SCHEME: Final = "objmeta://"
 STANDARD_STREAM: Final = "-"
@@ -69,12 +76,37 @@ def parse_remote(text: str) -> Remote:
     return Remote(bucket, key)
 
 
-def remote_name(text: str) -> Remote:
+class _RemoteName(_ParamType):
     """The type, for click, of arguments that name something in the store."""
-    try:
-        return parse_remote(text)
-    except ValueError as wrong:
-        raise click.UsageError(str(wrong)) from None
+
+    name = "name"
+
+    def convert(self, value: str | Remote, param: click.Parameter | None, ctx: click.Context | None) -> Remote:
+        if isinstance(value, Remote):
+            return value
+        try:
+            return parse_remote(value)
+        except ValueError as wrong:
+            raise click.UsageError(str(wrong)) from None
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        from gateway.cli.completing import remote_names
+
+        return remote_names(ctx, incomplete)
+
+
+class _FileOrRemoteName(click.Path):
+    """The type of arguments that may name either; a string."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        from gateway.cli.completing import remote_names_or_files
+
+        return remote_names_or_files(ctx, incomplete)
+
+
+remote_name: Final = _RemoteName()
+file_name: Final = click.Path()
+either_name: Final = _FileOrRemoteName()
 
 
 def require_object(name: Remote, hint: str = "") -> Remote:

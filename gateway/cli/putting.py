@@ -21,7 +21,7 @@ import click
 
 from gateway.cli import errors, output
 from gateway.cli.options import common, if_absent_option
-from gateway.cli.paths import STANDARD_STREAM, Remote, remote_name
+from gateway.cli.paths import STANDARD_STREAM, Remote, either_name, remote_name
 from gateway.cli.session import Tally, for_each, in_thread, with_store
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def pairs(context: click.Context, parameter: click.Parameter, values: Sequence[s
 
 @click.command()
 @common
-@click.argument("sources", metavar="FILE...", nargs=-1, required=True)
+@click.argument("sources", metavar="FILE...", type=either_name, nargs=-1, required=True)
 @click.argument("destination", metavar="OBJECT", type=remote_name)
 @click.option("-r", "--recursive", is_flag=True, help="Store directories with all they hold.")
 @if_absent_option

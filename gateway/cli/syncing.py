@@ -25,7 +25,7 @@ from gateway.cli.ends.stores import StoreEnd
 from gateway.cli.filters import FilteringCommand, Filters, current_filters, filter_options
 from gateway.cli.merging import Action
 from gateway.cli.options import common, current, reading
-from gateway.cli.paths import SCHEME, Remote, is_local, parse_remote
+from gateway.cli.paths import SCHEME, Remote, either_name, is_local, parse_remote
 from gateway.cli.putting import LARGE_AT_ONCE, LARGE_BYTES, store_directory
 from gateway.cli.session import Tally, for_each, resolved_settings, with_store
 
@@ -73,8 +73,8 @@ def _moving(command: Any) -> Any:
 @click.command(cls=FilteringCommand)
 @common
 @reading
-@click.argument("source", metavar="SOURCE")
-@click.argument("target", metavar="TARGET")
+@click.argument("source", metavar="SOURCE", type=either_name)
+@click.argument("target", metavar="TARGET", type=either_name)
 @click.option("--delete", is_flag=True, help="Delete at the target what the source does not have.")
 @_moving
 def sync(source: str, target: str, delete: bool, **options: Any) -> None:
@@ -106,8 +106,8 @@ def sync(source: str, target: str, delete: bool, **options: Any) -> None:
 
 @click.command("import", cls=FilteringCommand)
 @common
-@click.argument("source", metavar="SOURCE")
-@click.argument("target", metavar="[TARGET]", required=False)
+@click.argument("source", metavar="SOURCE", type=either_name)
+@click.argument("target", metavar="[TARGET]", type=either_name, required=False)
 @_moving
 def import_(source: str, target: str | None, **options: Any) -> None:
     """Bring objects or files from elsewhere into the store.

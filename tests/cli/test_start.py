@@ -12,6 +12,7 @@ import pytest
 from gateway.cli.app import COMMANDS
 from gateway.cli.app import gateway as commands
 from gateway.cli.errors import EXIT_CODES
+from gateway.cli.reference import reference
 from tests.cli.conftest import ROOT, Run, Shell
 
 HEAVY = ("grpc", "duckdb", "pyarrow", "pandas", "numpy", "fsspec", "rich", "asyncio", "msgspec", "sqlite3")
@@ -148,6 +149,6 @@ def test_a_bug_is_one_line_too(shell: Shell, tmp_path: object) -> None:
             assert "OBJMETA_DEBUG=1" in done.stderr
 
 
-def test_completion(shell: Shell) -> None:
-    environ = {"_GATEWAY_COMPLETE": "bash_complete", "COMP_WORDS": "gateway st", "COMP_CWORD": "1"}
-    assert shell(env=environ).lines == ["plain,stat", "plain,status"]
+def test_the_reference_is_up_to_date() -> None:
+    written = (ROOT / "docs" / "cli.md").read_text()
+    assert written == reference(), "docs/cli.md is not what the commands say: run make docs"

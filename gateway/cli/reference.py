@@ -41,7 +41,7 @@ def reference() -> str:
 def _lines() -> Iterator[str]:
     yield _HEAD
     with gateway.make_context("gateway", ["ls"], obj=Options(), resilient_parsing=True) as top:
-        common = {option.name for option in gateway.params}
+        common: set[str | None] = {option.name for option in gateway.params}
         yield "## For all commands\n"
         yield "```text"
         yield from _options(top, gateway, set())

@@ -8,7 +8,7 @@ ranges that a query needs.  Either way the versions are those that were current 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from fsspec.asyn import _run_coros_in_chunks
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from gateway.data.localfiles import LocalFile
 
 __all__ = ["scan_parquet"]
+
+FILES_AT_ONCE: Final = 64
+"""Each that is leased is an open file, and of those a process may have a thousand."""
 
 
 def scan_parquet(
@@ -96,10 +99,11 @@ class _Local:
     ) -> Iterator[pl.DataFrame]:
         # of files of which perhaps only the first is needed, only that is fetched
         left = n_rows
-        for names in [self._names] if left is None else [[name] for name in self._names]:
+        at_a_time = FILES_AT_ONCE if left is None else 1
+        for start in range(0, len(self._names), at_a_time):
             if left == 0:
                 return
-            leases = self._leased(names)
+            leases = self._leased(self._names[start : start + at_a_time])
             try:
                 frame = pl.scan_parquet([str(lease) for lease in leases], glob=False, hive_partitioning=False)
                 if left is not None:

@@ -136,19 +136,9 @@ async def _copy(
 async def _move(
     store: Store, source: Remote, target: Remote, listed: ObjectSummary | None, *, if_absent: bool
 ) -> ObjectVersion:
-    from objmeta.errors import NoSuchKey, PreconditionFailed
+    from gateway.data.moving import move
 
-    listed = listed or await store.client.head_object(source.bucket, source.key)
-    version = await store.copy(
-        source.bucket, source.key, target.bucket, target.key, version_id=listed.version_id, if_absent=if_absent
-    )
-    try:
-        await store.client.delete_object(source.bucket, source.key, if_version=listed.version_id)
-    except (PreconditionFailed, NoSuchKey):
-        raise PreconditionFailed(
-            f"{source} was copied to {target} but changed meanwhile; the changed object was not deleted"
-        ) from None
-    return version
+    return await move(store, source.bucket, source.key, target.bucket, target.key, if_absent=if_absent)
 
 
 async def _transfer(

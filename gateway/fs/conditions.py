@@ -75,6 +75,8 @@ def terms(
 
 def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """User metadata, which is text under text. Raises TypeError."""
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata is a mapping of text under text, not {metadata!r}")
     for name, value in metadata.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"metadata is text under text, not {name!r}: {value!r}")

@@ -81,7 +81,7 @@ class Describing(Listing):
         """The metadata that users keep with a file: text under text."""
         name = self._name(path)
         with oserrors(name.path):
-            return dict((await self._get_object(name, with_data=False)).metadata)
+            return dict((await self._get_file_version(name, with_data=False)).metadata)
 
     async def _getxattr(self, path: str, attr: str, **kwargs: Any) -> str | None:
         """One value of the metadata, or None."""
@@ -108,7 +108,7 @@ class Describing(Listing):
             store = await self.store()
             asked = await self._settled(asked, name)
             for _ in range(ATTEMPTS_MAX):
-                version = await self._get_object(name, with_data=True)
+                version = await self._get_file_version(name, with_data=True)
                 if asked.if_version not in (None, version.version_id):
                     raise PreconditionFailed(f"the current version of {name.path!r} is {version.version_id}")
                 kept = {**version.metadata, **changed}

@@ -76,6 +76,17 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
             raise NoSuchKey(f"version {found.version_id} of {name.key!r} is a delete marker and has no content")
         return found
 
+    async def _get_file_version(self, name: Name, with_data: bool) -> ObjectVersion:
+        """The same; IsADirectoryError if the name is that of a directory."""
+        if not name.key:
+            raise IsADirectoryError(errno.EISDIR, "this is a directory, not a file", name.path)
+        try:
+            return await self._get_object(name, with_data)
+        except NoSuchKey as missing:
+            if name.version_id is None and await self._is_directory(name):
+                raise IsADirectoryError(errno.EISDIR, "this is a directory, not a file", name.path) from missing
+            raise
+
     async def _directory_entry(self, name: Name) -> Entry | None:
         """The entry of a directory that a marker makes or keys imply, or None."""
         client = (await self.store()).client

@@ -7,7 +7,6 @@ one that writes is committed on the terms that were settled when it was opened.
 from __future__ import annotations
 
 import concurrent.futures
-import errno
 import io
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
@@ -102,15 +101,8 @@ class Opening(Changing):
     async def _version(self, path: str, version_id: str | None = None) -> ObjectVersion:
         """The version that a path names now, with its manifest."""
         name = self._name(path, version_id)
-        if not name.key:
-            raise IsADirectoryError(errno.EISDIR, "this is a directory, not a file", name.path)
         with oserrors(name.path):
-            try:
-                return await (await self.store()).resolved(await self._get_object(name, with_data=True))
-            except NoSuchKey as missing:
-                if name.version_id is None and await self._is_directory(name):
-                    raise IsADirectoryError(errno.EISDIR, "this is a directory, not a file", name.path) from missing
-                raise
+            return await (await self.store()).resolved(await self._get_file_version(name, with_data=True))
 
     async def _writable(self, name: Name, kind: str, asked: Terms) -> tuple[Terms, ObjectVersion | None]:
         """Fail at open where the close would fail anyway; the terms, and what to append to, if that is wanted."""

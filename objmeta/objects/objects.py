@@ -69,11 +69,9 @@ class Objects:
         generation: int = 0,
     ) -> ObjectVersion:
         """Commit a version whose content is ``data`` (in the record), or ``chunks`` or ``lists`` that are durable."""
-        for name, value in (("content_type", content_type), *(metadata or {}).items()):
-            if not isinstance(name, str) or not isinstance(value, str):
-                raise InvalidArgument(
-                    f"content_type and metadata are text (metadata under text), not {name!r}: {value!r}"
-                )
+        _check_text("content_type", content_type)
+        for name, value in (metadata or {}).items():
+            _check_text(name, value)
         if (data is not None) + bool(chunks) + bool(lists) > 1:
             raise InvalidArgument("content is either data or chunks or lists of chunks, not two of them")
         if data is not None:
@@ -300,6 +298,16 @@ class Objects:
     async def _record(self, register: bytes, ref: RecordRef, with_data: bool) -> Record:
         (record,) = await self._context.registers.records(register, (ref,), self._context.timeout_s, with_data)
         return record
+
+
+def _check_text(name: object, value: object) -> None:
+    """Raise InvalidArgument for what a record cannot hold."""
+    if not isinstance(name, str) or not isinstance(value, str):
+        raise InvalidArgument(f"content_type and metadata are text (metadata under text), not {name!r}: {value!r}")
+    try:
+        f"{name}{value}".encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{name!r}: {value!r} is not valid Unicode and cannot be written as UTF-8") from None
 
 
 def _entry(record: Record) -> Entry:

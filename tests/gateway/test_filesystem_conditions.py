@@ -100,7 +100,7 @@ def test_conditions_that_make_no_sense_are_refused(fs: ObjmetaFileSystem) -> Non
             fs.rm("bucket/file", if_match=version, **options)
     with pytest.raises(OSError, match="by its id alone"):
         fs.rm(f"bucket/file?versionId={version}", if_match=version)
-    for metadata in ({"a": 1}, {1: "a"}):
+    for metadata in ({"a": 1}, {1: "a"}, ["a"]):
         with pytest.raises(TypeError, match="text under text"):
             fs.pipe_file("bucket/file", b"2", metadata=metadata)
     assert fs.cat_file("bucket/file") == b"1"

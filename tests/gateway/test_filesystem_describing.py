@@ -53,6 +53,13 @@ def test_metadata(fs: ObjmetaFileSystem, home: Path) -> None:
         fs.setxattrs("bucket/none", who="me")
     with pytest.raises(TypeError, match="text under text"):
         fs.setxattrs("bucket/file", who=5)
+    with pytest.raises(OSError, match="not valid Unicode"):
+        fs.setxattrs("bucket/file", who="\ud800")
+    for path in ("bucket", "bucket/d"):
+        fs.makedirs(path, exist_ok=True)
+        for call in (fs.metadata, fs.setxattrs, lambda path: fs.getxattr(path, "who")):
+            with pytest.raises(IsADirectoryError):
+                call(path)
     fs.touch("bucket/file", truncate=False)
     fs.cp("bucket/file", "bucket/copy")
     fs.mv("bucket/copy", "bucket/moved")
@@ -62,7 +69,12 @@ def test_metadata(fs: ObjmetaFileSystem, home: Path) -> None:
 def test_metadata_that_is_no_text_never_reaches_a_record(home: Path) -> None:
     with connect(home) as client:
         client.create_bucket("bucket")
-        for options in ({"metadata": {"a": 1}}, {"metadata": {1: "a"}}, {"content_type": b"text/x"}):
-            with pytest.raises(InvalidArgument, match="text"):
+        for options in (
+            {"metadata": {"a": 1}},
+            {"metadata": {1: "a"}},
+            {"content_type": b"text/x"},
+            {"metadata": {"\udc80": "a"}},
+        ):
+            with pytest.raises(InvalidArgument, match=r"text|Unicode"):
                 client.put_object("bucket", "key", data=b"", **options)
         assert client.list_objects("bucket").objects == ()

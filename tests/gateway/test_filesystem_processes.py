@@ -119,6 +119,24 @@ def test_an_instance_of_a_cluster_refuses_in_a_forked_child(no_settings: None) -
         fs.exists("bucket/file")
     answer = in_fork(lambda: str(fs.exists("bucket/file")))
     assert "belong to the parent" in answer
+    # gRPC does not work in a child of a process that uses it: a new instance says so, too, and does not hang
+    answer = in_fork(lambda: str(ObjmetaFileSystem(endpoints="127.0.0.1:1", timeout_s=0.2).exists("bucket/file")))
+    assert "spawn or forkserver" in answer
+    fs.close()
+
+
+def test_a_new_instance_of_a_directory_works_beside_a_refused_one_of_a_cluster(home: Path, no_settings: None) -> None:
+    fs = ObjmetaFileSystem(endpoints="127.0.0.1:1", timeout_s=0.2, skip_instance_cache=True)
+    with pytest.raises(TimeoutError):
+        fs.exists("bucket/file")
+
+    def work() -> str:
+        new = ObjmetaFileSystem(path=home)
+        new.mkdir("bucket")
+        new.pipe_file("bucket/file", b"from the child")
+        return str(new.find("bucket"))
+
+    assert in_fork(work) == "['bucket/file']"
     fs.close()
 
 

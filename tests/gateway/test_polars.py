@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+import gateway.polars
 from gateway.data.localfiles import LocalFiles
 from gateway.fs.filesystem import ObjmetaFileSystem
 from gateway.polars import scan_parquet
@@ -69,6 +70,16 @@ def test_only_what_is_needed_is_fetched(table: ObjmetaFileSystem, monkeypatch: p
     assert fetched == []
     lazy.head(10).collect()
     assert fetched == ["a table/part=0/é.parquet"]
+
+
+def test_many_files(fs: ObjmetaFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway.polars, "FILES_AT_ONCE", 3)
+    for part in range(8):
+        with fs.open(f"bucket/t/{part}.parquet", "wb") as file:
+            FRAME.slice(part * 100, 100).write_parquet(file)
+    assert_frame_equal(scan_parquet("bucket/t", fs=fs).collect(), FRAME.head(800))
+    found = scan_parquet("bucket/t", fs=fs).filter(pl.col("part") == 1).head(30).collect()
+    assert_frame_equal(found, FRAME.filter(pl.col("part") == 1).head(30))
 
 
 def test_a_scan_is_of_the_versions_there_were(table: ObjmetaFileSystem, home: Path) -> None:

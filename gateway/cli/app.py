@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "du": ("gateway.cli.listing:du", "Count objects and add up their sizes."),
     "versions": ("gateway.cli.listing:versions", "List the versions of one object, newest first."),
     "diff": ("gateway.cli.diffing:diff", "Show what differs between two versions, or two objects."),
+    "watch": ("gateway.cli.watching:watch", "Show changes as they happen."),
     "cp": ("gateway.cli.copying:cp", "Copy objects inside the store, without moving their bytes."),
     "mv": ("gateway.cli.copying:mv", "Rename objects inside the store."),
     "rm": ("gateway.cli.removing:rm", "Delete objects, or one version for good."),

@@ -96,6 +96,11 @@ def time_text(modified: datetime.datetime) -> str:
     return modified.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def iso_text(moment_us: int) -> str:
+    """Microseconds since the epoch as JSON has them: ISO 8601, in UTC."""
+    return (datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(microseconds=moment_us)).isoformat()
+
+
 def count_text(number: int, noun: str, plural: str = "") -> str:
     """``1 file``, ``2 files``; ``plural`` where that is not the noun with an s."""
     return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"

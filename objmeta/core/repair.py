@@ -23,7 +23,7 @@ from objmeta.core.quorum import Quorums
 
 
 class Span(msgspec.Struct, frozen=True, gc=False):
-    """Names with ``start <= name < end`` (``end`` empty: no bound) that these acceptors hold otherwise than we do."""
+    """Names with ``start <= name < end`` (``end`` empty: no bound); these acceptors hold some otherwise than we."""
 
     start: bytes
     end: bytes
@@ -55,7 +55,7 @@ class Look(msgspec.Struct, frozen=True, gc=False):
 def differing(start: bytes, own: Digests, others: Mapping[int, Digests]) -> tuple[list[Span], int]:
     """Where the others' digests of the same ranges differ from our own, and how many ranges that is known of.
 
-    Neighbouring ranges in which the same acceptors differ make one span.  An acceptor that answered for none of the
+    Neighbouring ranges in which anybody differs make one span.  An acceptor that answered for none of the
     ranges has so much in the first one that it differs.
     """
     answered = min((len(theirs.ranges) for theirs in others.values()), default=len(own.ranges))
@@ -66,8 +66,8 @@ def differing(start: bytes, own: Digests, others: Mapping[int, Digests]) -> tupl
         acceptors = frozenset(
             acceptor for acceptor, theirs in others.items() if at >= len(theirs.ranges) or theirs.ranges[at] != each
         )
-        if spans and spans[-1].end == low and spans[-1].acceptors == acceptors:
-            spans[-1] = Span(spans[-1].start, each.end, acceptors)
+        if acceptors and spans and spans[-1].end == low:
+            spans[-1] = Span(spans[-1].start, each.end, spans[-1].acceptors | acceptors)
         elif acceptors:
             spans.append(Span(low, each.end, acceptors))
         low = each.end

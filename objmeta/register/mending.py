@@ -60,17 +60,19 @@ class RepairSettings:
     """Registers looked at one by one, each second."""
     bytes_per_s_max: float = 32e6
     """Content of records moved, each second."""
-    rest_min: float = 1.0
+    rest_min: float = 0.5
     """Seconds rested for each second of work while nothing else goes on."""
-    rest_max: float = 3.0
+    rest_max: float = 2.0
     """The same while the loop is busy with others, which shows in rests that end late."""
     late_s: float = 0.005
     """From when on a rest has ended late."""
     defer_s: float = 1.0
     """What no quorum is seen to agree on may be a write under way, so it is looked at again after this, before a round
     of ours gets in its way."""
-    at_once: int = 8
+    at_once: int = 32
     """Registers being mended at a time; what clients ask waits behind no more than these."""
+    lanes: int = 4
+    """Parts of the names that are compared and mended at a time: while one waits for peers, another works."""
     page_names: int = 256
     """Registers in one page of an inventory."""
     timeout_s: float = 10.0

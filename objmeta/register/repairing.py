@@ -25,10 +25,10 @@ import msgspec
 
 from objmeta.core.ballot import ZERO
 from objmeta.core.inventory import ChangesRequest, DigestRequest, Inventory, InventoryRequest, InventoryRow
-from objmeta.core.repair import differing, to_look_at
+from objmeta.core.repair import Span, differing, to_look_at
 from objmeta.errors import ConfigurationMismatch, ObjmetaError, StoreError, Unavailable
 from objmeta.interfaces import Changes, RepairStatus
-from objmeta.register.asking import meet
+from objmeta.register.asking import all_of, meet
 from objmeta.register.copying import FenceOf
 from objmeta.register.engine import Engine
 from objmeta.register.mending import Mender, Pace, Progress, RepairSettings
@@ -40,6 +40,15 @@ _CHANGES_PAGE: Final = 2000
 _NEWEST: Final = 2**62
 """As ``since``: only the watermark is wanted."""
 _Answer = TypeVar("_Answer")
+
+
+class _Places:
+    """Where a pass goes on."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.next: bytes | None = b""
+        """Where the next ranges to be compared begin; None at the end."""
 
 
 class Repairer:
@@ -210,12 +219,9 @@ class Repairer:
         Raises Unavailable if the own acceptor does not answer or none of the peers does, or the configuration changes.
         """
         self._begin(peers)
+        places = _Places()
         try:
-            start = b""
-            while True:
-                start = await self._compare(start, peers)
-                if not start:
-                    break
+            await all_of([self._lane(places, peers) for _ in range(self._settings.lanes)])
             await self._mender.finish()
         finally:
             self.progress.running = False
@@ -239,23 +245,32 @@ class Repairer:
             progress.complete = self._loop.time()
         return complete
 
-    async def _compare(self, start: bytes, peers: Collection[int]) -> bytes:
-        """Compare the ranges that begin at ``start``; where the next ones begin, empty at the end."""
+    async def _lane(self, places: _Places, peers: Collection[int]) -> None:
+        """Compare and mend where others have not yet begun to, until the end. Raises as :meth:`repair` does."""
+        while True:
+            async with places.turn:
+                if places.next is None:
+                    return
+                began = self._loop.time()
+                spans, end, registers = await self._compare(places.next, peers)
+                places.next = end or None
+            await self._mender.rest(began)
+            for span in spans:
+                await self._look_through(span.start, span.end, span.acceptors)
+            self.progress.compared += registers
+            await self._compare_pace.take(registers)
+
+    async def _compare(self, start: bytes, peers: Collection[int]) -> tuple[list[Span], bytes, int]:
+        """What differs in the ranges that begin at ``start``, where the next ones begin (empty: at the end), and how
+        many registers the ranges have."""
         transport = self._engine.transport
-        began = self._loop.time()
         own = await self._own(functools.partial(transport.digests, request=DigestRequest(start)))
         request = DigestRequest(start, tuple(each.end for each in own.ranges))
         theirs = await self._all(self._comparing(peers), functools.partial(transport.digests, request=request))
         if not theirs:
             raise Unavailable("none of the peers that were to be compared with can be reached any more")
         spans, ranges = differing(start, own, theirs)
-        compared = sum(each.registers for each in own.ranges[:ranges])
-        await self._mender.rest(began)
-        for span in spans:
-            await self._look_through(span.start, span.end, span.acceptors)
-        self.progress.compared += compared
-        await self._compare_pace.take(compared)
-        return own.ranges[ranges - 1].end
+        return spans, own.ranges[ranges - 1].end, sum(each.registers for each in own.ranges[:ranges])
 
     async def _look_through(self, start: bytes, end: bytes, peers: Collection[int]) -> None:
         """Compare the inventories of a span, page by page, and mend what is lacking."""

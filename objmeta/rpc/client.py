@@ -5,7 +5,8 @@ first writes take one round trip: a hint for speed, never for safety.  An operat
 the next node
 
 * at once, when the connection cannot be made or breaks, or the node says that it takes no operations;
-* when the node owes answers and was not heard of for ``failover_s``, or is out of touch with a majority.
+* when the node owes answers and was not heard of for ``failover_s`` (longer if it proved to be only slow: copies would
+  make a crowded machine slower yet, until all it does is to answer copies), or is out of touch with a majority.
 
 Acceptors apply an operation at most once whoever proposes it, so copies of a change do no harm, and the first success
 decides.  A refusal, an error or a "no quorum" decides only when no copy is left that may still apply; if the outcome of

@@ -29,6 +29,10 @@ PING_AFTER_TICKS: Final = 2
 SILENT_TICKS: Final = 4
 """A node that owes answers and was not heard of for this many ticks is passed over. Counted in ticks, not in time, so
 that an event loop which was blocked blames itself and not the nodes."""
+_PATIENCE_TICKS_MAX: Final = 80
+_PATIENCE_KEPT: Final = 0.98
+"""A node that was passed over and answers after all is only slow, and asking others as well makes all of them slower
+yet: from then on twice as much silence is borne, up to a bound, and less again with each tick in time."""
 _BREAK_AFTER_TICKS: Final = 400
 """After this many the connection is broken off: its operations have long been sent elsewhere."""
 _RESTING_S: Final = 0.05
@@ -123,6 +127,7 @@ class NodeLink:
         self._sent: dict[int, Call] = {}
         self._task: asyncio.Task[None] | None = None
         self._silent_ticks = 0
+        self._patience = float(SILENT_TICKS)
         self._isolated = False
         self._rest_until = 0.0
         self._failed_last = False
@@ -147,7 +152,7 @@ class NodeLink:
         return (
             self.condition is not Condition.DOWN
             and not (self._failed_last and self.condition is Condition.CONNECTING)
-            and self._silent_ticks < SILENT_TICKS
+            and self._silent_ticks < self._patience
             and not self._isolated
             and now >= self._rest_until
         )
@@ -198,6 +203,8 @@ class NodeLink:
         """Count the silence of a node that owes answers, and ask whether it is alive."""
         if not self.owes:
             return
+        if self._silent_ticks < PING_AFTER_TICKS:
+            self._patience = max(SILENT_TICKS, self._patience * _PATIENCE_KEPT)
         self._silent_ticks += 1
         if self._silent_ticks % SILENT_TICKS == PING_AFTER_TICKS:
             self._outbox.nudge()
@@ -271,6 +278,8 @@ class NodeLink:
         return wire.encode((wire.raw(items),))
 
     async def _on_message(self, message: bytes) -> None:
+        if self._silent_ticks >= self._patience:
+            self._patience = min(2 * self._silent_ticks, _PATIENCE_TICKS_MAX)
         self._silent_ticks = 0
         replies = wire.decode_client_replies(message)
         self._isolated = not replies.connected

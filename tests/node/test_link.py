@@ -1,0 +1,53 @@
+"""How long a client's connection bears the silence of a node."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+from objmeta.rpc import wire
+from objmeta.rpc.link import SILENT_TICKS, Call, NodeLink
+from tests.node.fakes import silent_endpoint
+
+
+class Deaf:
+    """A client that takes no notice."""
+
+    def on_ready(self, link: NodeLink) -> None: ...
+    def on_generation(self, generation: int) -> None: ...
+    def on_result(self, link: NodeLink, number: int, result: wire.Result) -> None: ...
+    def on_down(self, link: NodeLink, unsent: list[Call], sent: list[Call]) -> None: ...
+    def on_epoch(self, link: NodeLink, epoch: int) -> None: ...
+
+
+def ticks_borne(link: NodeLink) -> int:
+    """Let the node be silent until it is passed over: after how many ticks it was."""
+    now = asyncio.get_running_loop().time()
+    for ticks in range(1, 1000):
+        link.tick()
+        if not link.is_healthy(now):
+            return ticks
+    pytest.fail("silence is borne without end")
+
+
+async def test_whoever_was_passed_over_for_being_slow_is_given_more_time_and_less_again_when_it_is_prompt() -> None:
+    loop = asyncio.get_running_loop()
+    answer = wire.encode(wire.ClientReplies([]))
+    with silent_endpoint() as endpoint:
+        link = NodeLink(endpoint, Deaf())
+        link.send(Call(1, b"", b"a", True, loop.time() + 10, loop.create_future()))
+        borne = []
+        for _ in range(8):
+            borne.append(ticks_borne(link))
+            await link._on_message(answer)
+        assert borne[0] == SILENT_TICKS
+        assert all(later >= 1.5 * earlier for earlier, later in itertools.pairwise(borne[:4]))
+        assert borne[-1] == borne[-2], "there is a bound"
+
+        for _ in range(500):
+            link.tick()
+            await link._on_message(answer)
+        assert ticks_borne(link) == SILENT_TICKS
+        await link.close()

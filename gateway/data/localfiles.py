@@ -12,6 +12,8 @@ Rules.
 * A file is trusted while its inode, length and times are those under which it was last verified, and that is less than
   ``VERIFIED_S`` ago; else it is read and hashed again, and made anew if it is not what its name says.
 * There are at most ``bytes_max`` bytes, or as many as are leased; what was asked for longest ago goes first.
+* Nothing ties a file to the object: one that was removed from the store for good may have its file here until there is
+  need of the room, or until :meth:`LocalFiles.clear`.
 """
 
 from __future__ import annotations
@@ -108,6 +110,16 @@ class LocalFiles:
                     return found
                 made = await self._make(store, name, version)
         raise errors.StoreError(f"{self.directory / name} was removed again and again while it was made")
+
+    def clear(self) -> int:
+        """Remove every file that nobody has a lease on; how many bytes that freed. Raises OSError."""
+        freed = 0
+        with suppress(FileNotFoundError), os.scandir(self.directory) as entries:
+            for entry in [each for each in entries if not each.name.startswith(".")]:
+                with suppress(FileNotFoundError):
+                    size = entry.stat(follow_symlinks=False).st_size
+                    freed += size if self._remove(entry.name) else 0
+        return freed
 
     async def _make(self, store: Store, name: str, version: ObjectVersion) -> int:
         """Put a file together; its inode. If somebody else did meanwhile, nothing has changed."""

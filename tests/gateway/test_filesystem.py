@@ -276,6 +276,21 @@ def test_du_and_walk(fs: ObjmetaFileSystem) -> None:
     assert list(fs.walk("bucket/none")) == [("bucket/none", [], [])]
 
 
+def test_depth_and_directories(fs: ObjmetaFileSystem) -> None:
+    fs.pipe({"bucket/a.x": b"", "bucket/d/b.x": b"", "bucket/d/e/c.x": b"", "bucket/d/e/f/g.x": b""})
+    assert list(fs.walk("bucket", maxdepth=1)) == [("bucket", ["d"], ["a.x"])]
+    assert [root for root, _, _ in fs.walk("bucket", maxdepth=2)] == ["bucket", "bucket/d"]
+    assert [root for root, _, _ in fs.walk("bucket/d", topdown=False)] == ["bucket/d/e/f", "bucket/d/e", "bucket/d"]
+    assert fs.glob("bucket/**/*.x") == ["bucket/a.x", "bucket/d/b.x", "bucket/d/e/c.x", "bucket/d/e/f/g.x"]
+    assert fs.glob("bucket/d/**", maxdepth=1) == ["bucket/d", "bucket/d/b.x", "bucket/d/e"]
+    assert fs.glob("bucket/*") == ["bucket/a.x", "bucket/d"]
+    assert fs.glob("bucket/*", withdirs=False) == ["bucket/a.x"]
+    assert fs.glob("bucket/d/**", withdirs=False) == ["bucket/d/b.x", "bucket/d/e/c.x", "bucket/d/e/f/g.x"]
+    for call in (fs.find, fs.glob, lambda path, maxdepth: list(fs.walk(path, maxdepth=maxdepth))):
+        with pytest.raises(ValueError, match="maxdepth"):
+            call("bucket", maxdepth=0)
+
+
 def test_find_of_ten_thousand_keys_is_a_few_pages(fs: ObjmetaFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     import asyncio
 
@@ -376,6 +391,32 @@ def test_removing_keeps_history_until_it_is_told_to_go(fs: ObjmetaFileSystem) ->
     fs.pipe({"bucket/x": b"1", "bucket/y/z": b"2"})
     fs.rm("bucket", recursive=True, versions=True)
     assert names(fs, "") == []
+
+
+def test_a_tree_is_removed_in_batches(fs: ObjmetaFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+
+    client = asyncio.run_coroutine_threadsafe(fs.store(), fs.loop).result().client
+    real, under_way, most = client.delete_object, 0, 0
+
+    async def fill() -> None:
+        await asyncio.gather(*(client.put_object("bucket", f"d/{i:04}", data=b"") for i in range(1200)))
+
+    async def counted(*args: Any, **options: Any) -> Any:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            return await real(*args, **options)
+        finally:
+            under_way -= 1
+
+    asyncio.run_coroutine_threadsafe(fill(), fs.loop).result()
+    fs.pipe_file("bucket/kept", b"")
+    monkeypatch.setattr(client, "delete_object", counted)
+    fs.rm("bucket/d", recursive=True, batch_size=50)
+    assert fs.find("bucket") == ["bucket/kept"]
+    assert 1 < most <= 50
 
 
 def test_removing_what_is_not_a_file(fs: ObjmetaFileSystem) -> None:

@@ -224,6 +224,18 @@ def test_what_is_too_large_is_refused(home: Path, fs: ObjmetaFileSystem) -> None
         held(home, local_bytes="much")
 
 
+def test_all_that_is_not_leased_can_be_removed(fs: ObjmetaFileSystem) -> None:
+    assert fs.local_files.clear() == 0
+    fs.pipe({"bucket/a": b"a" * 100, "bucket/b": b"b" * 10})
+    leased = fs.local_path("bucket/a")
+    fs.local_path("bucket/b").close()
+    fs.rm("bucket/b", versions=True)
+    assert fs.local_files.clear() == 10
+    assert kept(fs) == [os.path.basename(leased)]
+    leased.close()
+    assert fs.local_files.clear() == 100
+
+
 def test_leftovers_go(home: Path, fs: ObjmetaFileSystem) -> None:
     fs.pipe_file("bucket/file", b"x")
     directory = fs.local_files.directory

@@ -63,12 +63,11 @@ class Progress:
             seen = (self.writes, self.cycles, self.slow)
             raise AssertionError(f"waited for {goal} in vain; there are {seen}; last: {self.problem}") from None
 
-    async def note(self, writes: int = 0, slow: int = 0, cycle: Cycled | None = None, over: bool = False) -> None:
+    async def note(self, writes: int = 0, slow: int = 0, cycles: int = 0, deleted: int = 0, over: bool = False) -> None:
         """Something happened."""
         async with self._news:
             self.writes, self.slow = self.writes + writes, self.slow + slow
-            if cycle is not None:
-                self.cycles, self.deleted = self.cycles + cycle.complete, self.deleted + cycle.deleted
+            self.cycles, self.deleted = self.cycles + cycles, self.deleted + deleted
             self.over = self.over or over
             self._news.notify_all()
 
@@ -90,13 +89,16 @@ class Writer:
 
     async def run(self) -> None:
         """Until all is over. What finds a hole raises IntegrityError."""
-        steps = (self._put, self._put, self._reuse, self._reuse, self._copy, self._move, self._delete, self._remove)
+        steps = (
+            *(self._put, self._put, self._reuse, self._reuse, self._copy, self._restore, self._restore),
+            *(self._move, self._delete, self._remove),
+        )
         while not self._progress.over:
             key = self._rng.choice(self._keys)
             try:
                 await self._rng.choice(steps)(key)
                 await self._read()
-            except errors.NotFound:
+            except (errors.NotFound, IndexError):  # of a version that is to be copied, or restored
                 pass
             except errors.Unavailable:
                 self.unsure.add(key)
@@ -127,6 +129,10 @@ class Writer:
     async def _copy(self, key: str) -> None:
         version = await self._any()
         self._made(await self.store.copy(BUCKET, version.key, BUCKET, key, version_id=version.version_id))
+
+    async def _restore(self, key: str) -> None:
+        old = self._rng.choice([v for v in await self.store.client.versions(BUCKET, key) if not v.is_delete_marker])
+        self._made(await self.store.restore(BUCKET, key, old.version_id))
 
     async def _move(self, key: str) -> None:
         source = self._rng.choice(self._keys)
@@ -216,7 +222,7 @@ async def collect(store: Store, progress: Progress) -> None:
         for cycle in cycles:
             if not cycle.complete:
                 progress.problem = f"{cycle.problem} {cycle.unreachable}"
-            await progress.note(cycle=cycle)
+            await progress.note(cycles=cycle.complete, deleted=cycle.deleted)
 
 
 async def versions_of(store: Store) -> list[ObjectVersion]:
@@ -268,19 +274,21 @@ async def check_all(store: Store, writers: list[Writer]) -> None:
         await read_all(store, version)
 
 
-async def check_quiet(cluster: LocalCluster, store: Store, unsure: set[str]) -> None:
-    """In the end each node has what live versions need, and nothing else."""
+async def check_quiet(
+    cluster: LocalCluster, store: Store, unsure: set[str], node_ids: tuple[int, ...] = (1, 2, 3)
+) -> None:
+    """In the end each of these nodes, the members, has what live versions need, and nothing else."""
     await parts.forget_old(store.client, age_s=0)
     for key in unsure:
         # What a minority accepted last keeps its chunks until the object is written again (docs/collection.md).
         await store.put_stream(BUCKET, key, b"")
-    for node_id in cluster.node_ids:
+    for node_id in node_ids:
         # A node that missed a removal names what it still has until its registers are repaired: every ten minutes, and
         # at its start.
         await asyncio.to_thread(cluster.stop, node_id)
         cluster.start(node_id)
         await asyncio.to_thread(cluster.wait_ready, (node_id,), PATIENCE_S)
-    nodes = [Upkeep(cluster.endpoint(node_id)) for node_id in cluster.node_ids]
+    nodes = [Upkeep(cluster.endpoint(node_id)) for node_id in node_ids]
     live = await versions_of(store)
     wanted: set[Chunk] = {chunk for version in live for chunk in await store.chunks_of(version)}
 
@@ -300,6 +308,6 @@ async def check_quiet(cluster: LocalCluster, store: Store, unsure: set[str]) -> 
         assert (told.chunks, told.chunk_bytes, told.damaged) == (len(wanted), length, 0)
         assert length <= told.stored_bytes <= 2 * length + (1 << 20)  # packs may be half empty
         await node.close()
-    fsck = [sys.executable, "-m", "gateway", "--store", ",".join(cluster.endpoints), "fsck", "--deep"]
+    fsck = [sys.executable, "-m", "gateway", "--store", ",".join(map(cluster.endpoint, node_ids)), "fsck", "--deep"]
     checked = await asyncio.to_thread(subprocess.run, fsck, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr

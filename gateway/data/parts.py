@@ -20,7 +20,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from contextlib import aclosing, suppress
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from blake3 import blake3
@@ -159,16 +159,17 @@ async def complete(
     etag = await _digest(store, begun, chunks, size)
     if expected_etag is not None and etag != expected_etag.lower():
         raise errors.IntegrityError(f"the parts together have BLAKE3 {etag}, not the expected {expected_etag}")
-    content = Content(chunks, size, etag, min(part.generation for part in parts.values()))
-    version = await store.commits.commit(
-        begun.bucket,
-        begun.key,
-        content,
-        content_type=begun.content_type,
-        metadata=begun.metadata,
-        if_absent=if_absent,
-        if_version=if_version,
-    )
+    options: dict[str, Any] = {
+        "content_type": begun.content_type,
+        "metadata": begun.metadata,
+        "if_absent": if_absent,
+        "if_version": if_version,
+    }
+    if chunks:
+        content = Content(chunks, size, etag, min(part.generation for part in parts.values()))
+        version = await store.commits.commit(begun.bucket, begun.key, content, **options)
+    else:
+        version = await store.client.put_object(begun.bucket, begun.key, data=b"", **options)
     await abort(store, upload_id)
     return version
 
@@ -284,6 +285,8 @@ async def _touch(store: Store, begun: Begun, upload_id: str, everything: bool = 
 
 
 async def _digest(store: Store, begun: Begun, chunks: list[Chunk], size: int) -> str:
+    if not chunks:
+        return blake3(b"").hexdigest()
     version = ObjectVersion(
         bucket=begun.bucket, key=begun.key, version_id="", sequence=0, size=size, etag="", modified_us=0,
         chunks=tuple(chunks),

@@ -62,6 +62,16 @@ def test_parts_are_replaced_and_come_through_pipes(gateway: Run, shell: Shell, b
     assert gateway("cat", f"{bucket}/key").raw == b"hello world"
 
 
+def test_an_object_of_nothing(gateway: Run, bucket: str) -> None:
+    write(Path("empty"), b"")
+    upload_id = begun(gateway, f"{bucket}/empty")
+    for number in ("1", "2"):
+        gateway("upload", "part", upload_id, number, "empty")
+    (record,) = gateway("--json", "upload", "complete", upload_id, "--if-absent").records
+    assert (record["size"], record["etag"]) == (0, blake3(b"").hexdigest())
+    assert gateway("cat", f"{bucket}/empty").raw == b""
+
+
 @pytest.mark.parametrize("name", AWKWARD)
 def test_awkward_names(gateway: Run, bucket: str, name: str) -> None:
     write(Path(name), b"content")

@@ -81,7 +81,18 @@ def sentence(error: BaseException) -> str:
         return f"{where}{error.strerror}"
     if exit_code(error) == BUG:
         return f"this is a bug: {type(error).__name__}: {error} (set OBJMETA_DEBUG=1 to see where)"
-    return " ".join(str(error).split()) or type(error).__name__
+    return (" ".join(str(error).split()) or type(error).__name__) + _hint(error)
+
+
+def _hint(error: BaseException) -> str:
+    """What to do next, where that is the same whatever was tried."""
+    from objmeta import errors
+
+    if isinstance(error, errors.NoSuchBucket):
+        return " ('gateway ls' lists buckets, 'gateway mb' makes one)"
+    if isinstance(error, errors.NoQuorum):
+        return " ('gateway status' shows which nodes answer)"
+    return ""
 
 
 @contextmanager

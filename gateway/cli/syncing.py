@@ -220,7 +220,7 @@ async def _sync(store: Store, *, source: _Place, target: _Place, wishes: _Wishes
                 await store.client.bucket(place.remote.bucket)
             except NoSuchBucket as missing:
                 hint = _hint_at_directory(place.remote, place.text)
-                raise NoSuchBucket(f"{missing}{hint or f'; gateway mb {place.remote.bucket} makes it'}") from None
+                raise NoSuchBucket(f"{missing}{hint}") from None
     if source.remote is not None and target.remote is not None:
         _refuse_overlap(source.remote, target.remote)
         inside = StoreEnd(store, source.remote)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from gateway.cli.options import current
 from gateway.cli.paths import Remote
 
 if TYPE_CHECKING:
@@ -45,13 +47,18 @@ async def look_up_content(store: Store, remote: Remote, version_id: str | None) 
 
 
 async def explained(store: Store, remote: Remote, missing: Exception, hint: str = "-r") -> Exception:
-    """A better reason for ``missing`` if ``remote`` is a directory of objects; else itself."""
+    """A better reason for ``missing`` if ``remote`` is a directory of objects, or was deleted; else itself."""
     from objmeta.errors import NoSuchKey, NoSuchVersion
 
-    if isinstance(missing, NoSuchKey) and not isinstance(missing, NoSuchVersion):
-        page = await store.client.list_objects(remote.bucket, remote.as_directory().key, limit=1)
-        if page.objects:
-            return NoSuchKey(f"{remote} is not an object but a directory of objects (use {hint})")
+    if not isinstance(missing, NoSuchKey) or isinstance(missing, NoSuchVersion):
+        return missing
+    page = await store.client.list_objects(remote.bucket, remote.as_directory().key, limit=1)
+    if page.objects:
+        return NoSuchKey(f"{remote} is not an object but a directory of objects (use {hint})")
+    if current().as_of is None:
+        with suppress(NoSuchKey):
+            if (await store.client.versions(remote.bucket, remote.key))[0].is_delete_marker:
+                return NoSuchKey(f"{missing}; it was deleted, and 'gateway undo' brings it back")
     return missing
 
 

@@ -211,7 +211,7 @@ def test_what_cannot_be_synced(gateway: Run, bucket: str, arguments: list[str], 
 
 def test_a_name_without_a_dot_is_of_the_store_and_said_so(gateway: Run, source: Path, bucket: str) -> None:
     assert "./source is a directory of this machine" in gateway("sync", "source", "box/s", code=3).err
-    assert "gateway mb none1 makes it" in gateway("sync", "./source", "none1", code=3).err
+    assert "'gateway mb' makes one" in gateway("sync", "./source", "none1", code=3).err
 
 
 # -- URLs -------------------------------------------------------------------------------------------------------------

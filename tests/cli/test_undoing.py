@@ -78,6 +78,8 @@ def test_undo_of_every_kind_of_change(gateway: Run, bucket: str) -> None:
     gateway("undo", "box/k")
     assert gateway("cat", "box/k").raw == b"two"
     gateway("rm", "box/k")
+    for command in ("cat", "stat", "get", "rm"):
+        assert "'gateway undo' brings it back" in gateway(command, "box/k", code=4).err
     before = len(gateway("versions", "box/k").lines)
     gateway("undo", "box/k")
     assert gateway("cat", "box/k").raw == b"two"

@@ -1,4 +1,4 @@
-"""The README's transcripts run as they are printed; only ids, times and digests may differ.
+"""The transcripts of the README and the guide run as they are printed; only ids, times and digests may differ.
 
 Blocks marked ``console`` hold commands after ``$``, blocks marked ``python`` hold statements after ``>>>``. All of them
 share one store, one working directory and one Python session, from the top of the page to its end.
@@ -6,9 +6,11 @@ share one store, one working directory and one Python session, from the top of t
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ import pytest
 
 from gateway.cli.errors import EXIT_CODES
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 _ID = re.compile(r"\b[0-9a-f]{32}\b")
 _CHANGING = (
     (re.compile(r"\b[0-9a-f]{64}\b"), "<digest>"),
@@ -35,9 +37,9 @@ def normal(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 
-def blocks() -> Iterator[tuple[str, str]]:
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
     """(language, text) of each block, in order."""
-    yield from re.findall(r"^```(console|python)\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    yield from re.findall(r"^```(console|python)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 class Shell:
@@ -70,9 +72,9 @@ class _Checker(doctest.OutputChecker):
         return super().check_output(normal(want), normal(got), optionflags)
 
 
-def run_python(block: str, session: dict[str, Any]) -> None:
+def run_python(page: Path, block: str, session: dict[str, Any]) -> None:
     """Run the statements of a block and compare."""
-    test = doctest.DocTestParser().get_doctest(block, session, "README", str(README), 0)
+    test = doctest.DocTestParser().get_doctest(block, session, page.stem, str(page), 0)
     test.globs = session
     said: list[str] = []
     runner = doctest.DocTestRunner(checker=_Checker(), verbose=False, optionflags=doctest.NORMALIZE_WHITESPACE)
@@ -80,9 +82,14 @@ def run_python(block: str, session: dict[str, Any]) -> None:
     assert not failed, "".join(said)
 
 
-def test_the_transcripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("OBJMETA_")]:
-        monkeypatch.delenv(name)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore:The inplace keyword:DeprecationWarning")  # dask's, not ours
+@pytest.mark.parametrize("name", ["README.md", "docs/guide.md"])
+def test_the_transcripts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / name
+    for variable in [variable for variable in os.environ if variable.startswith("OBJMETA_")]:
+        monkeypatch.delenv(variable)
     monkeypatch.setenv("OBJMETA_HOME", str(tmp_path / "store"))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
@@ -90,18 +97,22 @@ def test_the_transcripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     session: dict[str, Any] = {}
     languages = set()
     try:
-        for language, block in blocks():
+        for language, block in blocks(page):
             languages.add(language)
             if language == "console":
                 shell.run(block)
             else:
-                run_python(block, session)
+                run_python(page, block, session)
     finally:
         if "client" in session:
             session["client"].close()
+        started = tmp_path / "dev.pid"  # the guide's own cluster, which it stops itself unless something failed
+        if started.exists():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(started.read_text()), signal.SIGTERM)
     assert languages == {"console", "python"}
 
 
 def test_exit_codes() -> None:
-    told = re.findall(r"^\| (\d+) \| (.*) \|$", README.read_text(), re.MULTILINE)
+    told = re.findall(r"^\| (\d+) \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert {int(code): meaning for code, meaning in told} == EXIT_CODES

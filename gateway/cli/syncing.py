@@ -192,7 +192,7 @@ def _foreign_end(store: Store, place: _Place, options: dict[str, Any]) -> Foreig
         raise
     except TypeError as wrong:  # an argument that its file system needs, or does not know
         raise click.UsageError(f"{place.text}: {wrong} (-o NAME=VALUE gives it options)") from None
-    if fs.protocol in ("s3", "s3a") or "s3" in fs.protocol:
+    if "s3" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol):
         from gateway.cli.ends.s3 import S3End
 
         options = options | {"config_kwargs": {"max_pool_connections": resolved_settings().settings.concurrency}}

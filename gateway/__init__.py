@@ -23,7 +23,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from gateway.catalog.query import Result, sql, sql_async
+    from gateway.catalog.query import sql, sql_async
+    from gateway.catalog.results import Result
     from gateway.data.transfer import Store, open_store
     from gateway.data.uploading import Upload
     from gateway.fs.filesystem import ObjmetaFileSystem
@@ -33,7 +34,7 @@ __all__ = ["ObjmetaFileSystem", "Result", "Store", "Upload", "open_store", "os_e
 
 _HOME: Final = {
     "ObjmetaFileSystem": "gateway.fs.filesystem",
-    "Result": "gateway.catalog.query",
+    "Result": "gateway.catalog.results",
     "Store": "gateway.data.transfer",
     "Upload": "gateway.data.uploading",
     "open_store": "gateway.data.transfer",

@@ -3,13 +3,13 @@
 Rules.
 * A query runs in a private DuckDB in memory that is made for it and thrown away: it changes nothing in the store, and
   reaches neither files nor the network unless the caller says so.
-* Tables are read through the client when the query begins, page by page and in batches through Arrow. So every change
-  that finished before is in them, and each object's versions are from one instant.
-* Only tables whose names occur in the query are read. A name inside a string costs time; a table too few would be a
-  wrong answer, so the text is searched for words rather than parsed.
+* Buckets, objects, versions, chunks and changes come from a catalog that is kept (``kept``) and brought up to date by
+  the store's change feed before every query.  So every change that finished before is in them, each object's versions
+  are from one instant, and a query costs what has changed.  With ``live`` they come from the store itself (``live``).
+* Other tables are filled for the query, if their names occur in it.  A name inside a string costs time; a table too few
+  would be a wrong answer, so the text is searched for words rather than parsed.
 * The lists of chunks that are chunks themselves (of very long objects) are read with the versions that have them; where
   that fails, ``chunk_count`` is NULL, and ``chunks`` cannot be queried.
-* Columns are named after S3's terms. A delete marker has no content: its size, etag and content type are NULL.
 * ``_plan`` knows no client: it says which call it needs next and is given the answer, so that the blocking and the
   asynchronous door share it.
 """
@@ -17,182 +17,122 @@ Rules.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import functools
-import json
+import os
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from gateway.catalog import batches, kept, macros, schema
+from gateway.catalog.results import Result
 from gateway.upkeep import tables
-from objmeta import AsyncClient, Bucket, Chunk, Client, ObjectVersion
-from objmeta.client import Location
+from objmeta import AsyncClient, Bucket, ChangedObject, Chunk, Client, ObjectVersion
+from objmeta.client import Location, StoreStatus
 from objmeta.errors import IntegrityError, InvalidArgument, NoSuchBucket, ObjmetaError, StoreError, Unavailable
 
-_BATCH_ROWS: Final = 10_000
-_PAGE_OBJECTS: Final = 2_000
-
-_TIME: Final = pa.timestamp("us", tz="UTC")
-_TABLES: Final[dict[str, pa.Schema]] = {
-    "buckets": pa.schema(
-        [
-            ("bucket", pa.string()),
-            ("bucket_id", pa.string()),
-            ("term", pa.int64()),
-            ("creation_date", _TIME),
-            ("replicas", pa.int64()),
-            ("keep_versions", pa.int64()),
-            ("keep_days", pa.float64()),
-            ("expire_delete_markers", pa.bool_()),
-        ]
-    ),
-    "versions": pa.schema(
-        [
-            ("bucket", pa.string()),
-            ("key", pa.string()),
-            ("version_id", pa.string()),
-            ("is_latest", pa.bool_()),
-            ("is_delete_marker", pa.bool_()),
-            ("size", pa.int64()),
-            ("etag", pa.string()),
-            ("content_type", pa.string()),
-            ("last_modified", _TIME),
-            ("metadata", pa.map_(pa.string(), pa.string())),
-            ("sequence", pa.int64()),
-            ("parent_version_id", pa.string()),
-            ("is_inline", pa.bool_()),
-            ("chunk_count", pa.int64()),
-        ]
-    ),
-    "chunks": pa.schema(
-        [
-            ("bucket", pa.string()),
-            ("key", pa.string()),
-            ("version_id", pa.string()),
-            ("index", pa.int64()),
-            ("digest", pa.string()),
-            ("length", pa.int64()),
-        ]
-    ),
-    "nodes": pa.schema(
-        [
-            ("node_id", pa.int64()),
-            ("address", pa.string()),
-            ("state", pa.string()),
-            ("detail", pa.string()),
-            ("version", pa.string()),
-            ("registers", pa.int64()),
-            ("changes", pa.int64()),
-            ("disk_free", pa.int64()),
-            ("uptime_s", pa.float64()),
-        ]
-    ),
-    "places": tables.PLACES,
-    "copies": tables.COPIES,
-}
-_OBJECTS: Final = """
-CREATE VIEW objects AS
-SELECT * EXCLUDE (is_latest, is_delete_marker) FROM versions WHERE is_latest AND NOT is_delete_marker
-"""
-_HUGEINT: Final = pa.decimal128(38, 0)
-
-TABLES: Final = ("buckets", "objects", "versions", "chunks", "nodes", "places", "copies", "stored")
-"""What a query may name."""
-_OF_NODES: Final = frozenset({"nodes", "places", "copies", "stored"})
+_PAGE_OBJECTS: Final = 5_000
+_CHANGES: Final = 2_000
+_EMPTY: Final = "the query is empty; an example: SELECT bucket, count(*) FROM objects GROUP BY 1"
 
 
-def sql(client: Client, query: str, *, external_access: bool = False) -> Result:
+def sql(
+    client: Client,
+    query: str,
+    *,
+    external_access: bool = False,
+    catalog: str | os.PathLike[str] | None = None,
+) -> Result:
     """Run a query over the store's metadata.
 
-    Tables: ``buckets``, ``objects`` (current and visible), ``versions`` (all, delete markers included), ``chunks`` and
-    ``nodes``; of what is really stored ``places`` (where chunks are, with their sums), ``copies`` (each chunk at each
-    place) and ``stored`` (each chunk once, with the number of its copies).  ``external_access`` lets the query read and
-    write files and URLs, as DuckDB does by default.
+    Tables: ``buckets``, ``objects`` (current and visible), ``versions`` (all, delete markers included), ``chunks``,
+    ``changes`` (what happened to which object when) and ``nodes``; of what is really stored ``places`` (where chunks
+    are, with their sums), ``copies`` (each chunk at each place) and ``stored`` (each chunk once, with the number of its
+    copies).  ``gateway.catalog.macros`` has the usual questions.  ``external_access`` lets the query read and write
+    files and URLs, as DuckDB does by default.
+
+    ``catalog`` is the file that keeps what was read for the next query (default: one for each store, in the user's
+    cache directory; ``":memory:"``: none).
 
     Raises InvalidArgument with DuckDB's message if the query is wrong; NoQuorum and whatever else the client raises.
     """
-    plan = _plan(query, external_access, lambda: client.location)
-    call, result = _advance(plan, None, None)
-    while call is not None:
-        answer: object = None
-        error: ObjmetaError | None = None
-        try:
-            answer = call(client)
-        except ObjmetaError as raised:
-            error = raised
-        call, result = _advance(plan, answer, error)
+    plan = _plan(_Question(query, external_access, catalog), lambda: client.location)
+    try:
+        call, result = _advance(plan, None, None)
+        while call is not None:
+            answer: object = None
+            error: ObjmetaError | None = None
+            try:
+                answer = call(client)
+            except ObjmetaError as raised:
+                error = raised
+            call, result = _advance(plan, answer, error)
+    finally:
+        plan.close()
     assert result is not None, "a plan ends with a result"
     return result
 
 
-async def sql_async(client: AsyncClient, query: str, *, external_access: bool = False) -> Result:
+async def sql_async(
+    client: AsyncClient,
+    query: str,
+    *,
+    external_access: bool = False,
+    catalog: str | os.PathLike[str] | None = None,
+) -> Result:
     """The same as :func:`sql` for coroutines; DuckDB works in another thread."""
-    plan = _plan(query, external_access, lambda: client.location)
-    call, result = await asyncio.to_thread(_advance, plan, None, None)
-    while call is not None:
+    plan = _plan(_Question(query, external_access, catalog), lambda: client.location)
+    working: asyncio.Future[tuple[_Call | None, Result | None]] | None = None
+    try:
         answer: object = None
         error: ObjmetaError | None = None
-        try:
-            answer = await call(client)
-        except ObjmetaError as raised:
-            error = raised
-        call, result = await asyncio.to_thread(_advance, plan, answer, error)
+        while True:
+            working = asyncio.ensure_future(asyncio.to_thread(_advance, plan, answer, error))
+            call, result = await asyncio.shield(working)
+            if call is None:
+                break
+            answer = error = None
+            try:
+                answer = await call(client)
+            except ObjmetaError as raised:
+                error = raised
+    finally:
+        if working is not None:
+            await asyncio.wait((working,))  # the thread has the plan until then, also when this was cancelled
+        plan.close()
     assert result is not None, "a plan ends with a result"
     return result
 
 
-class Result:
-    """The rows a query gave."""
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked; ``catalog`` is the file to keep what is read in (None: the usual one)."""
 
-    def __init__(self, table: pa.Table) -> None:
-        self._table = table
+    query: str
+    external_access: bool
+    catalog: str | os.PathLike[str] | None
 
     @property
-    def columns(self) -> list[str]:
-        """The names of the columns, in order."""
-        return list(self._table.column_names)
+    def tables(self) -> set[str]:
+        """Those the query may read."""
+        return _named(self.query)
 
-    def rows(self) -> list[tuple[Any, ...]]:
-        """The rows as Python values: times in UTC, maps as dicts."""
-        if not self._table.num_columns:
-            return []
-        return list(zip(*(_values(column) for column in self._table.columns), strict=True))
-
-    def arrow(self) -> pa.Table:
-        """The rows as a ``pyarrow.Table``."""
-        return self._table
-
-    def df(self) -> Any:
-        """The rows as a ``pandas.DataFrame`` (needs pandas)."""
-        return self._table.to_pandas()
-
-    def __len__(self) -> int:
-        return int(self._table.num_rows)
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        return iter(self.rows())
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} rows of {', '.join(self.columns)}>"
-
-    def __str__(self) -> str:
-        names = self.columns
-        numeric = [_is_number(field.type) for field in self._table.schema]
-        cells = [[_shown(value) for value in row] for row in self.rows()]
-        widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
-        lines = [names, ["-" * width for width in widths], *cells]
-        return "\n".join(
-            "  ".join(
-                cell.rjust(width) if right else cell.ljust(width)
-                for cell, width, right in zip(line, widths, numeric, strict=True)
-            ).rstrip()
-            for line in lines
-        )
+    def place(self, location: Callable[[], Location]) -> kept.Place | None:
+        """Where the catalog is; None: nowhere."""
+        if not self.tables & schema.KEPT:
+            return None
+        if self.catalog is None:
+            return kept.Place.at(kept.default_path(location()), named=False)
+        if os.fspath(self.catalog) == kept.MEMORY:
+            return None
+        return kept.Place.at(Path(self.catalog).expanduser().absolute(), named=True)
 
 
 # -- What is asked of the client --------------------------------------------------------------------------------------
@@ -200,68 +140,140 @@ class Result:
 _Call = Callable[[Any], Any]
 """A call of one method of a client, blocking or not."""
 _Plan = Generator[_Call, Any, Result]
+_Step = Generator[_Call, Any, None]
 
 
-def _plan(query: str, external_access: bool, location: Callable[[], Location]) -> _Plan:
-    catalog = _Catalog(external_access)
+def _plan(question: _Question, location: Callable[[], Location]) -> _Plan:
+    if not question.query.strip():
+        raise InvalidArgument(_EMPTY)
+    place = question.place(location)
     try:
-        catalog.check(query)
-        named = _named(query)
-        if named & _OF_NODES:
-            status = yield lambda client: client.status()
-            catalog.load_nodes(status.nodes)
-            if named & {"places", "copies", "stored"}:
-                # In a thread of its own, for it needs an event loop and the caller's may be running here.
-                with ThreadPoolExecutor(1) as thread:
-                    if "places" in named:
-                        rows = thread.submit(tables.place_rows, location(), status).result()
-                        catalog.load("places", rows)
-                    if named & {"copies", "stored"}:
-                        take = functools.partial(catalog.load, "copies")
-                        thread.submit(tables.copy_rows, location(), status, take).result()
-        if named - _OF_NODES:
+        return (yield from _answer(question, place, location))
+    except duckdb.Error as error:
+        if place is None or not kept.is_damage(error):
+            with _refusing():
+                raise
+    kept.remove(place.path)
+    with _refusing():
+        return (yield from _answer(question, place, location))
+
+
+def _answer(question: _Question, place: kept.Place | None, location: Callable[[], Location]) -> _Plan:
+    named = question.tables
+    words = _words(question.query)
+    with contextlib.closing(_connect(question, place)) as database, contextlib.ExitStack() as held:
+        _check(database, question.query)
+        as_of = datetime.datetime.now(datetime.UTC) if named else None
+        looked_at = 0
+        if named & schema.OF_NODES.keys() or "stored" in named:
+            status: StoreStatus = yield lambda client: client.status()
+            _load_nodes(database, named, status, location)
+        if named & schema.KEPT:
+            catalog = held.enter_context(kept.opened(database, place))
+            refreshing = _Refresh(catalog, functools.partial(_chunks, location))
+            yield from refreshing.run()
+            looked_at = refreshing.looked_at
+            if "chunks" in words or "chunk_count" in words:
+                catalog.fill(functools.partial(_chunks, location, needed="chunks" in words))
+            catalog.settle()
+        else:
+            held.enter_context(kept.opened(database, None))
+        relation = database.sql(question.query)
+        table = relation.to_arrow_table() if relation is not None else pa.table({})
+        return Result(table, as_of, looked_at)
+
+
+class _Refresh:
+    """Brings a catalog up to date; ``looked_at`` objects were read for that."""
+
+    def __init__(self, catalog: kept.Catalog, resolve: batches.Resolve) -> None:
+        self._catalog = catalog
+        self._resolve = resolve
+        self.looked_at = 0
+
+    def run(self) -> _Step:
+        catalog = self._catalog
+        cursor = catalog.cursor
+        found: list[ChangedObject] = []
+        begun = False
+        while cursor is not None:
+            page = yield functools.partial(_changes, cursor=cursor)
+            if page.reload:
+                catalog.roll_back()
+                yield from self._load(page.cursor)
+                return
+            cursor = page.cursor
+            found += page.objects
+            self.looked_at += len(page.objects)
+            if page.more and len(found) < 10 * _CHANGES:
+                continue
+            if not begun:
+                catalog.begin_change()
+                begun = True
             buckets: list[Bucket] = yield lambda client: client.buckets()
-            catalog.load_buckets(buckets)
-            if named - _OF_NODES - {"buckets"}:
-                for bucket in buckets:
-                    yield from _read_versions(catalog, bucket.name, "chunks" in named, location)
-                catalog.flush()
-        return catalog.run(query)
-    finally:
-        catalog.close()
+            catalog.forget_renewed(buckets)
+            catalog.change(
+                [each for each in found if each.bucket in {bucket.name for bucket in buckets}], self._resolve
+            )
+            found = []
+            if not page.more:
+                catalog.end_change(buckets, cursor)
+                return
+        page = yield functools.partial(_changes, cursor=None)
+        yield from self._load(page.cursor)
+
+    def _load(self, cursor: str) -> _Step:
+        """Read everything; rows are written while the next page is read."""
+        catalog = self._catalog
+        buckets: list[Bucket] = yield lambda client: client.buckets()
+        catalog.begin_load()
+        writing: Future[None] | None = None
+        with ThreadPoolExecutor(1, "objmeta-catalog") as thread:
+            for bucket in buckets:
+                continuation: bytes | None = None
+                while True:
+                    call = functools.partial(_load_versions, bucket=bucket, cursor=cursor, continuation=continuation)
+                    try:
+                        page = yield call
+                    except NoSuchBucket:
+                        break  # removed meanwhile; the next refresh forgets it
+                    if writing is not None:
+                        writing.result()
+                    writing = thread.submit(catalog.add, page.columns, self._resolve)
+                    self.looked_at += len(set(page.columns.key))
+                    cursor, continuation = page.cursor, page.continuation
+                    if continuation is None:
+                        break
+            if writing is not None:
+                writing.result()
+        catalog.end_load(buckets, cursor)
 
 
-def _read_versions(
-    catalog: _Catalog, bucket: str, with_chunks: bool, location: Callable[[], Location]
-) -> Generator[_Call, Any, None]:
-    continuation: str | None = None
-    while True:
-        call = functools.partial(_list_versions, bucket=bucket, continuation=continuation)
-        try:
-            page = yield call
-        except NoSuchBucket:
-            return  # removed while the query ran
-        catalog.add_versions([(each, _chunks(each, location, with_chunks)) for each in page.versions], with_chunks)
-        continuation = page.continuation
-        if continuation is None:
-            return
+def _changes(client: Any, *, cursor: str | None) -> Any:
+    return client.changes(cursor, limit=_CHANGES)
 
 
-def _chunks(version: ObjectVersion, location: Callable[[], Location], needed: bool) -> Sequence[Chunk] | None:
-    """A version's chunks; None if they are listed in chunks that cannot be read, unless they are ``needed``."""
-    if not version.lists:
-        return version.chunks
-    with ThreadPoolExecutor(1) as thread:  # as above
+def _load_versions(client: Any, *, bucket: Bucket, cursor: str, continuation: bytes | None) -> Any:
+    return client.load_versions(bucket, cursor, continuation=continuation, limit=_PAGE_OBJECTS)
+
+
+def _chunks(
+    location: Callable[[], Location],
+    bucket: str,
+    key: str,
+    version_id: str,
+    lists: Sequence[Chunk],
+    needed: bool = False,
+) -> Sequence[Chunk] | None:
+    """A version's chunks, by the lists it names; None if they cannot be read, unless they are ``needed``."""
+    version = ObjectVersion(bucket, key, version_id, 0, 0, "", 0, lists=tuple(lists))
+    with ThreadPoolExecutor(1) as thread:  # it needs an event loop, and the caller's may be running here
         try:
             return thread.submit(tables.listed_chunks, location(), version).result()
         except (Unavailable, IntegrityError):
             if needed:
                 raise
             return None
-
-
-def _list_versions(client: Any, *, bucket: str, continuation: str | None) -> Any:
-    return client.list_versions(bucket, continuation=continuation, limit=_PAGE_OBJECTS)
 
 
 def _advance(plan: _Plan, answer: object, error: ObjmetaError | None) -> tuple[_Call | None, Result | None]:
@@ -272,191 +284,91 @@ def _advance(plan: _Plan, answer: object, error: ObjmetaError | None) -> tuple[_
         return None, end.value
 
 
+def _words(query: str) -> set[str]:
+    return {word.lower() for word in re.findall(r"\w+", query)}
+
+
 def _named(query: str) -> set[str]:
-    if re.search(r"\bquery(_table)?\b", query, re.IGNORECASE):
-        return set(TABLES)  # these functions make names out of strings
-    words = {word.lower() for word in re.findall(r"\w+", query)}
-    return words.intersection(TABLES)
+    """The tables a query may read."""
+    words = _words(query)
+    if words & {"query", "query_table"}:
+        return set(schema.TABLES)  # these functions make names out of strings
+    named = words.intersection(schema.TABLES)
+    return named.union(*(macros.READS[macro] for macro in words & macros.READS.keys()))
 
 
 # -- The database of one query ----------------------------------------------------------------------------------------
 
 
-class _Catalog:
-    """A DuckDB in memory with the tables of a store."""
-
-    def __init__(self, external_access: bool) -> None:
-        self._database = duckdb.connect(
-            config={
-                "enable_external_access": external_access,
-                "python_enable_replacements": False,  # a query must not see this module's variables
-                "temp_directory": "",  # nothing is left behind in the caller's directory
-            }
-        )
-        self._database.execute("SET TimeZone = 'UTC'")
-        self._database.execute("SET lock_configuration = true")
-        self._versions: list[tuple[object, ...]] = []
-        self._chunks: list[tuple[object, ...]] = []
-        for name, schema in _TABLES.items():
-            self._database.register("empty", schema.empty_table())
-            self._database.execute(f"CREATE TABLE {name} AS FROM empty")
-            self._database.unregister("empty")
-        self._database.execute(_OBJECTS)
-        self._database.execute(tables.STORED)
-
-    def check(self, query: str) -> None:
-        """Refuse a wrong query before anything is read."""
-        with _Refusing():
-            statements = self._database.extract_statements(query)
-            if not statements:
-                raise InvalidArgument("the query is empty; an example: SELECT bucket, count(*) FROM objects GROUP BY 1")
-            if len(statements) == 1 and statements[0].type == duckdb.StatementType.SELECT:
-                self._database.execute(f"EXPLAIN {query}")
-
-    def load_buckets(self, buckets: Iterable[Bucket]) -> None:
-        """Fill ``buckets``."""
-        self.load("buckets", [_bucket_row(bucket) for bucket in buckets])
-
-    def load_nodes(self, nodes: Iterable[Any]) -> None:
-        """Fill ``nodes`` from :class:`objmeta.client.NodeStatus`; NULL is what a node that is not up would tell."""
-        names = _TABLES["nodes"].names
-        told = frozenset(("version", "registers", "changes", "disk_free", "uptime_s"))
-        rows = [
-            tuple(None if name in told and node.state != "up" else getattr(node, name) for name in names)
-            for node in nodes
-        ]
-        self.load("nodes", rows)
-
-    def add_versions(self, versions: Sequence[tuple[ObjectVersion, Sequence[Chunk] | None]], with_chunks: bool) -> None:
-        """Take a page for ``versions``, each with its chunks, and for ``chunks`` if they are asked for."""
-        self._versions.extend(_version_row(version, chunks) for version, chunks in versions)
-        if with_chunks:
-            self._chunks.extend(
-                (version.bucket, version.key, version.version_id, index, chunk.digest.hex(), chunk.length)
-                for version, chunks in versions
-                for index, chunk in enumerate(chunks or ())
-            )
-        if len(self._versions) >= _BATCH_ROWS or len(self._chunks) >= _BATCH_ROWS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what was taken into the tables."""
-        self.load("versions", self._versions)
-        self._versions.clear()
-        self.load("chunks", self._chunks)
-        self._chunks.clear()
-
-    def run(self, query: str) -> Result:
-        """The query's rows."""
-        with _Refusing():
-            relation = self._database.sql(query)
-            table = relation.to_arrow_table() if relation is not None else pa.table({})
-        return Result(_with_plain_integers(table))
-
-    def close(self) -> None:
-        """Free the memory."""
-        self._database.close()
-
-    def load(self, table: str, rows: Sequence[tuple[object, ...]]) -> None:
-        """Add rows to a table."""
-        if not rows:
-            return
-        schema = _TABLES[table]
-        columns = [
-            pa.array(values, type=field.type) for values, field in zip(zip(*rows, strict=True), schema, strict=True)
-        ]
-        self._database.register("batch", pa.Table.from_arrays(columns, schema=schema))
-        self._database.execute(f"INSERT INTO {table} FROM batch")
-        self._database.unregister("batch")
+def _connect(question: _Question, place: kept.Place | None) -> Any:
+    """A DuckDB in memory with all tables, empty, that reaches nothing but the catalog, unless that was asked for."""
+    database = duckdb.connect(
+        config={
+            "python_enable_replacements": False,  # a query must not see this module's variables
+            "temp_directory": "",  # nothing is left behind in the caller's directory
+        }
+    )
+    database.execute("SET TimeZone = 'UTC'")
+    if not question.external_access:
+        if place is not None:
+            files = ", ".join(kept.quoted(str(path)) for path in place.files())
+            database.execute(f"SET allowed_paths = [{files}]")
+            database.execute(f"SET allowed_directories = [{kept.quoted(str(place.private))}]")
+        database.execute("SET enable_external_access = false")
+    database.execute("SET lock_configuration = true")
+    for name, columns in schema.OF_NODES.items():
+        database.register("empty", columns.empty_table())
+        database.execute(f"CREATE TABLE {name} AS FROM empty")
+        database.unregister("empty")
+    with kept.opened(database, None):
+        for statement in (*schema.VIEWS, *macros.MACROS.values()):
+            database.execute(statement)
+    return database
 
 
-class _Refusing:
+def _check(database: Any, query: str) -> None:
+    """Refuse a wrong query before anything is read."""
+    with _refusing():
+        statements = database.extract_statements(query)
+        if not statements:
+            raise InvalidArgument(_EMPTY)
+        if len(statements) == 1 and statements[0].type == duckdb.StatementType.SELECT:
+            with kept.opened(database, None):
+                database.execute(f"EXPLAIN {query}").fetchall()
+
+
+def _load_nodes(database: Any, named: set[str], status: StoreStatus, location: Callable[[], Location]) -> None:
+    """Fill the tables of nodes; NULL is what a node that is not up would tell."""
+    told = frozenset(("version", "registers", "changes", "disk_free", "uptime_s"))
+    rows = [
+        tuple(None if name in told and node.state != "up" else getattr(node, name) for name in schema.NODES.names)
+        for node in status.nodes
+    ]
+    _fill(database, "nodes", rows)
+    if named & {"places", "copies", "stored"}:
+        # In a thread of its own, for it needs an event loop and the caller's may be running here.
+        with ThreadPoolExecutor(1) as thread:
+            if "places" in named:
+                _fill(database, "places", thread.submit(tables.place_rows, location(), status).result())
+            if named & {"copies", "stored"}:
+                take = functools.partial(_fill, database, "copies")
+                thread.submit(tables.copy_rows, location(), status, take).result()
+
+
+def _fill(database: Any, table: str, rows: Sequence[tuple[object, ...]]) -> None:
+    if rows:
+        database.register("batch", batches.table(rows, schema.OF_NODES[table]))
+        database.execute(f"INSERT INTO {table} FROM batch")
+        database.unregister("batch")
+
+
+@contextlib.contextmanager
+def _refusing() -> Generator[None, None, None]:
     """Turns DuckDB's errors into ours, on one line."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, duckdb.OutOfMemoryException):
-            raise StoreError("the query needs more memory than there is; ask for fewer rows or columns") from None
-        if isinstance(error, duckdb.Error):
-            message = " ".join(str(error).split("\n\nLINE")[0].split())
-            raise InvalidArgument(f"the query cannot be run: {message}") from None
-
-
-def _bucket_row(bucket: Bucket) -> tuple[object, ...]:
-    settings = bucket.settings
-    return (
-        bucket.name,
-        bucket.bucket_id.hex(),
-        bucket.term,
-        bucket.created_us,
-        settings.replicas,
-        settings.keep_versions,
-        settings.keep_days,
-        settings.expire_delete_markers,
-    )
-
-
-def _version_row(version: ObjectVersion, chunks: Sequence[Chunk] | None) -> tuple[object, ...]:
-    content = not version.is_delete_marker
-    return (
-        version.bucket,
-        version.key,
-        version.version_id,
-        version.is_latest,
-        version.is_delete_marker,
-        version.size if content else None,
-        version.etag if content else None,
-        version.content_type or None,
-        version.modified_us,
-        list(version.metadata.items()),
-        version.sequence,
-        version.parent_version_id,
-        version.is_inline,
-        len(chunks) if chunks is not None else None,
-    )
-
-
-# -- Values -----------------------------------------------------------------------------------------------------------
-
-
-def _with_plain_integers(table: pa.Table) -> pa.Table:
-    """DuckDB's sum() of integers is a HUGEINT, which Arrow knows only as a decimal: give integers where they fit."""
-    for at, field in enumerate(table.schema):
-        if field.type == _HUGEINT:
-            try:
-                whole = pc.cast(table.column(at), pa.int64())
-            except pa.ArrowInvalid:
-                continue
-            table = table.set_column(at, field.name, whole)
-    return table
-
-
-def _values(column: pa.ChunkedArray) -> list[Any]:
-    kind = column.type
-    if pa.types.is_timestamp(kind) and kind.tz is not None:
-        # by way of naive times, which need no time zone database on this machine
-        naive = column.cast(pa.timestamp(kind.unit)).to_pylist()
-        return [value and value.replace(tzinfo=datetime.UTC) for value in naive]
-    if pa.types.is_map(kind):
-        return [value if value is None else dict(value) for value in column.to_pylist()]
-    return list(column.to_pylist())
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
-
-
-def _shown(value: object) -> str:
-    match value:
-        case None:
-            return "NULL"
-        case bool():
-            return "true" if value else "false"
-        case bytes():
-            return value.hex()
-        case dict() | list():
-            return json.dumps(value, ensure_ascii=False, default=str)
-        case _:
-            return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(value))
+    try:
+        yield
+    except duckdb.OutOfMemoryException:
+        raise StoreError("the query needs more memory than there is; ask for fewer rows or columns") from None
+    except duckdb.Error as error:
+        message = " ".join(str(error).split("\n\nLINE")[0].split())
+        raise InvalidArgument(f"the query cannot be run: {message}") from None

@@ -16,7 +16,7 @@ from gateway.cli.options import common, current
 from gateway.cli.session import with_store
 
 if TYPE_CHECKING:
-    from gateway.catalog.query import Result
+    from gateway.catalog.results import Result
     from gateway.data.transfer import Store
 
 

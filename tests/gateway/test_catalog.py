@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import objmeta
-from gateway.catalog.query import TABLES, Result, sql, sql_async
+from gateway.catalog.query import sql, sql_async
+from gateway.catalog.results import Result
+from gateway.catalog.schema import TABLES
 from gateway.cli import output
 from gateway.data import commits
 from gateway.data.transfer import open_store
@@ -149,7 +152,6 @@ def test_a_query_sees_every_change_before_it(client: objmeta.Client) -> None:
 
 def test_more_rows_than_a_page_and_a_batch(client: objmeta.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.catalog.query._PAGE_OBJECTS", 7)
-    monkeypatch.setattr("gateway.catalog.query._BATCH_ROWS", 10)
     client.create_bucket("many")
     for number in range(60):
         client.put_object("many", f"{number % 30:03d}", data=bytes(number))
@@ -178,6 +180,10 @@ class _Recorder:
         self.asked.append("buckets")
         return []
 
+    def changes(self, cursor: str | None, *, limit: int) -> objmeta.ChangePage:
+        self.asked.append("changes")
+        return objmeta.ChangePage((), "cursor", reload=cursor is None)
+
     def status(self) -> SimpleNamespace:
         self.asked.append("status")
         return SimpleNamespace(nodes=())
@@ -195,15 +201,15 @@ class _Unreachable:
     [
         ("SELECT 1", []),
         ("SELECT 'nothing of ours'", []),
-        ("FROM buckets", ["buckets"]),
-        ('SELECT count(*) FROM "Objects"', ["buckets"]),
-        ("FROM query_table('ver' || 'sions')", ["status", "buckets"]),
+        ("FROM buckets", ["changes", "buckets"]),
+        ('SELECT count(*) FROM "Objects"', ["changes", "buckets"]),
+        ("FROM query_table('ver' || 'sions')", ["status", "changes", "buckets"]),
         ("WITH n AS (FROM nodes) FROM n", ["status"]),
     ],
 )
 def test_only_what_a_query_names_is_read(query: str, asked: list[str]) -> None:
     recorder = _Recorder()
-    sql(recorder, query)  # type: ignore[arg-type]
+    sql(recorder, query, catalog=":memory:")  # type: ignore[arg-type]
     assert recorder.asked == asked
 
 
@@ -244,9 +250,13 @@ def test_no_quorum_comes_through() -> None:
 
 def test_a_node_that_is_down_has_no_figures() -> None:
     up = NodeStatus(1, "h:1", "up", version="1", changes=2, uptime_s=3.0)
-    client = SimpleNamespace(status=lambda: SimpleNamespace(nodes=(up, NodeStatus(2, "h:2", "down", "it did not"))))
+    client: Any = SimpleNamespace(
+        status=lambda: SimpleNamespace(nodes=(up, NodeStatus(2, "h:2", "down", "it did not")))
+    )
     query = "SELECT node_id, detail, version, registers, changes, uptime_s FROM nodes ORDER BY 1"
-    found = sql(client, query)  # type: ignore[arg-type]
+    client.changes = lambda cursor, limit: objmeta.ChangePage((), "cursor", reload=cursor is None)
+    client.buckets = list
+    found = sql(client, query, catalog=":memory:")
     assert found.rows() == [(1, "", "1", 0, 2, 3.0), (2, "it did not", None, None, None, None)]
 
 
@@ -264,7 +274,7 @@ def test_temporary_tables_within_one_query(filled: objmeta.Client) -> None:
 
 def test_what_duckdb_says_of_the_tables(client: objmeta.Client) -> None:
     shown = {name for (name,) in sql(client, "SELECT table_name FROM information_schema.tables").rows()}
-    assert shown == set(TABLES)
+    assert shown == set(TABLES) | {"about", "removals", "version_rows"}
     described = {row[0]: row[1] for row in sql(client, "DESCRIBE versions").rows()}
     assert described["last_modified"] == "TIMESTAMP WITH TIME ZONE"
     assert described["metadata"] == "MAP(VARCHAR, VARCHAR)"

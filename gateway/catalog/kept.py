@@ -1,0 +1,336 @@
+"""The catalog that is kept between queries: a DuckDB file for each store, brought up to date before it is used.
+
+Rules.
+* Rows and the cursor they belong to are committed in one transaction, so a crash leaves an older catalog, not a wrong
+  one.  A catalog is built anew beside its place and renamed to it.
+* A file is built anew when it is damaged, when another version of DuckDB or of this module made it, or when the feed
+  says reload.  What somebody names (``path``) and was not made by us is refused, never overwritten.
+* DuckDB lets one process write a file, or several read it.  An advisory lock beside the file says who: exclusive to
+  bring it up to date, shared while a query reads it, so that nobody waits for a query.  Whoever cannot get the
+  exclusive one in a moment copies the file, as soon as nobody writes it, and brings the copy up to date.
+* The lock goes with its process, and so does a private copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+
+from gateway.catalog import batches, schema
+from objmeta import Bucket, ChangedObject, Chunk, Cluster, VersionColumns
+from objmeta.client import Location
+from objmeta.errors import InvalidArgument, StoreError
+
+MEMORY: Final = ":memory:"
+"""As a path: keep nothing."""
+_BUILDING: Final = "building"
+_WRITE_PATIENCE_S: Final = 0.3
+_READ_PATIENCE_S: Final = 120.0
+"""Somebody is building the catalog: faster than doing it, too."""
+_LOOK_S: Final = 0.02
+_DAMAGE: Final = ("corrupt", "checksum", "not a valid duckdb", "serialization error", "invalidated", "deserialize")
+
+
+def default_path(location: Location) -> Path:
+    """Where the catalog of a store is, unless somebody says otherwise: in the user's cache directory."""
+    import platformdirs
+
+    name = ",".join(location.endpoints) if isinstance(location, Cluster) else repr(location)
+    directory = Path(platformdirs.user_cache_dir("objmeta", appauthor=False)) / "catalogs"
+    return directory / f"{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}.duckdb"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a catalog is kept; ``private`` is a directory for a copy of it, made only when it is needed.
+
+    ``named``: somebody chose the file, so it must not be written over if it is something else.
+    """
+
+    path: Path
+    named: bool
+    private: Path
+
+    @classmethod
+    def at(cls, path: Path, named: bool) -> Place:
+        """The file ``path``."""
+        return cls(path, named, _beside(path, f"private-{os.getpid()}-{os.urandom(4).hex()}"))
+
+    def files(self) -> list[Path]:
+        """What DuckDB opens beside the private copy."""
+        mains = (self.path, _beside(self.path, _BUILDING))
+        return [each for main in mains for each in (main, _beside(main, "wal"), _beside(main, "wal.checkpoint"))]
+
+
+class Catalog:
+    """The kept tables of one store, attached to a connection as ``kept``; made by :func:`opened`."""
+
+    def __init__(self, database: Any, path: Path | None, named: bool, share: Callable[[], None]) -> None:
+        self._database = database
+        self._path = path
+        self._named = named
+        self._share = share
+        self._target = "kept"
+        self.cursor: str | None = None
+        """Where the feed is to be gone on from; None: everything must be loaded."""
+
+    # -- Where it is --------------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Open what is kept, if it is good, else nothing, so that it must be loaded."""
+        self.cursor = None
+        if self._path is None:
+            self._attach(MEMORY)
+            self._make()
+        elif self._path.exists():
+            try:
+                self._attach(str(self._path))
+                found = self._database.execute("SELECT format, duckdb, cursor FROM kept.about").fetchall()
+            except duckdb.Error:
+                if self._named:
+                    raise InvalidArgument(
+                        f"{self._path} is no catalog that can be read: name another file, or remove this one"
+                    ) from None
+                return
+            if [row[:2] for row in found] == [(schema.FORMAT, duckdb.__version__)]:
+                self.cursor = found[0][2]
+
+    def begin_load(self) -> None:
+        """From here on rows go to new, empty tables, and what was kept is let go of."""
+        if self._path is None:
+            self._detach("kept")
+            self._attach(MEMORY)
+            self._target = "kept"
+        else:
+            self._target = "building"
+            self._detach("kept")
+            building = _beside(self._path, _BUILDING)
+            remove(building)
+            self._attach(str(building), "building")
+        self._make()
+        self._database.execute("BEGIN")
+
+    def end_load(self, buckets: Sequence[Bucket], cursor: str) -> None:
+        """All rows are there: put them in the place of what was kept."""
+        self._take_buckets(buckets)
+        self._say(cursor)
+        self._database.execute("COMMIT")
+        if self._path is not None:
+            self._detach("building")
+            building = _beside(self._path, _BUILDING)
+            remove(self._path)
+            building.replace(self._path)
+            self._attach(str(self._path))
+            self._target = "kept"
+
+    def settle(self) -> None:
+        """Nothing is written any more, whatever a query says."""
+        if self._path is not None:
+            self._detach("kept")
+            self._share()
+            self._database.execute(f"ATTACH {quoted(str(self._path))} AS kept (READ_ONLY)")
+
+    def detach(self) -> None:
+        """Let go of the file."""
+        for name in ("kept", "building"):
+            self._detach(name)
+
+    # -- Rows ---------------------------------------------------------------------------------------------------------
+
+    def add(self, columns: VersionColumns, resolve: batches.Resolve) -> None:
+        """Add rows in a load."""
+        with self._given("batch", batches.versions(columns, resolve)):
+            self._database.execute(schema.insert_versions(self._target))
+        if columns.removals:
+            self._insert("removals", batches.removals(columns))
+
+    def change(self, objects: Sequence[ChangedObject], resolve: batches.Resolve) -> None:
+        """Replace all rows of these objects."""
+        if not objects:
+            return
+        by_bucket: dict[str, list[ChangedObject]] = {}
+        for each in {(each.bucket, each.key): each for each in objects}.values():
+            by_bucket.setdefault(each.bucket, []).append(each)
+        with self._given("changed", batches.changed(objects)):
+            self._database.execute(schema.DELETE_OBJECTS)
+            self._database.execute(schema.DELETE_REMOVALS)
+        for bucket, some in by_bucket.items():
+            self.add(batches.columns_of(bucket, some), resolve)
+
+    def fill(self, resolve: batches.Resolve) -> None:
+        """Read the lists of chunks that could not be read before."""
+        missing = self._database.execute(
+            "SELECT object, bucket, key, version_id, lists FROM kept.version_rows WHERE chunks IS NULL"
+        ).fetchall()
+        for number, bucket, key, version_id, lists in missing:
+            named = [Chunk(bytes.fromhex(each["digest"]), each["length"]) for each in lists]
+            found = resolve(bucket, key, version_id, named)
+            if found is not None:
+                chunks = [{"digest": chunk.digest.hex(), "length": chunk.length} for chunk in found]
+                self._database.execute(
+                    "UPDATE kept.version_rows SET chunks = ? WHERE object = ? AND version_id = ?",
+                    [chunks, number, version_id],
+                )
+
+    def begin_change(self) -> None:
+        """The next changes are one."""
+        self._database.execute("BEGIN")
+
+    def end_change(self, buckets: Sequence[Bucket], cursor: str) -> None:
+        """Take the buckets as they are now, forget what was in those that are gone, and commit."""
+        kept = dict(self._database.execute("SELECT bucket, bucket_id FROM kept.buckets").fetchall())
+        now = {bucket.name: bucket.bucket_id.hex() for bucket in buckets}
+        gone = [name for name in kept if name not in now]
+        if gone:
+            for name in ("version_rows", "removals"):
+                self._database.execute(f"DELETE FROM kept.{name} WHERE bucket IN (SELECT unnest(?))", [gone])
+        self._take_buckets(buckets)
+        if cursor != self.cursor:
+            self._say(cursor)
+        self._database.execute("COMMIT")
+
+    def forget_renewed(self, buckets: Sequence[Bucket]) -> None:
+        """Forget what was in buckets that were removed and made anew, before changes of the new ones are taken."""
+        kept = dict(self._database.execute("SELECT bucket, bucket_id FROM kept.buckets").fetchall())
+        renewed = [each.name for each in buckets if kept.get(each.name, each.bucket_id.hex()) != each.bucket_id.hex()]
+        if renewed:
+            for name in ("version_rows", "removals"):
+                self._database.execute(f"DELETE FROM kept.{name} WHERE bucket IN (SELECT unnest(?))", [renewed])
+
+    def roll_back(self) -> None:
+        """Undo what was begun, if anything was."""
+        with contextlib.suppress(duckdb.Error):
+            self._database.execute("ROLLBACK")
+
+    # -- Helpers ------------------------------------------------------------------------------------------------------
+
+    def _take_buckets(self, buckets: Sequence[Bucket]) -> None:
+        taken = batches.buckets(buckets)
+        with self._given("batch", taken):
+            different = self._count(f"(FROM batch EXCEPT FROM {self._target}.buckets)")
+        if different or self._count(f"{self._target}.buckets") != len(taken):
+            self._database.execute(f"DELETE FROM {self._target}.buckets")
+            self._insert("buckets", taken)
+
+    def _count(self, rows: str) -> int:
+        return int(self._database.execute(f"SELECT count(*) FROM {rows}").fetchall()[0][0])
+
+    def _insert(self, table: str, rows: pa.Table) -> None:
+        with self._given("batch", rows):
+            self._database.execute(f"INSERT INTO {self._target}.{table} FROM batch")
+
+    def _say(self, cursor: str) -> None:
+        self._database.execute(f"DELETE FROM {self._target}.about")
+        self._database.execute(
+            f"INSERT INTO {self._target}.about VALUES (?, ?, ?)", [schema.FORMAT, duckdb.__version__, cursor]
+        )
+        self.cursor = cursor
+
+    def _make(self) -> None:
+        with contextlib.ExitStack() as given:
+            for name, columns in schema.KEPT_TABLES.items():
+                given.enter_context(self._given(f"empty_{name}", columns.empty_table()))
+            for statement in schema.kept_statements(self._target):
+                self._database.execute(statement)
+
+    @contextlib.contextmanager
+    def _given(self, name: str, rows: Any) -> Iterator[None]:
+        self._database.register(name, rows)
+        try:
+            yield
+        finally:
+            self._database.unregister(name)
+
+    def _attach(self, path: str, name: str = "kept") -> None:
+        self._database.execute(f"ATTACH {quoted(path)} AS {name}")
+
+    def _detach(self, name: str) -> None:
+        with contextlib.suppress(duckdb.Error):
+            self._database.execute(f"DETACH DATABASE IF EXISTS {name}")
+
+
+@contextlib.contextmanager
+def opened(database: Any, place: Place | None) -> Iterator[Catalog]:
+    """The catalog of a place (None: in memory), to be brought up to date and settled.
+
+    Raises InvalidArgument if the file is something else and somebody chose it; StoreError if the directory cannot be
+    used.
+    """
+    with contextlib.ExitStack() as held:
+        path, share = (None, _nothing) if place is None else _taken(place, held)
+        catalog = Catalog(database, path, place is not None and place.named and path == place.path, share)
+        held.callback(catalog.detach)
+        held.callback(catalog.roll_back)
+        catalog.attach()
+        yield catalog
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether DuckDB says that a file is damaged."""
+    return isinstance(error, duckdb.Error) and any(word in str(error).lower() for word in _DAMAGE)
+
+
+def remove(path: Path) -> None:
+    """Forget a catalog; the next query builds it anew."""
+    for each in (path, _beside(path, "wal")):
+        each.unlink(missing_ok=True)
+
+
+def _taken(place: Place, held: contextlib.ExitStack) -> tuple[Path, Callable[[], None]]:
+    """Where to work, locked or private; and what to call when only reading is left."""
+    path = place.path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(_beside(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as problem:
+        raise StoreError(
+            f"the catalog {path} cannot be kept: {problem.strerror}; name another file (--catalog), or {MEMORY}"
+        ) from None
+    held.callback(os.close, lock)
+    if _locked(lock, fcntl.LOCK_EX, _WRITE_PATIENCE_S):
+        return path, lambda: fcntl.flock(lock, fcntl.LOCK_SH)
+    place.private.mkdir(mode=0o700)
+    held.callback(shutil.rmtree, place.private, ignore_errors=True)
+    if _locked(lock, fcntl.LOCK_SH, _READ_PATIENCE_S):
+        for each in (path, _beside(path, "wal")):
+            if each.exists():
+                shutil.copyfile(each, place.private / each.name)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    return place.private / path.name, _nothing
+
+
+def _nothing() -> None:
+    """There is nothing to share."""
+
+
+def _locked(lock: int, kind: int, patience_s: float) -> bool:
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOOK_S)
+        else:
+            return True
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f"{path.name}.{what}")
+
+
+def quoted(text: str) -> str:
+    """A string as SQL writes it."""
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,165 @@
+"""The tables a query may name, and how the kept catalog holds what they are made from.
+
+What is kept are three tables of its own (schema ``kept``): buckets, a row for each version, and removals of versions.
+Everything that a query names are views over these, and tables that are filled for the query (nodes, places, copies).
+Columns are named after S3's terms.  A delete marker has no content: its size, etag and content type are NULL.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyarrow as pa
+
+from gateway.upkeep import tables
+
+TIME: Final = pa.timestamp("us", tz="UTC")
+CHUNKS: Final = pa.list_(pa.struct([("digest", pa.string()), ("length", pa.int64())]))
+
+BUCKETS: Final = pa.schema(
+    [
+        ("bucket", pa.string()),
+        ("bucket_id", pa.string()),
+        ("term", pa.int64()),
+        ("creation_date", TIME),
+        ("replicas", pa.int64()),
+        ("keep_versions", pa.int64()),
+        ("keep_days", pa.float64()),
+        ("expire_delete_markers", pa.bool_()),
+    ]
+)
+VERSIONS: Final = pa.schema(
+    [
+        ("bucket", pa.string()),
+        ("key", pa.string()),
+        ("version_id", pa.string()),
+        ("is_latest", pa.bool_()),
+        ("is_delete_marker", pa.bool_()),
+        ("size", pa.int64()),
+        ("etag", pa.string()),
+        ("content_type", pa.string()),
+        ("last_modified", TIME),
+        ("metadata", pa.map_(pa.string(), pa.string())),
+        ("sequence", pa.int64()),
+        ("parent_version_id", pa.string()),
+        ("is_inline", pa.bool_()),
+        ("chunk_count", pa.int64()),
+    ]
+)
+"""As a query sees it."""
+VERSION_ROWS: Final = pa.schema([*list(VERSIONS)[:-1], ("chunks", CHUNKS), ("lists", CHUNKS)])
+"""As it is kept, behind a number for the object.
+
+``chunks`` is NULL where a version's lists of chunks, which are chunks themselves, could not be read yet; ``lists`` are
+these.
+"""
+REMOVALS: Final = pa.schema(
+    [
+        ("bucket", pa.string()),
+        ("key", pa.string()),
+        ("version_id", pa.string()),
+        ("sequence", pa.int64()),
+        ("removed", TIME),
+        ("put_sequence", pa.int64()),
+        ("put", TIME),
+        ("is_delete_marker", pa.bool_()),
+        ("size", pa.int64()),
+        ("etag", pa.string()),
+    ]
+)
+"""A version that was removed for good; what it was is NULL where that is forgotten."""
+NODES: Final = pa.schema(
+    [
+        ("node_id", pa.int64()),
+        ("address", pa.string()),
+        ("state", pa.string()),
+        ("detail", pa.string()),
+        ("version", pa.string()),
+        ("registers", pa.int64()),
+        ("changes", pa.int64()),
+        ("disk_free", pa.int64()),
+        ("uptime_s", pa.float64()),
+    ]
+)
+
+KEPT: Final = frozenset({"buckets", "objects", "versions", "chunks", "changes"})
+"""Tables made from what is kept."""
+OF_NODES: Final = {"nodes": NODES, "places": tables.PLACES, "copies": tables.COPIES}
+"""Tables that are filled for each query that names them; ``stored`` is a view over ``copies``."""
+TABLES: Final = ("buckets", "objects", "versions", "chunks", "changes", "nodes", "places", "copies", "stored")
+"""What a query may name."""
+
+FORMAT: Final = 1
+"""Of the kept file; another one is built anew."""
+
+KEPT_TABLES: Final = {"buckets": BUCKETS, "version_rows": VERSION_ROWS, "removals": REMOVALS}
+_OBJECT: Final = "hash(bucket, key)"
+"""A number for an object, by which its rows are found soon. DuckDB may change it, so its version is kept, too."""
+
+_VERSION_COLUMNS: Final = ", ".join(VERSION_ROWS.names[:-2])
+VIEWS: Final = (
+    "CREATE VIEW buckets AS FROM kept.buckets",
+    f"CREATE VIEW versions AS SELECT {_VERSION_COLUMNS}, len(chunks) AS chunk_count FROM kept.version_rows",
+    """
+    CREATE VIEW objects AS
+    SELECT * EXCLUDE (is_latest, is_delete_marker) FROM versions WHERE is_latest AND NOT is_delete_marker
+    """,
+    """
+    CREATE VIEW chunks AS
+    SELECT bucket, key, version_id, place - 1 AS index, chunks[place].digest AS digest, chunks[place].length AS length
+    FROM (SELECT bucket, key, version_id, chunks, unnest(range(1, len(chunks) + 1)) AS place FROM kept.version_rows)
+    """,
+    # A restore is told by its content: it is that of an earlier version, and not of the one before it.
+    """
+    CREATE VIEW changes AS
+    WITH written AS (
+        SELECT bucket, key, sequence, last_modified AS time, is_delete_marker, version_id, size, etag
+        FROM kept.version_rows
+        UNION ALL
+        SELECT bucket, key, put_sequence, put, is_delete_marker, version_id, size, etag
+        FROM kept.removals WHERE put_sequence IS NOT NULL
+    ), told AS (
+        SELECT *,
+            lag(is_delete_marker) OVER before AS after_marker,
+            lag(etag) OVER before AS etag_before,
+            count(*) OVER (PARTITION BY bucket, key, etag, size ORDER BY sequence) AS times
+        FROM written WINDOW before AS (PARTITION BY bucket, key ORDER BY sequence)
+    )
+    SELECT bucket, key, time,
+        CASE
+            WHEN is_delete_marker THEN 'delete marker'
+            WHEN times > 1 AND etag_before IS DISTINCT FROM etag THEN 'restore'
+            WHEN after_marker THEN 'put'
+            WHEN after_marker IS NULL THEN 'put'
+            ELSE 'overwrite'
+        END AS action,
+        version_id, size, etag, sequence
+    FROM told
+    UNION ALL
+    SELECT bucket, key, removed, 'version removed', version_id, size, etag, sequence FROM kept.removals
+    """,
+    tables.STORED,
+)
+
+
+def kept_statements(schema: str) -> list[str]:
+    """What makes the kept tables, empty, in an attached database; their Arrow schemas are there as ``empty_NAME``."""
+    made = [f"CREATE TABLE {schema}.{name} AS FROM empty_{name}" for name in ("buckets", "removals")]
+    rows = f"CREATE TABLE {schema}.version_rows AS SELECT {_OBJECT} AS object, * FROM empty_version_rows"
+    about = f"CREATE TABLE {schema}.about (format INTEGER, duckdb VARCHAR, cursor VARCHAR)"
+    return [*made, rows, about]
+
+
+def insert_versions(schema: str) -> str:
+    """Adds the rows of ``batch``."""
+    return f"INSERT INTO {schema}.version_rows SELECT {_OBJECT}, * FROM batch"
+
+
+DELETE_OBJECTS: Final = f"""
+DELETE FROM kept.version_rows WHERE rowid IN (
+    SELECT v.rowid FROM kept.version_rows v JOIN (SELECT {_OBJECT} AS object, bucket, key FROM changed) c
+    ON v.object = c.object WHERE v.bucket = c.bucket AND v.key = c.key
+)
+"""
+"""Takes away all rows of the objects in ``changed`` (bucket, key)."""
+DELETE_REMOVALS: Final = "DELETE FROM kept.removals WHERE (bucket, key) IN (SELECT bucket, key FROM changed)"

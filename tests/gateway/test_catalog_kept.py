@@ -1,0 +1,238 @@
+"""The catalog between queries (gateway/catalog/kept.py), what happened to objects, and the usual questions."""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+import objmeta
+from gateway.catalog import kept, schema
+from gateway.catalog.query import sql
+from objmeta.errors import InvalidArgument, StoreError
+
+ALL = "SELECT bucket, key, size FROM versions ORDER BY ALL"
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[objmeta.Client]:
+    with objmeta.connect(tmp_path / "store") as client:
+        client.create_bucket("demo")
+        yield client
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "kept" / "it's.duckdb"
+
+
+def names_beside(path: Path) -> set[str]:
+    return {each.name for each in path.parent.iterdir()}
+
+
+def test_a_query_costs_what_has_changed(client: objmeta.Client, path: Path) -> None:
+    for number in range(20):
+        client.put_object("demo", f"{number:02}", data=bytes(number))
+    before = datetime.datetime.now(datetime.UTC)
+    result = sql(client, "SELECT count(*), sum(size) FROM objects", catalog=path)
+    assert result.rows() == [(20, 190)]
+    assert result.looked_at == 20
+    assert result.as_of is not None
+    assert before <= result.as_of <= datetime.datetime.now(datetime.UTC)
+    assert sql(client, ALL, catalog=path).looked_at == 0
+    client.put_object("demo", "07", data=bytes(100))
+    client.delete_object("demo", "08")
+    version = client.put_object("demo", "09", data=bytes(100))
+    client.remove_version("demo", "09", version.version_id)
+    result = sql(client, "SELECT count(*), sum(size) FROM objects", catalog=path)
+    assert result.rows() == [(19, 190 - 7 + 100 - 8)]
+    assert result.looked_at == 3
+    for table in ("buckets", "versions", "objects", "chunks", "changes"):
+        query = f"SELECT * FROM {table} ORDER BY ALL"
+        assert sql(client, query, catalog=path).rows() == sql(client, query, catalog=":memory:").rows(), table
+    assert names_beside(path) <= {path.name, f"{path.name}.lock", f"{path.name}.wal"}
+    assert sql(client, "SELECT 1", catalog=path).as_of is None
+
+
+def test_without_a_name_it_is_in_the_cache_of_the_user(client: objmeta.Client) -> None:
+    client.put_object("demo", "key", data=b"x")
+    assert sql(client, ALL).looked_at == 1
+    assert sql(client, ALL).looked_at == 0
+    place = kept.default_path(client.location)
+    assert place.is_relative_to(os.environ["XDG_CACHE_HOME"])
+    assert place.exists()
+    assert kept.default_path(objmeta.connect("h:1,h:2").location) != kept.default_path(client.location)
+
+
+def test_buckets_that_go_and_come_again(client: objmeta.Client, path: Path) -> None:
+    version = client.put_object("demo", "old", data=b"x")
+    client.create_bucket("other")
+    assert sql(client, ALL, catalog=path).rows() == [("demo", "old", 1)]
+    client.remove_version("demo", "old", version.version_id)
+    client.remove_bucket("demo")
+    client.create_bucket("demo")
+    client.put_object("demo", "new", data=b"xx")
+    assert sql(client, ALL, catalog=path).rows() == [("demo", "new", 2)]
+    assert sql(client, "SELECT bucket FROM buckets ORDER BY 1", catalog=path).rows() == [("demo",), ("other",)]
+    client.remove_bucket("other")
+    assert sql(client, "SELECT bucket FROM buckets", catalog=path).rows() == [("demo",)]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "text", "older", "other duckdb"])
+def test_what_is_no_good_is_built_anew(client: objmeta.Client, damage: str) -> None:
+    for number in range(3):
+        client.put_object("demo", f"{number}", data=bytes(number))
+    expected = sql(client, ALL).rows()
+    path = kept.default_path(client.location)
+    content = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 3])
+    elif damage == "flipped":
+        path.write_bytes(content[:12288] + bytes(byte ^ 0x5A for byte in content[12288:]))
+    elif damage == "text":
+        path.write_text("key,size\n")
+    else:
+        with duckdb.connect(str(path)) as database:
+            changes = {
+                "foreign": "DROP TABLE about",
+                "older": "UPDATE about SET format = 0",
+                "other duckdb": "UPDATE about SET duckdb = '0.1'",
+            }
+            database.execute(changes[damage])
+    result = sql(client, ALL)
+    assert result.rows() == expected
+    assert result.looked_at == 3
+    assert sql(client, ALL).looked_at == 0
+
+
+def test_a_file_that_somebody_names_is_not_written_over(client: objmeta.Client, tmp_path: Path) -> None:
+    text = tmp_path / "important.csv"
+    text.write_text("a,b\n1,2\n" * 1000)
+    foreign = tmp_path / "foreign.duckdb"
+    with duckdb.connect(str(foreign)) as database:
+        database.execute("CREATE TABLE mine AS SELECT 1 AS a")
+    for named in (text, foreign):
+        before = named.read_bytes()
+        with pytest.raises(InvalidArgument, match="is no catalog"):
+            sql(client, ALL, catalog=named)
+        assert named.read_bytes() == before
+    with pytest.raises(StoreError, match="cannot be kept"):
+        sql(client, ALL, catalog=text / "below")
+
+
+def test_a_catalog_of_another_store_is_built_anew(client: objmeta.Client, path: Path, tmp_path: Path) -> None:
+    client.put_object("demo", "key", data=b"x")
+    sql(client, ALL, catalog=path)
+    with objmeta.connect(tmp_path / "other") as other:
+        other.create_bucket("another")
+        other.put_object("another", "thing", data=b"xx")
+        assert sql(other, ALL, catalog=path).rows() == [("another", "thing", 2)]
+    assert sql(client, ALL, catalog=path).rows() == [("demo", "key", 1)]
+
+
+def test_while_another_query_reads_it_a_copy_is_used(client: objmeta.Client, path: Path) -> None:
+    client.put_object("demo", "key", data=b"x")
+    sql(client, ALL, catalog=path)
+    before = path.read_bytes()
+    with path.with_name(f"{path.name}.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        client.put_object("demo", "more", data=b"xx")
+        result = sql(client, ALL, catalog=path)
+        assert result.rows() == [("demo", "key", 1), ("demo", "more", 2)]
+        assert result.looked_at == 1, "it goes on from the copy"
+    assert path.read_bytes() == before
+    assert names_beside(path) <= {path.name, f"{path.name}.lock", f"{path.name}.wal"}
+    assert sql(client, ALL, catalog=path).looked_at == 1
+
+
+def test_what_breaks_off_leaves_an_older_catalog(
+    client: objmeta.Client, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.put_object("demo", "key", data=b"x")
+    sql(client, ALL, catalog=path)
+    client.put_object("demo", "more", data=b"xx")
+
+    def fails(*_: object) -> None:
+        raise StoreError("the disk is gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(kept.Catalog, "end_change", fails)
+        with pytest.raises(StoreError, match="the disk is gone"):
+            sql(client, ALL, catalog=path)
+    assert sql(client, ALL, catalog=path).rows() == [("demo", "key", 1), ("demo", "more", 2)]
+    path.unlink()
+    with monkeypatch.context() as broken:
+        broken.setattr(kept.Catalog, "end_load", fails)
+        with pytest.raises(StoreError, match="the disk is gone"):
+            sql(client, ALL, catalog=path)
+    assert not path.exists()
+    assert sql(client, ALL, catalog=path).looked_at == 2
+
+
+def test_a_query_cannot_change_what_is_kept(client: objmeta.Client, path: Path) -> None:
+    client.put_object("demo", "key", data=b"x")
+    with pytest.raises(InvalidArgument, match="read-only"):
+        sql(client, "DELETE FROM kept.version_rows; FROM versions", catalog=path)
+    with pytest.raises(InvalidArgument, match="disabled by configuration"):
+        sql(client, f"ATTACH '{path.with_name('x')}' AS other; FROM versions", catalog=path)
+    assert len(sql(client, ALL, catalog=path)) == 1
+
+
+# -- What happened ----------------------------------------------------------------------------------------------------
+
+
+def test_what_happened_to_an_object(client: objmeta.Client, path: Path) -> None:
+    first = client.put_object("demo", "key", data=b"1")
+    second = client.put_object("demo", "key", data=b"22")
+    marker = client.delete_object("demo", "key")
+    back = client.restore_version("demo", "key", first.version_id)
+    last = client.put_object("demo", "key", data=b"333")
+    client.remove_version("demo", "key", second.version_id)
+    found = sql(
+        client,
+        "SELECT action, version_id, size, sequence FROM changes WHERE key = 'key' ORDER BY sequence",
+        catalog=path,
+    )
+    assert found.rows() == [
+        ("put", first.version_id, 1, 1),
+        ("overwrite", second.version_id, 2, 2),
+        ("delete marker", marker.version_id, None, 3),
+        ("restore", back.version_id, 1, 4),
+        ("overwrite", last.version_id, 3, 5),
+        ("version removed", second.version_id, 2, 6),
+    ]
+    times = [time for (time,) in sql(client, "SELECT time FROM changes ORDER BY sequence", catalog=path)]
+    assert all(abs((time - datetime.datetime.now(datetime.UTC)).total_seconds()) < 600 for time in times)
+
+
+def test_the_usual_questions(client: objmeta.Client, path: Path) -> None:
+    for key, size in (("logs/a/1", 10), ("logs/a/2", 20), ("logs/b/1", 5), ("data/x", 1), ("top", 7)):
+        client.put_object("demo", key, data=bytes(size))
+    client.put_object("demo", "copy", data=bytes(20))
+    client.put_object("demo", "top", data=bytes(8))
+    client.delete_object("demo", "data/x")
+
+    def rows(query: str) -> list[tuple[Any, ...]]:
+        return sql(client, query, catalog=path).rows()
+
+    assert rows("FROM largest_prefixes()") == [("demo", "logs/", 3, 35)]
+    assert rows("FROM largest_prefixes(depth := 2)") == [("demo", "logs/a/", 2, 30), ("demo", "logs/b/", 1, 5)]
+    ((bucket, _, versions, size, so_far),) = rows("FROM growth_per_day()")
+    assert (bucket, versions, size, so_far) == ("demo", 8, 71, 71)
+    ((_, size, objects, more, examples),) = rows("FROM duplicates()")
+    assert (size, objects, more, examples) == (20, 2, 20, ["demo/copy", "demo/logs/a/2"])
+    assert rows("SELECT * FROM versions_per_key() LIMIT 2") == [
+        ("demo", "data/x", 2, 1, 1, 1),
+        ("demo", "top", 2, 0, 15, 7),
+    ]
+    assert rows("FROM under_replicated()") == []
+
+
+def test_the_columns_that_are_told(client: objmeta.Client) -> None:
+    assert [row[0] for row in sql(client, "DESCRIBE versions").rows()] == schema.VERSIONS.names

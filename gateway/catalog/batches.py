@@ -58,21 +58,26 @@ def columns_of(bucket: str, objects: Iterable[ChangedObject]) -> VersionColumns:
     columns = VersionColumns(bucket)
     for each in objects:
         for version in each.versions:
-            columns.key.append(each.key)
-            columns.version_id.append(version.version_id)
-            columns.sequence.append(version.sequence)
-            columns.is_latest.append(version.is_latest)
-            columns.is_delete_marker.append(version.is_delete_marker)
-            columns.size.append(version.size)
-            columns.etag.append(version.etag)
-            columns.content_type.append(version.content_type)
-            columns.modified_us.append(version.modified_us)
-            columns.metadata.append(version.metadata)
-            columns.parent_version_id.append(version.parent_version_id)
-            columns.chunks.append(version.chunks)
-            columns.lists.append(version.lists)
+            add(columns, version)
         columns.removals += ((each.key, removal) for removal in each.removals)
     return columns
+
+
+def add(columns: VersionColumns, version: ObjectVersion) -> None:
+    """One more version."""
+    columns.key.append(version.key)
+    columns.version_id.append(version.version_id)
+    columns.sequence.append(version.sequence)
+    columns.is_latest.append(version.is_latest)
+    columns.is_delete_marker.append(version.is_delete_marker)
+    columns.size.append(version.size)
+    columns.etag.append(version.etag)
+    columns.content_type.append(version.content_type)
+    columns.modified_us.append(version.modified_us)
+    columns.metadata.append(version.metadata)
+    columns.parent_version_id.append(version.parent_version_id)
+    columns.chunks.append(version.chunks)
+    columns.lists.append(version.lists)
 
 
 def removals(columns: VersionColumns) -> pa.Table:
@@ -102,27 +107,6 @@ def buckets(found: Iterable[Bucket]) -> pa.Table:
         for bucket in found
     ]
     return table(rows, BUCKETS)
-
-
-def version_row(version: ObjectVersion, chunk_count: int | None) -> tuple[object, ...]:
-    """A row of what a query sees of ``versions``."""
-    content = not version.is_delete_marker
-    return (
-        version.bucket,
-        version.key,
-        version.version_id,
-        version.is_latest,
-        version.is_delete_marker,
-        version.size if content else None,
-        version.etag if content else None,
-        version.content_type or None,
-        version.modified_us,
-        list(version.metadata.items()),
-        version.sequence,
-        version.parent_version_id,
-        version.is_inline,
-        chunk_count,
-    )
 
 
 def table(rows: Sequence[tuple[object, ...]], schema: pa.Schema) -> pa.Table:

@@ -123,7 +123,7 @@ class Catalog:
 
     def end_load(self, buckets: Sequence[Bucket], cursor: str) -> None:
         """All rows are there: put them in the place of what was kept."""
-        self._take_buckets(buckets)
+        self.take_buckets(buckets)
         self._say(cursor)
         self._database.execute("COMMIT")
         if self._path is not None:
@@ -195,7 +195,7 @@ class Catalog:
         if gone:
             for name in ("version_rows", "removals"):
                 self._database.execute(f"DELETE FROM kept.{name} WHERE bucket IN (SELECT unnest(?))", [gone])
-        self._take_buckets(buckets)
+        self.take_buckets(buckets)
         if cursor != self.cursor:
             self._say(cursor)
         self._database.execute("COMMIT")
@@ -215,7 +215,8 @@ class Catalog:
 
     # -- Helpers ------------------------------------------------------------------------------------------------------
 
-    def _take_buckets(self, buckets: Sequence[Bucket]) -> None:
+    def take_buckets(self, buckets: Sequence[Bucket]) -> None:
+        """Hold these as all buckets there are."""
         taken = batches.buckets(buckets)
         with self._given("batch", taken):
             different = self._count(f"(FROM batch EXCEPT FROM {self._target}.buckets)")

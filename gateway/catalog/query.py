@@ -32,7 +32,9 @@ import duckdb
 import pyarrow as pa
 
 from gateway.catalog import batches, kept, macros, schema
+from gateway.catalog.live import Ask, LiveVersions
 from gateway.catalog.results import Result
+from gateway.data.past import Past
 from gateway.upkeep import tables
 from objmeta import AsyncClient, Bucket, ChangedObject, Chunk, Client, ObjectVersion
 from objmeta.client import Location, StoreStatus
@@ -49,6 +51,7 @@ def sql(
     *,
     external_access: bool = False,
     catalog: str | os.PathLike[str] | None = None,
+    live: bool = False,
 ) -> Result:
     """Run a query over the store's metadata.
 
@@ -61,9 +64,12 @@ def sql(
     ``catalog`` is the file that keeps what was read for the next query (default: one for each store, in the user's
     cache directory; ``":memory:"``: none).
 
+    With ``live`` no catalog is used: versions come from the store while the query runs, as far as its conditions on
+    bucket, key and ``is_latest`` let it need them.  For few objects of very many this is faster than a first load.
+
     Raises InvalidArgument with DuckDB's message if the query is wrong; NoQuorum and whatever else the client raises.
     """
-    plan = _plan(_Question(query, external_access, catalog), lambda: client.location)
+    plan = _plan(_Question(query, external_access, catalog, live, lambda call: call(client)), lambda: client.location)
     try:
         call, result = _advance(plan, None, None)
         while call is not None:
@@ -86,9 +92,17 @@ async def sql_async(
     *,
     external_access: bool = False,
     catalog: str | os.PathLike[str] | None = None,
+    live: bool = False,
 ) -> Result:
     """The same as :func:`sql` for coroutines; DuckDB works in another thread."""
-    plan = _plan(_Question(query, external_access, catalog), lambda: client.location)
+    loop = asyncio.get_running_loop()
+    then = client.then if isinstance(client, Past) else None  # it has no changes that a catalog could follow
+
+    def ask(call: Callable[[Any], Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(call(client), loop).result()
+
+    question = _Question(query, external_access, catalog, live or then is not None, ask, then)
+    plan = _plan(question, lambda: client.location)
     working: asyncio.Future[tuple[_Call | None, Result | None]] | None = None
     try:
         answer: object = None
@@ -113,11 +127,17 @@ async def sql_async(
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What is asked; ``catalog`` is the file to keep what is read in (None: the usual one)."""
+    """What is asked; ``catalog`` is the file to keep what is read in (None: the usual one), ``live`` asks for none.
+
+    ``ask`` calls the client from any thread and waits for the answer.  ``then``: the client shows a time that has been.
+    """
 
     query: str
     external_access: bool
     catalog: str | os.PathLike[str] | None
+    live: bool
+    ask: Ask
+    then: datetime.datetime | None = None
 
     @property
     def tables(self) -> set[str]:
@@ -126,7 +146,7 @@ class _Question:
 
     def place(self, location: Callable[[], Location]) -> kept.Place | None:
         """Where the catalog is; None: nowhere."""
-        if not self.tables & schema.KEPT:
+        if self.live or not self.tables & schema.KEPT:
             return None
         if self.catalog is None:
             return kept.Place.at(kept.default_path(location()), named=False)
@@ -146,6 +166,8 @@ _Step = Generator[_Call, Any, None]
 def _plan(question: _Question, location: Callable[[], Location]) -> _Plan:
     if not question.query.strip():
         raise InvalidArgument(_EMPTY)
+    if question.live and question.catalog is not None:
+        raise InvalidArgument("a live query uses no catalog: leave one of both out")
     place = question.place(location)
     try:
         return (yield from _answer(question, place, location))
@@ -163,11 +185,19 @@ def _answer(question: _Question, place: kept.Place | None, location: Callable[[]
     words = _words(question.query)
     with contextlib.closing(_connect(question, place)) as database, contextlib.ExitStack() as held:
         _check(database, question.query)
-        as_of = datetime.datetime.now(datetime.UTC) if named else None
+        as_of = (question.then or datetime.datetime.now(datetime.UTC)) if named else None
         looked_at = 0
         if named & schema.OF_NODES.keys() or "stored" in named:
             status: StoreStatus = yield lambda client: client.status()
             _load_nodes(database, named, status, location)
+        if question.live and named & schema.KEPT:
+            resolve = functools.partial(_chunks, location)
+            rows = {
+                schema.LIVE: LiveVersions(question.ask, resolve),
+                schema.LIVE_VISIBLE: LiveVersions(question.ask, resolve, visible=True),
+            }
+            buckets: list[Bucket] = yield lambda client: client.buckets()
+            return _live(database, held, question.query, rows, buckets, as_of)
         if named & schema.KEPT:
             catalog = held.enter_context(kept.opened(database, place))
             refreshing = _Refresh(catalog, functools.partial(_chunks, location))
@@ -181,6 +211,32 @@ def _answer(question: _Question, place: kept.Place | None, location: Callable[[]
         relation = database.sql(question.query)
         table = relation.to_arrow_table() if relation is not None else pa.table({})
         return Result(table, as_of, looked_at)
+
+
+def _live(
+    database: Any,
+    held: contextlib.ExitStack,
+    query: str,
+    rows: dict[str, LiveVersions],
+    buckets: Sequence[Bucket],
+    as_of: datetime.datetime | None,
+) -> Result:
+    """The query over what comes while it runs."""
+    catalog = held.enter_context(kept.opened(database, None))
+    catalog.take_buckets(buckets)
+    for name, versions in rows.items():
+        database.register(name, versions)
+    for statement in schema.live_views():
+        database.execute(statement)
+    try:
+        relation = database.sql(query)
+        found = relation.to_arrow_table() if relation is not None else pa.table({})
+    except duckdb.Error:
+        for versions in rows.values():
+            if versions.failure is not None:
+                raise versions.failure from None
+        raise
+    return Result(found, as_of, sum(versions.looked_at for versions in rows.values()))
 
 
 class _Refresh:

@@ -97,18 +97,19 @@ _OBJECT: Final = "hash(bucket, key)"
 """A number for an object, by which its rows are found soon. DuckDB may change it, so its version is kept, too."""
 
 _VERSION_COLUMNS: Final = ", ".join(VERSION_ROWS.names[:-2])
+LIVE: Final = "live_version_rows"
+LIVE_VISIBLE: Final = "live_object_rows"
+"""What takes the place of the kept rows of versions in a query that is live: all, and those of objects."""
+_SEEN: Final = f"SELECT {_VERSION_COLUMNS}, len(chunks) AS chunk_count"
+_OF_OBJECTS: Final = "SELECT * EXCLUDE (is_latest, is_delete_marker)"
+_CHUNKS: Final = """
+SELECT bucket, key, version_id, place - 1 AS index, chunks[place].digest AS digest, chunks[place].length AS length
+FROM (SELECT bucket, key, version_id, chunks, unnest(range(1, len(chunks) + 1)) AS place FROM"""
 VIEWS: Final = (
     "CREATE VIEW buckets AS FROM kept.buckets",
-    f"CREATE VIEW versions AS SELECT {_VERSION_COLUMNS}, len(chunks) AS chunk_count FROM kept.version_rows",
-    """
-    CREATE VIEW objects AS
-    SELECT * EXCLUDE (is_latest, is_delete_marker) FROM versions WHERE is_latest AND NOT is_delete_marker
-    """,
-    """
-    CREATE VIEW chunks AS
-    SELECT bucket, key, version_id, place - 1 AS index, chunks[place].digest AS digest, chunks[place].length AS length
-    FROM (SELECT bucket, key, version_id, chunks, unnest(range(1, len(chunks) + 1)) AS place FROM kept.version_rows)
-    """,
+    f"CREATE VIEW versions AS {_SEEN} FROM kept.version_rows",
+    f"CREATE VIEW objects AS {_OF_OBJECTS} FROM versions WHERE is_latest AND NOT is_delete_marker",
+    f"CREATE VIEW chunks AS {_CHUNKS} kept.version_rows)",
     # A restore is told by its content: it is that of an earlier version, and not of the one before it.
     """
     CREATE VIEW changes AS
@@ -140,6 +141,16 @@ VIEWS: Final = (
     """,
     tables.STORED,
 )
+
+
+def live_views() -> list[str]:
+    """The views over versions, made anew over what is live; ``changes`` is not, for removals are not listed."""
+    return [
+        "DROP VIEW changes",
+        f"CREATE OR REPLACE VIEW versions AS {_SEEN} FROM {LIVE}",
+        f"CREATE OR REPLACE VIEW objects AS {_OF_OBJECTS} FROM ({_SEEN} FROM {LIVE_VISIBLE})",
+        f"CREATE OR REPLACE VIEW chunks AS {_CHUNKS} {LIVE})",
+    ]
 
 
 def kept_statements(schema: str) -> list[str]:

@@ -25,16 +25,21 @@ if TYPE_CHECKING:
 @click.argument("query")
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values with a header.")
 @click.option("-o", "--output", "target", metavar="FILE", help="Write FILE.parquet, FILE.csv or FILE.json (lines).")
-def sql(query: str, as_csv: bool, target: str | None) -> None:
+@click.option("--catalog", metavar="FILE", help="Keep what is read in FILE (default: in the cache); :memory: for none.")
+@click.option("--live", is_flag=True, help="Ask the nodes while the query runs, and keep nothing.")
+def sql(query: str, as_csv: bool, target: str | None, catalog: str | None, live: bool) -> None:
     """Ask SQL about buckets, objects, versions, chunks and nodes.
 
     \b
       gateway sql "SELECT bucket, count(*), sum(size) FROM objects GROUP BY ALL"
       gateway sql "SELECT * FROM versions WHERE key LIKE 'logs/%'" -o versions.parquet
 
-    Tables: buckets, objects, versions, chunks, nodes; and of what is really stored: places, copies, stored.
+    Tables: buckets, objects, versions, chunks, nodes; what happened: changes; what is really stored: places, copies,
+    stored. The usual questions: largest_prefixes(depth := 1), growth_per_day(), duplicates(), versions_per_key(),
+    under_replicated().
 
-    Every change that finished before is in the answer. QUERY may be - for standard input. The dialect is DuckDB's.
+    Every change that finished before is in the answer, and what was read is kept, so that the next query costs only
+    what has changed since. QUERY may be - for standard input. The dialect is DuckDB's.
     """
     if as_csv and current().json:
         raise click.UsageError("--csv and --json exclude each other")
@@ -42,7 +47,8 @@ def sql(query: str, as_csv: bool, target: str | None) -> None:
     if target and ending not in _WRITERS:
         raise click.UsageError(f"-o {target}: the file's name must end with {', '.join(_WRITERS)}")
     text = sys.stdin.read() if query == "-" else query
-    result = with_store(lambda store: _ask(store, text))
+    result = with_store(lambda store: _ask(store, text, catalog, live))
+    _say_as_of(result)
     if target:
         _write(result, Path(target), ending)
         output.emit_text(f"wrote {output.count_text(len(result), 'row')} to {target}")
@@ -54,10 +60,20 @@ def sql(query: str, as_csv: bool, target: str | None) -> None:
         output.line(str(result))
 
 
-async def _ask(store: Store, query: str) -> Result:
+async def _ask(store: Store, query: str, catalog: str | None, live: bool) -> Result:
     from gateway.catalog.query import sql_async
 
-    return await sql_async(store.client, query)
+    return await sql_async(store.client, query, catalog=catalog, live=live)
+
+
+def _say_as_of(result: Result) -> None:
+    """On stderr: before which moment every change is in the answer."""
+    if result.as_of is None or current().quiet:
+        return
+    if current().json:
+        click.echo(output.json_text({"as_of": result.as_of.isoformat()}), err=True)
+    else:
+        click.echo(f"as of {result.as_of:%Y-%m-%dT%H:%M:%SZ}", err=True)
 
 
 def _write(result: Result, target: Path, ending: str) -> None:

@@ -192,6 +192,7 @@ class Past(AsyncClient):
         prefix: str = "",
         *,
         delimiter: str = "",
+        start: str = "",
         continuation: str | None = None,
         limit: int = 1000,
     ) -> ObjectPage:
@@ -204,7 +205,7 @@ class Past(AsyncClient):
         await self.bucket(bucket)
         objects: list[ObjectSummary] = []
         prefixes: list[str] = []
-        start = prefix if continuation is None else _decoded(continuation)
+        start = max(prefix, start) if continuation is None else max(start, _decoded(continuation))
         token: str | None = None
         at_a_time = min(max(limit, _PAGE_OBJECTS_MIN), _PAGE_OBJECTS_MAX)
         while True:

@@ -227,15 +227,17 @@ class AsyncClient:
         prefix: str = "",
         *,
         delimiter: str = "",
+        start: str = "",
         continuation: str | None = None,
         limit: int = 1000,
     ) -> ObjectPage:
         """One page of visible objects, and of common prefixes if there is a delimiter. Raises NoSuchBucket.
 
-        Every change that finished before the call began is in it, through whichever node.
+        Every change that finished before the call began is in it, through whichever node.  Keys below ``start`` are
+        left out; with a ``continuation`` the page begins at the later of both.
         """
         check_bucket(bucket)
-        return await (await self._open()).listings.objects(bucket, prefix, delimiter, continuation, limit)
+        return await (await self._open()).listings.objects(bucket, prefix, delimiter, continuation, limit, start)
 
     async def iter_objects(
         self, bucket: str, prefix: str = "", *, delimiter: str = ""

@@ -260,15 +260,19 @@ class Client:
         prefix: str = "",
         *,
         delimiter: str = "",
+        start: str = "",
         continuation: str | None = None,
         limit: int = 1000,
     ) -> ObjectPage:
         """One page of visible objects, and of common prefixes if there is a delimiter. Raises NoSuchBucket.
 
-        Every change that finished before the call began is in it, through whichever node.
+        Every change that finished before the call began is in it, through whichever node.  Keys below ``start`` are
+        left out; with a ``continuation`` the page begins at the later of both.
         """
         return self._run(
-            self._current().list_objects(bucket, prefix, delimiter=delimiter, continuation=continuation, limit=limit)
+            self._current().list_objects(
+                bucket, prefix, delimiter=delimiter, start=start, continuation=continuation, limit=limit
+            )
         )
 
     def list_versions(

@@ -39,14 +39,16 @@ class Listings:
         self._buckets = buckets
 
     async def objects(
-        self, bucket: str, prefix: str, delimiter: str, continuation: str | None, limit: int
+        self, bucket: str, prefix: str, delimiter: str, continuation: str | None, limit: int, begin: str = ""
     ) -> ObjectPage:
-        """Current, visible objects whose keys begin with ``prefix``."""
+        """Current, visible objects whose keys begin with ``prefix``, from ``begin`` on."""
         limit = _checked_limit(limit)
         base = object_prefix((await self._buckets.look_up(bucket)).bucket_id)
         objects: list[ObjectSummary] = []
         prefixes: list[str] = []
-        start: bytes | None = base + _start(prefix, continuation)
+        start: bytes | None = base + max(_start(prefix, continuation), begin.encode())
+        if (end := successor(base + prefix.encode())) and start >= end:
+            return ObjectPage((), (), None)
         while start is not None and len(objects) + len(prefixes) < limit:
             page = await self._page(bucket, base, start, prefix, delimiter, limit - len(objects) - len(prefixes), False)
             for row in decode_rows(page.rows):

@@ -1,0 +1,42 @@
+"""``catalog``: what SQL sees of the store, for other programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from gateway.cli import output
+from gateway.cli.options import common
+from gateway.cli.session import with_store
+
+if TYPE_CHECKING:
+    from gateway.catalog.results import Result
+    from gateway.data.transfer import Store
+
+
+@click.group()
+@common
+def catalog() -> None:
+    """What SQL sees of the store, for other programs."""
+
+
+@catalog.command()
+@common
+@click.argument("directory", metavar="DIR")
+@click.option("--overwrite", is_flag=True, help="Replace what is in DIR, once the new files are complete.")
+def export(directory: str, overwrite: bool) -> None:
+    """Write all versions and buckets as Parquet, for Spark, Dask, Trino and others.
+
+    Versions are partitioned by bucket (hive): DIR/versions/bucket=NAME/. DIR is there whole or not at all.
+    """
+    result = with_store(lambda store: _export(store, directory, overwrite))
+    as_of = result.as_of.isoformat() if result.as_of is not None else None
+    record = {"directory": directory, "versions": len(result), "as_of": as_of}
+    output.emit(record, f"wrote {output.count_text(len(result), 'version')} to {directory}, as of {as_of}")
+
+
+async def _export(store: Store, directory: str, overwrite: bool) -> Result:
+    from gateway.catalog.export import export
+
+    return await export(store.client, directory, overwrite=overwrite)

@@ -96,7 +96,8 @@ async def _measure(target: str, objects: int, rounds: int, changes: int, catalog
         found = (await sql_async(client, "SELECT count(*) FROM versions", catalog=catalog)).rows()
         rate = rows / (time.perf_counter() - start)
         assert found == [(rows,)], found
-        print(f"first load: {rate:,.0f} rows/s (aim: {LOAD_TARGET:,}), {os.path.getsize(catalog) / 1e6:.0f} MB kept")
+        size = os.stat(catalog).st_size
+        print(f"first load: {rate:,.0f} rows/s (aim: {LOAD_TARGET:,}), {size / 1e6:.0f} MB kept")
         refreshes, queries = [], []
         for round_ in range(rounds):
             await _change(client, range(round_ * changes * 7, (round_ + 1) * changes * 7, 7))

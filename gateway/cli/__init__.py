@@ -4,8 +4,9 @@ Files: ``app`` (the command, its options, exit codes), ``options`` and ``session
 ``paths`` and ``values`` (what words stand for), ``errors`` and ``output`` (what people and programs see); the
 subcommands are in ``putting``, ``uploads``, ``getting``, ``syncing`` (with ``merging``, ``filters`` and ``ends``),
 ``copying``, ``removing``, ``undoing``, ``listing``, ``finding``, ``diffing``, ``watching``, ``buckets``, ``query``,
-``catalog``, ``lock``, ``gc``, ``upkeep``, ``admin`` and ``nodes`` (with ``trees``, ``cluster``, ``disks`` and ``lockstart``) and
-``shells`` (with ``completing``), each loaded only when it runs; ``reference`` writes docs/cli.md from them.
+``catalog``, ``lock``, ``gc``, ``upkeep``, ``admin`` and ``nodes`` (with ``trees``, ``cluster``, ``disks`` and
+``lockstart``) and ``shells`` (with ``completing``), each loaded only when it runs; ``reference`` writes docs/cli.md
+from them.
 Nothing here imports grpc, duckdb, pyarrow, fsspec or rich before it is needed.
 """
 

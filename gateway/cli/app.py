@@ -42,7 +42,7 @@ COMMANDS: Final = {
     "rb": ("gateway.cli.buckets:rb", "Remove empty buckets."),
     "bucket": ("gateway.cli.buckets:bucket", "Show and change the settings of a bucket."),
     "sql": ("gateway.cli.query:sql", "Ask SQL about buckets, objects, versions, chunks and nodes."),
-    "catalog": ("gateway.cli.catalog:catalog", "Write what SQL sees of the store as Parquet."),
+    "catalog": ("gateway.cli.catalog:catalog", "What SQL sees of the store, for other programs."),
     "lock": ("gateway.cli.lock:lock", "Run a command while holding a lock, and stop it when the lease is lost."),
     "status": ("gateway.cli.admin:status", "Show the store's nodes, their health, and whether there is a quorum."),
     "cluster": ("gateway.cli.cluster:cluster", "Show and change the members of a cluster."),

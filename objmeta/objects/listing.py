@@ -46,9 +46,10 @@ class Listings:
         base = object_prefix((await self._buckets.look_up(bucket)).bucket_id)
         objects: list[ObjectSummary] = []
         prefixes: list[str] = []
-        start: bytes | None = base + max(_start(prefix, continuation), begin.encode())
-        if (end := successor(base + prefix.encode())) and start >= end:
+        first = base + max(_start(prefix, continuation), begin.encode())
+        if (end := successor(base + prefix.encode())) and first >= end:
             return ObjectPage((), (), None)
+        start: bytes | None = first
         while start is not None and len(objects) + len(prefixes) < limit:
             page = await self._page(bucket, base, start, prefix, delimiter, limit - len(objects) - len(prefixes), False)
             for row in decode_rows(page.rows):

@@ -75,6 +75,15 @@ def test_json_and_pickle(frame: pd.DataFrame, options: dict[str, Any]) -> None:
     assert_frame_equal(pd.read_pickle("objmeta://bucket/data.pkl", **options), frame)
 
 
+def test_feather_and_excel(frame: pd.DataFrame, options: dict[str, Any]) -> None:
+    frame.to_feather("objmeta://bucket/data.feather", **options)
+    assert_frame_equal(
+        pd.read_feather("objmeta://bucket/data.feather", columns=["n", "x"], **options), frame[["n", "x"]]
+    )
+    frame.head(20).to_excel("objmeta://bucket/ta ble.xlsx", index=False, **options)
+    assert_frame_equal(pd.read_excel("objmeta://bucket/ta ble.xlsx", **options), frame.head(20))
+
+
 def test_an_old_version(frame: pd.DataFrame, options: dict[str, Any], fs: ObjmetaFileSystem) -> None:
     frame.to_parquet("objmeta://bucket/data.parquet", **options)
     version = fs.info("bucket/data.parquet")["version_id"]

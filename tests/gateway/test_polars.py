@@ -124,3 +124,26 @@ def test_leases_end_with_the_query(table: ObjmetaFileSystem) -> None:
         scan_parquet("bucket/a table", fs=table).collect()
         scan_parquet("bucket/a table", fs=table).head(3).collect()
     assert len(os.listdir("/proc/self/fd")) <= before + 5
+
+
+def test_file_objects(fs: ObjmetaFileSystem) -> None:
+    with fs.open("bucket/ü #1.parquet", "wb") as file:
+        FRAME.write_parquet(file, row_group_size=500)
+    with fs.open("bucket/ü #1.parquet") as file:
+        assert_frame_equal(pl.read_parquet(file, columns=["text", "n"]), FRAME.select("text", "n"))
+    with fs.open("bucket/ü #1.parquet") as file:
+        assert_frame_equal(pl.scan_parquet(file).filter(pl.col("n") > 4990).collect(), FRAME.filter(pl.col("n") > 4990))
+    with fs.open("bucket/x.csv", "wb") as file:
+        FRAME.select("n", "text").write_csv(file)
+    with fs.open("bucket/x.csv") as file:
+        assert_frame_equal(pl.read_csv(file), FRAME.select("n", "text"))
+    with fs.open("bucket/x.arrow", "wb") as file:
+        FRAME.write_ipc(file)
+    with fs.open("bucket/x.arrow") as file:
+        assert_frame_equal(pl.read_ipc(file), FRAME)
+    with fs.open("bucket/x.ndjson", "wb") as file:
+        FRAME.select("n", "text").write_ndjson(file)
+    with fs.open("bucket/x.ndjson") as file:
+        assert_frame_equal(pl.read_ndjson(file), FRAME.select("n", "text"))
+    with pytest.raises(Exception, match="objmeta"):  # of Polars' own: it asks no fsspec about URLs
+        pl.scan_parquet("objmeta://bucket/ü #1.parquet").collect()

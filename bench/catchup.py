@@ -208,9 +208,7 @@ def main() -> int:
         print(f"puts at half the greatest load: p50 {quiet[0]:.1f} ms, p99 {quiet[1]:.1f} ms before and after")
         print(f"puts at half the greatest load: p50 {busy[0]:.1f} ms, p99 {busy[1]:.1f} ms meanwhile")
         differing, ranges = _differing(cluster)
-        print(
-            f"digests of the {registers:,} registers: {differing} of {ranges:,} ranges differ between nodes"
-        )
+        print(f"digests of the {registers:,} registers: {differing} of {ranges:,} ranges differ between nodes")
         reached = busy[1] <= max(TARGET_FACTOR * quiet[1], quiet[1] + TARGET_MORE_MS)
         print(f"target: p99 at most doubled or {TARGET_MORE_MS:g} ms more: {'reached' if reached else 'missed'}")
         return 0 if reached and not differing else 1

@@ -46,7 +46,8 @@ def watch(targets: tuple[Remote, ...], interval: float, count: int | None) -> No
       gateway watch --json bucket | while read -r line; do ...
 
     Columns: time (UTC), what happened, size, version and name. An object is put or deleted, or a version of it removed
-    for good. Of each object changes come in their order, and none that was acknowledged is left out. Ctrl-C ends it.
+    for good. Of each object changes come in their order, and none that was acknowledged is left out but the first that
+    is seen of an object, if the clock of whoever made it is more than a minute behind. Ctrl-C ends it.
 
     A store that does not answer is asked again.
     """

@@ -8,19 +8,22 @@ Rules.
 * DuckDB lets one process write a file, or several read it.  An advisory lock beside the file says who: exclusive to
   bring it up to date, shared while a query reads it, so that nobody waits for a query.  Whoever cannot get the
   exclusive one in a moment copies the file, as soon as nobody writes it, and brings the copy up to date.
-* The lock goes with its process, and so does a private copy.
+* The lock goes with its process, and so does a private copy.  What a process left that was killed, the next one that
+  gets the exclusive lock removes: a catalog that was being built, and private copies that nobody holds a lock on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +38,7 @@ from objmeta.errors import InvalidArgument, StoreError
 MEMORY: Final = ":memory:"
 """As a path: keep nothing."""
 _BUILDING: Final = "building"
+_PRIVATE: Final = "private"
 _WRITE_PATIENCE_S: Final = 0.3
 _READ_PATIENCE_S: Final = 120.0
 """Somebody is building the catalog: faster than doing it, too."""
@@ -55,17 +59,19 @@ def default_path(location: Location) -> Path:
 class Place:
     """Where a catalog is kept; ``private`` is a directory for a copy of it, made only when it is needed.
 
-    ``named``: somebody chose the file, so it must not be written over if it is something else.
+    ``named``: somebody chose the file, so it must not be written over if it is something else.  ``stop`` is set by
+    another thread to end the waiting for a lock.
     """
 
     path: Path
     named: bool
     private: Path
+    stop: threading.Event = field(default_factory=threading.Event)
 
     @classmethod
     def at(cls, path: Path, named: bool) -> Place:
         """The file ``path``."""
-        return cls(path, named, _beside(path, f"private-{os.getpid()}-{os.urandom(4).hex()}"))
+        return cls(path, named, _beside(path, f"{_PRIVATE}-{os.getpid()}-{os.urandom(4).hex()}"))
 
     def files(self) -> list[Path]:
         """What DuckDB opens beside the private copy."""
@@ -209,9 +215,13 @@ class Catalog:
                 self._database.execute(f"DELETE FROM kept.{name} WHERE bucket IN (SELECT unnest(?))", [renewed])
 
     def roll_back(self) -> None:
-        """Undo what was begun, if anything was."""
+        """Undo what was begun, if anything was; the cursor is again that of the rows."""
         with contextlib.suppress(duckdb.Error):
             self._database.execute("ROLLBACK")
+        self.cursor = None
+        with contextlib.suppress(duckdb.Error):
+            found = self._database.execute("SELECT cursor FROM kept.about").fetchall()
+            self.cursor = found[0][0] if found else None
 
     # -- Helpers ------------------------------------------------------------------------------------------------------
 
@@ -284,7 +294,7 @@ def is_damage(error: BaseException) -> bool:
 
 def remove(path: Path) -> None:
     """Forget a catalog; the next query builds it anew."""
-    for each in (path, _beside(path, "wal")):
+    for each in (path, _beside(path, "wal"), _beside(path, "wal.checkpoint")):
         each.unlink(missing_ok=True)
 
 
@@ -299,11 +309,11 @@ def _taken(place: Place, held: contextlib.ExitStack) -> tuple[Path, Callable[[],
             f"the catalog {path} cannot be kept: {problem.strerror}; name another file (--catalog), or {MEMORY}"
         ) from None
     held.callback(os.close, lock)
-    if _locked(lock, fcntl.LOCK_EX, _WRITE_PATIENCE_S):
+    if _locked(lock, fcntl.LOCK_EX, _WRITE_PATIENCE_S, place.stop):
+        _tidy(path)
         return path, lambda: fcntl.flock(lock, fcntl.LOCK_SH)
-    place.private.mkdir(mode=0o700)
-    held.callback(shutil.rmtree, place.private, ignore_errors=True)
-    if _locked(lock, fcntl.LOCK_SH, _READ_PATIENCE_S):
+    _make_private(place.private, held)
+    if _locked(lock, fcntl.LOCK_SH, _READ_PATIENCE_S, place.stop):
         for each in (path, _beside(path, "wal")):
             if each.exists():
                 shutil.copyfile(each, place.private / each.name)
@@ -311,11 +321,41 @@ def _taken(place: Place, held: contextlib.ExitStack) -> tuple[Path, Callable[[],
     return place.private / path.name, _nothing
 
 
+def _make_private(directory: Path, held: contextlib.ExitStack) -> None:
+    """Make a directory whose lock says that somebody works in it."""
+    while True:
+        directory.mkdir(mode=0o700)
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if directory.exists():
+            break
+        os.close(lock)  # somebody tidied before it was locked
+    held.callback(os.close, lock)
+    held.callback(shutil.rmtree, directory, ignore_errors=True)
+
+
+def _tidy(path: Path) -> None:
+    """Remove what dead processes left; the caller is the only one who may write the catalog."""
+    remove(_beside(path, _BUILDING))
+    for each in path.parent.glob(f"{glob.escape(path.name)}.{_PRIVATE}-*"):
+        try:
+            lock = os.open(each, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue  # gone, or none of ours
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(each, ignore_errors=True)
+        except BlockingIOError:
+            pass  # somebody works in it
+        finally:
+            os.close(lock)
+
+
 def _nothing() -> None:
     """There is nothing to share."""
 
 
-def _locked(lock: int, kind: int, patience_s: float) -> bool:
+def _locked(lock: int, kind: int, patience_s: float, stop: threading.Event) -> bool:
     deadline = time.monotonic() + patience_s
     while True:
         try:
@@ -323,7 +363,8 @@ def _locked(lock: int, kind: int, patience_s: float) -> bool:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(_LOOK_S)
+            if stop.wait(_LOOK_S):
+                raise StoreError("the query was stopped while another process had the catalog") from None
         else:
             return True
 

@@ -1,13 +1,16 @@
 """SQL over a store: every bucket, object, version, chunk, node and copy as a table.
 
 Rules.
-* A query runs in a private DuckDB in memory that is made for it and thrown away: it changes nothing in the store, and
-  reaches neither files nor the network unless the caller says so.
+* A query runs in a private DuckDB in memory (``database``) that is made for it, or for a session of several, and thrown
+  away: it changes nothing in the store, and reaches neither files nor the network unless the caller says so.
 * Buckets, objects, versions, chunks and changes come from a catalog that is kept (``kept``) and brought up to date by
   the store's change feed before every query.  So every change that finished before is in them, each object's versions
   are from one instant, and a query costs what has changed.  With ``live`` they come from the store itself (``live``).
 * Other tables are filled for the query, if their names occur in it.  A name inside a string costs time; a table too few
-  would be a wrong answer, so the text is searched for words rather than parsed.
+  would be a wrong answer, so the text is searched for words rather than parsed.  For the same reason the tables that a
+  view, macro or prepared statement of a session names are read for every later query of it.
+* Between two queries of a session the file of the catalog is let go of, so that nobody has to work beside a prompt that
+  was left open; a catalog in memory, and what the queries made, stay.
 * The lists of chunks that are chunks themselves (of very long objects) are read with the versions that have them; where
   that fails, ``chunk_count`` is NULL, and ``chunks`` cannot be queried.
 * ``_plan`` knows no client: it says which call it needs next and is given the answer, so that the blocking and the
@@ -21,7 +24,6 @@ import contextlib
 import datetime
 import functools
 import os
-import re
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,20 +31,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import duckdb
-import pyarrow as pa
 
-from gateway.catalog import batches, kept, macros, schema
+from gateway.catalog import batches, kept, schema
+from gateway.catalog.database import EMPTY, LASTING, Database, Names, refusing, tables_of, words_of
 from gateway.catalog.live import Ask, LiveVersions
 from gateway.catalog.results import Result
 from gateway.data.past import Past
 from gateway.upkeep import tables
 from objmeta import AsyncClient, Bucket, ChangedObject, Chunk, Client, ObjectVersion
 from objmeta.client import Location, StoreStatus
-from objmeta.errors import IntegrityError, InvalidArgument, NoSuchBucket, ObjmetaError, StoreError, Unavailable
+from objmeta.errors import IntegrityError, InvalidArgument, NoSuchBucket, ObjmetaError, Unavailable
 
 _PAGE_OBJECTS: Final = 5_000
 _CHANGES: Final = 2_000
-_EMPTY: Final = "the query is empty; an example: SELECT bucket, count(*) FROM objects GROUP BY 1"
+_INTERRUPT_S: Final = 0.05
 
 
 def sql(
@@ -69,19 +71,20 @@ def sql(
 
     Raises InvalidArgument with DuckDB's message if the query is wrong; NoQuorum and whatever else the client raises.
     """
-    plan = _plan(_Question(query, external_access, catalog, live, lambda call: call(client)), lambda: client.location)
-    try:
-        call, result = _advance(plan, None, None)
-        while call is not None:
-            answer: object = None
-            error: ObjmetaError | None = None
-            try:
-                answer = call(client)
-            except ObjmetaError as raised:
-                error = raised
-            call, result = _advance(plan, answer, error)
-    finally:
-        plan.close()
+    with contextlib.closing(_Work(_Options(client, external_access, catalog, live, lambda call: call(client)))) as work:
+        plan = work.plan(query)
+        try:
+            call, result = _advance(plan, None, None)
+            while call is not None:
+                answer: object = None
+                error: ObjmetaError | None = None
+                try:
+                    answer = call(client)
+                except ObjmetaError as raised:
+                    error = raised
+                call, result = _advance(plan, answer, error)
+        finally:
+            plan.close()
     assert result is not None, "a plan ends with a result"
     return result
 
@@ -94,62 +97,116 @@ async def sql_async(
     catalog: str | os.PathLike[str] | None = None,
     live: bool = False,
 ) -> Result:
-    """The same as :func:`sql` for coroutines; DuckDB works in another thread."""
-    loop = asyncio.get_running_loop()
-    then = client.then if isinstance(client, Past) else None  # it has no changes that a catalog could follow
+    """The same as :func:`sql` for coroutines; DuckDB works in another thread.
 
-    def ask(call: Callable[[Any], Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(call(client), loop).result()
+    If it is cancelled, the query is stopped.
+    """
+    async with Session(client, external_access=external_access, catalog=catalog, live=live) as session:
+        return await session.sql(query)
 
-    question = _Question(query, external_access, catalog, live or then is not None, ask, then)
-    plan = _plan(question, lambda: client.location)
-    working: asyncio.Future[tuple[_Call | None, Result | None]] | None = None
-    try:
-        answer: object = None
-        error: ObjmetaError | None = None
-        while True:
-            working = asyncio.ensure_future(asyncio.to_thread(_advance, plan, answer, error))
-            call, result = await asyncio.shield(working)
-            if call is None:
-                break
-            answer = error = None
-            try:
-                answer = await call(client)
-            except ObjmetaError as raised:
-                error = raised
-    finally:
-        if working is not None:
-            await asyncio.wait((working,))  # the thread has the plan until then, also when this was cancelled
-        plan.close()
-    assert result is not None, "a plan ends with a result"
-    return result
+
+class Session:
+    """Several queries, one after another, as a prompt has them; the arguments are those of :func:`sql`.
+
+    Tables, views and macros that a query makes are there for the next ones, and a catalog in memory stays.  Every query
+    sees all changes that finished before it began.  One at a time: it is not for several tasks at once.  Use it with
+    ``async with``.
+
+    Raises InvalidArgument if the arguments exclude each other.
+    """
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        *,
+        external_access: bool = False,
+        catalog: str | os.PathLike[str] | None = None,
+        live: bool = False,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        then = client.then if isinstance(client, Past) else None  # it has no changes that a catalog could follow
+
+        def ask(call: Callable[[Any], Any]) -> Any:
+            return asyncio.run_coroutine_threadsafe(call(client), loop).result()
+
+        self._client = client
+        self._work = _Work(_Options(client, external_access, catalog, live, ask, then))
+
+    async def sql(self, query: str) -> Result:
+        """Run a query; cancelling this stops it, and the session goes on.
+
+        Raises InvalidArgument with DuckDB's message if the query is wrong, and whatever the client raises.
+        """
+        plan = self._work.plan(query)
+        working: asyncio.Future[tuple[_Call | None, Result | None]] | None = None
+        try:
+            answer: object = None
+            error: ObjmetaError | None = None
+            while True:
+                working = asyncio.ensure_future(asyncio.to_thread(_advance, plan, answer, error))
+                call, result = await asyncio.shield(working)
+                if call is None:
+                    break
+                answer = error = None
+                try:
+                    answer = await call(self._client)
+                except ObjmetaError as raised:
+                    error = raised
+        finally:
+            # The thread has the plan until then, also when this was cancelled, be it twice. Again and again, since
+            # between two statements there is nothing to interrupt.
+            while working is not None and not working.done():
+                self._work.interrupt()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait((working,), timeout=_INTERRUPT_S)
+            plan.close()
+        assert result is not None, "a plan ends with a result"
+        return result
+
+    async def names(self) -> Names:
+        """The tables and macros a query may name now; nothing is asked of the store."""
+        return await asyncio.to_thread(self._work.names)
+
+    async def close(self) -> None:
+        """Forget what the queries made."""
+        self._work.close()
+
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
-    """What is asked; ``catalog`` is the file to keep what is read in (None: the usual one), ``live`` asks for none.
+class _Options:
+    """How it is asked; ``catalog`` is the file to keep what is read in (None: the usual one), ``live`` asks for none.
 
     ``ask`` calls the client from any thread and waits for the answer.  ``then``: the client shows a time that has been.
     """
 
-    query: str
+    client: Client | AsyncClient
     external_access: bool
     catalog: str | os.PathLike[str] | None
     live: bool
     ask: Ask
     then: datetime.datetime | None = None
 
-    @property
-    def tables(self) -> set[str]:
-        """Those the query may read."""
-        return _named(self.query)
+    def __post_init__(self) -> None:
+        if self.live and self.catalog is not None:
+            raise InvalidArgument("a live query uses no catalog: leave one of both out")
 
-    def place(self, location: Callable[[], Location]) -> kept.Place | None:
+    @property
+    def from_store(self) -> bool:
+        """Whether versions come from the store while the query runs."""
+        return self.live or self.then is not None
+
+    def place(self) -> kept.Place | None:
         """Where the catalog is; None: nowhere."""
-        if self.live or not self.tables & schema.KEPT:
+        if self.from_store:
             return None
         if self.catalog is None:
-            return kept.Place.at(kept.default_path(location()), named=False)
+            return kept.Place.at(kept.default_path(self.client.location), named=False)
         if os.fspath(self.catalog) == kept.MEMORY:
             return None
         return kept.Place.at(Path(self.catalog).expanduser().absolute(), named=True)
@@ -163,74 +220,90 @@ _Plan = Generator[_Call, Any, Result]
 _Step = Generator[_Call, Any, None]
 
 
-def _plan(question: _Question, location: Callable[[], Location]) -> _Plan:
-    if not question.query.strip():
-        raise InvalidArgument(_EMPTY)
-    if question.live and question.catalog is not None:
-        raise InvalidArgument("a live query uses no catalog: leave one of both out")
-    place = question.place(location)
-    try:
-        return (yield from _answer(question, place, location))
-    except duckdb.Error as error:
-        if place is None or not kept.is_damage(error):
-            with _refusing():
-                raise
-    kept.remove(place.path)
-    with _refusing():
-        return (yield from _answer(question, place, location))
+class _Work:
+    """What both doors share: one database, and the plans of the queries that run in it."""
 
+    def __init__(self, options: _Options) -> None:
+        self._options = options
+        self._database: Database | None = None
+        self._lasting: set[str] = set()
 
-def _answer(question: _Question, place: kept.Place | None, location: Callable[[], Location]) -> _Plan:
-    named = question.tables
-    words = _words(question.query)
-    with contextlib.closing(_connect(question, place)) as database, contextlib.ExitStack() as held:
-        _check(database, question.query)
-        as_of = (question.then or datetime.datetime.now(datetime.UTC)) if named else None
+    def plan(self, query: str) -> _Plan:
+        """One query from its beginning to its result."""
+        if not query.strip():
+            raise InvalidArgument(EMPTY)
+        try:
+            return (yield from self._answer(query))
+        except duckdb.Error as error:
+            place = self._opened().place
+            if place is None or not kept.is_damage(error):
+                with refusing():
+                    raise
+        self.close()  # a database that met damage answers nothing more
+        kept.remove(place.path)
+        with refusing():
+            return (yield from self._answer(query))
+
+    def names(self) -> Names:
+        """What a query may name."""
+        return self._opened().names()
+
+    def interrupt(self) -> None:
+        """Stop what DuckDB is doing, from another thread."""
+        if self._database is not None:
+            self._database.interrupt()
+
+    def close(self) -> None:
+        """Throw the database away; it would be made anew."""
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
+
+    def _opened(self) -> Database:
+        if self._database is None:
+            self._database = Database(self._options.place(), self._options.external_access)
+        return self._database
+
+    def _answer(self, query: str) -> _Plan:
+        options = self._options
+        database = self._opened()
+        database.check(query)
+        words = words_of(query)
+        if words & LASTING:
+            self._lasting |= words
+        words |= self._lasting
+        named = tables_of(words)
+        as_of = (options.then or datetime.datetime.now(datetime.UTC)) if named else None
         looked_at = 0
         if named & schema.OF_NODES.keys() or "stored" in named:
             status: StoreStatus = yield lambda client: client.status()
-            _load_nodes(database, named, status, location)
-        if question.live and named & schema.KEPT:
-            resolve = functools.partial(_chunks, location)
-            rows = {
-                schema.LIVE: LiveVersions(question.ask, resolve),
-                schema.LIVE_VISIBLE: LiveVersions(question.ask, resolve, visible=True),
-            }
-            buckets: list[Bucket] = yield lambda client: client.buckets()
-            return _live(database, held, question.query, rows, buckets, as_of)
-        if named & schema.KEPT:
-            catalog = held.enter_context(kept.opened(database, place))
-            refreshing = _Refresh(catalog, functools.partial(_chunks, location))
-            yield from refreshing.run()
-            looked_at = refreshing.looked_at
-            if "chunks" in words or "chunk_count" in words:
-                catalog.fill(functools.partial(_chunks, location, needed="chunks" in words))
-            catalog.settle()
-        else:
-            held.enter_context(kept.opened(database, None))
-        relation = database.sql(question.query)
-        table = relation.to_arrow_table() if relation is not None else pa.table({})
-        return Result(table, as_of, looked_at)
+            database.load_nodes(named, status, lambda: options.client.location)
+        use = bool(named & schema.KEPT)
+        resolve = functools.partial(_chunks, lambda: options.client.location)
+        with database.catalog(use) as catalog:
+            if use and options.from_store:
+                rows = {
+                    schema.LIVE: LiveVersions(options.ask, resolve),
+                    schema.LIVE_VISIBLE: LiveVersions(options.ask, resolve, visible=True),
+                }
+                buckets: list[Bucket] = yield lambda client: client.buckets()
+                catalog.take_buckets(buckets)
+                return _live(database, query, rows, as_of)
+            if use:
+                refreshing = _Refresh(catalog, resolve)
+                yield from refreshing.run()
+                looked_at = refreshing.looked_at
+                if "chunks" in words or "chunk_count" in words:
+                    catalog.fill(functools.partial(resolve, needed="chunks" in words))
+                catalog.settle()
+            return Result(database.run(query), as_of, looked_at)
 
 
-def _live(
-    database: Any,
-    held: contextlib.ExitStack,
-    query: str,
-    rows: dict[str, LiveVersions],
-    buckets: Sequence[Bucket],
-    as_of: datetime.datetime | None,
-) -> Result:
+def _live(database: Database, query: str, rows: dict[str, LiveVersions], as_of: datetime.datetime | None) -> Result:
     """The query over what comes while it runs."""
-    catalog = held.enter_context(kept.opened(database, None))
-    catalog.take_buckets(buckets)
-    for name, versions in rows.items():
-        database.register(name, versions)
-    for statement in schema.live_views():
-        database.execute(statement)
+    database.use_live(rows)
     try:
-        relation = database.sql(query)
-        found = relation.to_arrow_table() if relation is not None else pa.table({})
+        found = database.run(query)
     except duckdb.Error:
         for versions in rows.values():
             if versions.failure is not None:
@@ -338,93 +411,3 @@ def _advance(plan: _Plan, answer: object, error: ObjmetaError | None) -> tuple[_
         return (plan.send(answer) if error is None else plan.throw(error)), None
     except StopIteration as end:
         return None, end.value
-
-
-def _words(query: str) -> set[str]:
-    return {word.lower() for word in re.findall(r"\w+", query)}
-
-
-def _named(query: str) -> set[str]:
-    """The tables a query may read."""
-    words = _words(query)
-    if words & {"query", "query_table"}:
-        return set(schema.TABLES)  # these functions make names out of strings
-    named = words.intersection(schema.TABLES)
-    return named.union(*(macros.READS[macro] for macro in words & macros.READS.keys()))
-
-
-# -- The database of one query ----------------------------------------------------------------------------------------
-
-
-def _connect(question: _Question, place: kept.Place | None) -> Any:
-    """A DuckDB in memory with all tables, empty, that reaches nothing but the catalog, unless that was asked for."""
-    database = duckdb.connect(
-        config={
-            "python_enable_replacements": False,  # a query must not see this module's variables
-            "temp_directory": "",  # nothing is left behind in the caller's directory
-        }
-    )
-    database.execute("SET TimeZone = 'UTC'")
-    if not question.external_access:
-        if place is not None:
-            files = ", ".join(kept.quoted(str(path)) for path in place.files())
-            database.execute(f"SET allowed_paths = [{files}]")
-            database.execute(f"SET allowed_directories = [{kept.quoted(str(place.private))}]")
-        database.execute("SET enable_external_access = false")
-    database.execute("SET lock_configuration = true")
-    for name, columns in schema.OF_NODES.items():
-        database.register("empty", columns.empty_table())
-        database.execute(f"CREATE TABLE {name} AS FROM empty")
-        database.unregister("empty")
-    with kept.opened(database, None):
-        for statement in (*schema.VIEWS, *macros.MACROS.values()):
-            database.execute(statement)
-    return database
-
-
-def _check(database: Any, query: str) -> None:
-    """Refuse a wrong query before anything is read."""
-    with _refusing():
-        statements = database.extract_statements(query)
-        if not statements:
-            raise InvalidArgument(_EMPTY)
-        if len(statements) == 1 and statements[0].type == duckdb.StatementType.SELECT:
-            with kept.opened(database, None):
-                database.execute(f"EXPLAIN {query}").fetchall()
-
-
-def _load_nodes(database: Any, named: set[str], status: StoreStatus, location: Callable[[], Location]) -> None:
-    """Fill the tables of nodes; NULL is what a node that is not up would tell."""
-    told = frozenset(("version", "registers", "changes", "disk_free", "uptime_s"))
-    rows = [
-        tuple(None if name in told and node.state != "up" else getattr(node, name) for name in schema.NODES.names)
-        for node in status.nodes
-    ]
-    _fill(database, "nodes", rows)
-    if named & {"places", "copies", "stored"}:
-        # In a thread of its own, for it needs an event loop and the caller's may be running here.
-        with ThreadPoolExecutor(1) as thread:
-            if "places" in named:
-                _fill(database, "places", thread.submit(tables.place_rows, location(), status).result())
-            if named & {"copies", "stored"}:
-                take = functools.partial(_fill, database, "copies")
-                thread.submit(tables.copy_rows, location(), status, take).result()
-
-
-def _fill(database: Any, table: str, rows: Sequence[tuple[object, ...]]) -> None:
-    if rows:
-        database.register("batch", batches.table(rows, schema.OF_NODES[table]))
-        database.execute(f"INSERT INTO {table} FROM batch")
-        database.unregister("batch")
-
-
-@contextlib.contextmanager
-def _refusing() -> Generator[None, None, None]:
-    """Turns DuckDB's errors into ours, on one line."""
-    try:
-        yield
-    except duckdb.OutOfMemoryException:
-        raise StoreError("the query needs more memory than there is; ask for fewer rows or columns") from None
-    except duckdb.Error as error:
-        message = " ".join(str(error).split("\n\nLINE")[0].split())
-        raise InvalidArgument(f"the query cannot be run: {message}") from None

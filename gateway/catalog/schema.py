@@ -146,7 +146,7 @@ VIEWS: Final = (
 def live_views() -> list[str]:
     """The views over versions, made anew over what is live; ``changes`` is not, for removals are not listed."""
     return [
-        "DROP VIEW changes",
+        "DROP VIEW IF EXISTS changes",
         f"CREATE OR REPLACE VIEW versions AS {_SEEN} FROM {LIVE}",
         f"CREATE OR REPLACE VIEW objects AS {_OF_OBJECTS} FROM ({_SEEN} FROM {LIVE_VISIBLE})",
         f"CREATE OR REPLACE VIEW chunks AS {_CHUNKS} {LIVE})",

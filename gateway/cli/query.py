@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from gateway.cli import errors, output
+from gateway.cli import errors, output, rows
 from gateway.cli.options import common, current
 from gateway.cli.session import with_store
 
@@ -22,13 +20,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @common
-@click.argument("query")
+@click.argument("query", required=False)
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values with a header.")
 @click.option("-o", "--output", "target", metavar="FILE", help="Write FILE.parquet, FILE.csv or FILE.json (lines).")
 @click.option("--catalog", metavar="FILE", help="Keep what is read in FILE (default: in the cache); :memory: for none.")
 @click.option("--live", is_flag=True, help="Ask the nodes while the query runs, and keep nothing.")
-def sql(query: str, as_csv: bool, target: str | None, catalog: str | None, live: bool) -> None:
+def sql(query: str | None, as_csv: bool, target: str | None, catalog: str | None, live: bool) -> None:
     """Ask SQL about buckets, objects, versions, chunks and nodes.
+
+    Without QUERY a prompt is opened, or statements are read from standard input, each with a semicolon.
 
     \b
       gateway sql "SELECT bucket, count(*), sum(size) FROM objects GROUP BY ALL"
@@ -39,23 +39,29 @@ def sql(query: str, as_csv: bool, target: str | None, catalog: str | None, live:
     under_replicated().
 
     Every change that finished before is in the answer, and what was read is kept, so that the next query costs only
-    what has changed since. QUERY may be - for standard input. The dialect is DuckDB's.
+    what has changed since. QUERY may be - for one query from standard input. The dialect is DuckDB's.
     """
     if as_csv and current().json:
         raise click.UsageError("--csv and --json exclude each other")
     ending = os.path.splitext(target)[1].lower() if target else ""
     if target and ending not in _WRITERS:
         raise click.UsageError(f"-o {target}: the file's name must end with {', '.join(_WRITERS)}")
+    if query is None:
+        if target:
+            raise click.UsageError("-o needs a QUERY; - reads it from standard input")
+        mode = "json" if current().json else "csv" if as_csv else "table"
+        with_store(lambda store: _ask_on(store, mode, catalog, live))
+        return
     text = sys.stdin.read() if query == "-" else query
     result = with_store(lambda store: _ask(store, text, catalog, live))
-    _say_as_of(result)
+    rows.say_as_of(result)
     if target:
         _write(result, Path(target), ending)
         output.emit_text(f"wrote {output.count_text(len(result), 'row')} to {target}")
     elif current().json:
-        _to_json(result, sys.stdout)
+        rows.to_json(result, sys.stdout)
     elif as_csv:
-        _to_csv(result, sys.stdout)
+        rows.to_csv(result, sys.stdout)
     elif result.columns:
         output.line(str(result))
 
@@ -66,14 +72,12 @@ async def _ask(store: Store, query: str, catalog: str | None, live: bool) -> Res
     return await sql_async(store.client, query, catalog=catalog, live=live)
 
 
-def _say_as_of(result: Result) -> None:
-    """On stderr: before which moment every change is in the answer."""
-    if result.as_of is None or current().quiet:
-        return
-    if current().json:
-        click.echo(output.json_text({"as_of": result.as_of.isoformat()}), err=True)
-    else:
-        click.echo(f"as of {result.as_of:%Y-%m-%dT%H:%M:%SZ}", err=True)
+async def _ask_on(store: Store, mode: str, catalog: str | None, live: bool) -> None:
+    from gateway.catalog.query import Session
+    from gateway.cli import asking
+
+    async with Session(store.client, catalog=catalog, live=live) as session:
+        await (asking.from_terminal if sys.stdin.isatty() else asking.from_file)(session, mode)
 
 
 def _write(result: Result, target: Path, ending: str) -> None:
@@ -94,53 +98,12 @@ def _write_parquet(result: Result, path: Path) -> None:
 
 def _write_csv(result: Result, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        _to_csv(result, file)
+        rows.to_csv(result, file)
 
 
 def _write_json(result: Result, path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
-        _to_json(result, file)
+        rows.to_json(result, file)
 
 
 _WRITERS = {".parquet": _write_parquet, ".csv": _write_csv, ".json": _write_json, ".jsonl": _write_json}
-
-
-def _to_json(result: Result, file: Any) -> None:
-    names = result.columns
-    for row in result:
-        record = {name: _plain(value) for name, value in zip(names, row, strict=True)}
-        file.write(output.json_text(record) + "\n")
-
-
-def _to_csv(result: Result, file: Any) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(result.columns)
-    for row in result:
-        writer.writerow(_cell(value) for value in row)
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case bytes():
-            return value.hex()
-        case float() if value != value or value in (float("inf"), float("-inf")):
-            return None
-        case dict():
-            return {str(name): _plain(item) for name, item in value.items()}
-        case list():
-            return [_plain(item) for item in value]
-        case (months, days, nanoseconds):  # an interval, as Arrow has it; written as ISO 8601 has it
-            return f"P{months}M{days}DT{nanoseconds / 1e9:g}S"
-        case None | bool() | int() | float() | str():
-            return value
-        case _ if hasattr(value, "isoformat"):
-            return value.isoformat()
-        case _:
-            return str(value)
-
-
-def _cell(value: Any) -> Any:
-    plain = _plain(value)
-    if isinstance(plain, bool):
-        return "true" if plain else "false"  # as in the table, and as other programs write them
-    return json.dumps(plain, ensure_ascii=False) if isinstance(plain, dict | list) else plain

@@ -15,7 +15,19 @@ from gateway.cli.errors import EXIT_CODES
 from gateway.cli.reference import reference
 from tests.cli.conftest import ROOT, Run, Shell
 
-HEAVY = ("grpc", "duckdb", "pyarrow", "pandas", "numpy", "fsspec", "rich", "asyncio", "msgspec", "sqlite3")
+HEAVY = (
+    "grpc",
+    "duckdb",
+    "pyarrow",
+    "pandas",
+    "numpy",
+    "fsspec",
+    "rich",
+    "prompt_toolkit",
+    "asyncio",
+    "msgspec",
+    "sqlite3",
+)
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -245,7 +245,7 @@ def test_a_wrong_column_is_found_before_anything_is_read() -> None:
 
 def test_no_quorum_comes_through() -> None:
     with pytest.raises(NoQuorum):
-        sql(_Unreachable(), "FROM nodes")  # type: ignore[arg-type]
+        sql(_Unreachable(), "FROM nodes", catalog=":memory:")  # type: ignore[arg-type]
 
 
 def test_a_node_that_is_down_has_no_figures() -> None:

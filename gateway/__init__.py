@@ -3,6 +3,7 @@
 ::
 
     cli          the command ``gateway``
+    mount        a store as a directory (extra ``mount``)
     fs           objmeta:// paths for fsspec and universal_pathlib
     polars       Parquet in a store as Polars LazyFrames (extra ``polars``)
     catalog      SQL over buckets, objects and versions

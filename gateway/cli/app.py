@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "versions": ("gateway.cli.listing:versions", "List the versions of one object, newest first."),
     "diff": ("gateway.cli.diffing:diff", "Show what differs between two versions, or two objects."),
     "watch": ("gateway.cli.watching:watch", "Show changes as they happen."),
+    "mount": ("gateway.cli.mounting:mount", "Show the store as files in a directory, for any program."),
     "cp": ("gateway.cli.copying:cp", "Copy objects inside the store, without moving their bytes."),
     "mv": ("gateway.cli.copying:mv", "Rename objects inside the store."),
     "rm": ("gateway.cli.removing:rm", "Delete objects, or one version for good."),

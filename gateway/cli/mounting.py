@@ -31,7 +31,9 @@ from gateway.cli.session import resolved_settings
     help="Where files lie while they are written (default: in your cache directory).",
 )
 def mount(directory: Path, what: Remote | None, read_only: bool, spool: Path | None) -> None:
-    """Show the store, or a bucket or directory in it, as files in DIR.
+    """Show the store as files in a directory, for any program.
+
+    All of it, or a bucket or directory in it.
 
     \b
       gateway mount ~/store                      every bucket is a directory

@@ -239,3 +239,27 @@ def test_what_is_missing_is_said(gateway: Run, tmp_path: Path, monkeypatch: pyte
     real = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", found)
     assert "pip install 'objmeta[mount]'" in gateway("mount", str(tmp_path), code=1).err
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        (ModuleNotFoundError("No module named 'mfusepy'"), r"pip install 'objmeta\[mount\]'"),
+        (OSError("Unable to find libfuse"), "apt-get install fuse3"),
+        (None, "there is no .*/none, .* modprobe fuse"),
+    ],
+)
+def test_what_is_missing_is_named(
+    failure: Exception | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(name: str) -> object:
+        assert name == "mfusepy"
+        if failure is not None:
+            raise failure
+        return object()
+
+    monkeypatch.setattr(importlib, "import_module", found)
+    monkeypatch.delenv("FUSE_LIBRARY_NAME", raising=False)
+    with pytest.raises(OSError, match=says):
+        library(tmp_path / "none")
+    assert "FUSE_LIBRARY_NAME" not in os.environ

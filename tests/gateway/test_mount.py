@@ -1,9 +1,8 @@
-"""A mounted directory, by its operations in this process; and what is said where mounting cannot be."""
+"""A mounted directory, by its operations in this process."""
 
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import stat
 import threading
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 
 from gateway.fs.filesystem import ObjmetaFileSystem
-from gateway.mount import libfuse
 from gateway.mount.drafts import Spool
 from gateway.mount.operations import RENAME_NOREPLACE, XATTR_CREATE, XATTR_REPLACE, Operations
 
@@ -532,30 +530,3 @@ def test_bad_numbers(mount: Mounted) -> None:
     mount.ops.release(None, handle)
     raises(errno.EBADF, lambda: mount.ops.read(None, 1, 0, handle))
     raises(errno.EBADF, lambda: mount.ops.readdir(None, handle))
-
-
-# -- What is missing --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("failure", "says"),
-    [
-        (ModuleNotFoundError("No module named 'mfusepy'"), r"pip install 'objmeta\[mount\]'"),
-        (OSError("Unable to find libfuse"), "apt-get install fuse3"),
-        (None, "there is no .*/none, .* modprobe fuse"),
-    ],
-)
-def test_what_is_missing_is_said(
-    failure: Exception | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def found(name: str) -> object:
-        assert name == "mfusepy"
-        if failure is not None:
-            raise failure
-        return object()
-
-    monkeypatch.setattr(importlib, "import_module", found)
-    monkeypatch.delenv("FUSE_LIBRARY_NAME", raising=False)
-    with pytest.raises(OSError, match=says):
-        libfuse.library(tmp_path / "none")
-    assert "FUSE_LIBRARY_NAME" not in os.environ

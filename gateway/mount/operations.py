@@ -32,6 +32,7 @@ from gateway.fs.oserrors import oserrors
 from gateway.fs.readers import Reader
 from gateway.mount.drafts import Draft
 from gateway.mount.looking import Handle, Looking
+from objmeta.errors import UnknownOutcome
 
 RENAME_NOREPLACE: Final = 1
 """A flag of renameat2: the target must not exist (linux/fs.h)."""
@@ -256,7 +257,9 @@ class Operations(Looking):
         if draft.changed and not draft.gone:
             self.lost += 1
             why = draft.failure.strerror if draft.failure is not None else "it was not closed"
-            self._say(f"{draft.name.path} was not stored ({why}); what was written is in {self._spool.keep(draft)}")
+            unknown = draft.failure is not None and isinstance(draft.failure.__cause__, UnknownOutcome)
+            what = "may not have been stored" if unknown else "was not stored"
+            self._say(f"{draft.name.path} {what} ({why}); what was written is in {self._spool.keep(draft)}")
         draft.close()
 
     def close(self) -> None:

@@ -92,6 +92,8 @@ class Database:
 
     def run(self, query: str) -> pa.Table:
         """Its rows; of several statements those of the last."""
+        if self._in_memory is not None and "kept" in words_of(query):
+            self._in_memory.cursor = None  # it may write there, so all is loaded anew for the next
         relation = self._connection.sql(query)
         return relation.to_arrow_table() if relation is not None else pa.table({})
 

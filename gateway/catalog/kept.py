@@ -216,12 +216,9 @@ class Catalog:
 
     def roll_back(self) -> None:
         """Undo what was begun, if anything was; the cursor is again that of the rows."""
-        with contextlib.suppress(duckdb.Error):
-            self._database.execute("ROLLBACK")
-        self.cursor = None
-        with contextlib.suppress(duckdb.Error):
-            found = self._database.execute("SELECT cursor FROM kept.about").fetchall()
-            self.cursor = found[0][0] if found else None
+        self._surely("ROLLBACK")
+        found = self._surely("SELECT cursor FROM kept.about")
+        self.cursor = found[0][0] if found else None
 
     # -- Helpers ------------------------------------------------------------------------------------------------------
 
@@ -267,8 +264,17 @@ class Catalog:
         self._database.execute(f"ATTACH {quoted(path)} AS {name}")
 
     def _detach(self, name: str) -> None:
-        with contextlib.suppress(duckdb.Error):
-            self._database.execute(f"DETACH DATABASE IF EXISTS {name}")
+        self._surely(f"DETACH DATABASE IF EXISTS {name}")
+
+    def _surely(self, statement: str) -> list[Any]:
+        """Clean up, also while somebody interrupts what runs here; what cannot be done was not needed."""
+        while True:
+            try:
+                return list(self._database.execute(statement).fetchall())
+            except duckdb.InterruptException:
+                continue
+            except duckdb.Error:
+                return []
 
 
 @contextlib.contextmanager

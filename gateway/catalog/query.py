@@ -159,6 +159,8 @@ class Session:
                 self._work.interrupt()
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.wait((working,), timeout=_INTERRUPT_S)
+            if working is not None and not working.cancelled():
+                working.exception()  # looked at, so that nobody complains of it: it says that it was interrupted
             plan.close()
         assert result is not None, "a plan ends with a result"
         return result

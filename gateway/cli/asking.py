@@ -60,8 +60,17 @@ async def from_terminal(session: Session, mode: str) -> None:
 
 async def from_file(session: Session, mode: str) -> None:
     """Run what standard input has; raises what the first statement raises that fails."""
-    text = await in_thread(sys.stdin.read)
-    await _Asking(session, mode).take(text)
+    await _Asking(session, mode).take(await in_thread(standard_input))
+
+
+def standard_input() -> str:
+    """All of it; raises UsageError if it is no text."""
+    with errors.naming("standard input"):
+        data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise click.UsageError(f"standard input is not UTF-8 at byte {problem.start}; SQL is text") from None
 
 
 class _Asking:

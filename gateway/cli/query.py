@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gateway.cli import errors, output, rows
+from gateway.cli import asking, errors, output, rows
 from gateway.cli.options import common, current
 from gateway.cli.session import with_store
 
@@ -52,7 +52,7 @@ def sql(query: str | None, as_csv: bool, target: str | None, catalog: str | None
         mode = "json" if current().json else "csv" if as_csv else "table"
         with_store(lambda store: _ask_on(store, mode, catalog, live))
         return
-    text = sys.stdin.read() if query == "-" else query
+    text = asking.standard_input() if query == "-" else query
     result = with_store(lambda store: _ask(store, text, catalog, live))
     rows.say_as_of(result)
     if target:
@@ -74,7 +74,6 @@ async def _ask(store: Store, query: str, catalog: str | None, live: bool) -> Res
 
 async def _ask_on(store: Store, mode: str, catalog: str | None, live: bool) -> None:
     from gateway.catalog.query import Session
-    from gateway.cli import asking
 
     async with Session(store.client, catalog=catalog, live=live) as session:
         await (asking.from_terminal if sys.stdin.isatty() else asking.from_file)(session, mode)

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import termios
 import time
@@ -20,7 +21,7 @@ import pytest
 from gateway.catalog.database import Names
 from gateway.cli import asking
 from gateway.cli.statements import is_blank, split
-from tests.cli.conftest import PATIENCE_S, Run, Shell
+from tests.cli.conftest import PATIENCE_S, Run, Shell, eventually
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[@-_]|[\r\x07]")
 FOREVER = "SELECT sum(a.range * b.range) FROM range(10_000_000) a, range(10_000_000) b;"
@@ -56,6 +57,7 @@ class Terminal:
         except OSError:
             return False  # the process is gone
         self._seen += CONTROL.sub("", data.decode(errors="replace"))
+        assert "Traceback" not in self._seen, self._seen
         return bool(data)
 
     def expect(self, *texts: str) -> str:
@@ -158,9 +160,18 @@ SELECT sum(size) AS s FROM sizes -- without an end"""
     broken = b"SELECT 1 AS n; FROM sizes; SELECT 2 AS n;"
     assert shell("sql", "-q", "--json", "--live", data=broken, code=2).records == [{"n": 1}]
     assert shell("sql", data=b" -- nothing\n;;").out == ""
+    assert "not UTF-8 at byte 8" in shell("sql", data=b"SELECT '\xff'", code=2).err
     assert ".help" in shell("sql", data=b".nonsense\nSELECT 1;", code=2).err
     assert "each statement is one" in shell("sql", data=b"BEGIN;", code=2).err
     assert "-o needs a QUERY" in shell("sql", "-o", "x.csv", data=b"SELECT 1", code=2).err
+
+
+def test_ctrl_c_stops_one_query(shell: Shell, bucket: str) -> None:
+    process = shell.start("sql", "--catalog", "kept", f"{FOREVER[:-1]}, objects")
+    eventually((shell.directory / "kept.lock").exists)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, said) == (130, b"gateway: interrupted\n")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -280,7 +281,7 @@ def _refuse_overlap(source: Remote, target: Remote) -> None:
 # -- What is done -----------------------------------------------------------------------------------------------------
 
 
-class _Work:
+class _Work(ABC):
     """One run: from where to where, and what was done."""
 
     verb = ""
@@ -296,19 +297,19 @@ class _Work:
         self.deleted = 0
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 
+    @abstractmethod
     def differs(self, source: Entry, target: Entry) -> str | None:
         """Why what is at the target is to be replaced, or None."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def same_content(self, source: Entry, target: Entry) -> bool:
         """Whether contents of the same size are the same; what is at one end is read."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def move(self, entry: Entry, advance: output.Progress) -> None:
         """Replace what is at the target."""
-        raise NotImplementedError
 
-    async def keep(self, entry: Entry) -> None:
+    async def keep(self, entry: Entry) -> None:  # noqa: B027  (most have nothing to do)
         """What is at the target is as it should be."""
 
     def target_name(self, name: str) -> str:

@@ -28,9 +28,10 @@ HELD_PER_PAGE_MAX: Final = 4096
 LOOKED_AT_MAX: Final = 20_000
 """Rows that are passed by for one page of what is erasable: a few tens of milliseconds of reading."""
 
-LEAF_REGISTERS: Final = 64
-"""Registers in one range of digests: looking at all of them costs about as much as a round trip."""
-LEAF_ITEMS: Final = 256
+LEAF_REGISTERS: Final = 16
+"""Registers in one range of digests.  Few, so that a change in every hundredth register, at random, does not have all
+of them listed; more would save no more than the digest itself, which costs less than reading one register."""
+LEAF_ITEMS: Final = 64
 """Rows and records in one range of digests, unless a single register has more."""
 DIGESTED_MAX: Final = 1024
 """Rows and records that one answer with digests covers: a few milliseconds of reading."""
@@ -39,8 +40,10 @@ DIGESTED_MAX: Final = 1024
 class InventoryRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Rows with ``start <= name < end`` (``end`` empty: no bound), at most ``limit`` of them, in order of name.
 
-    ``held_after`` leaves out the records of the register ``start`` up to this one (see :class:`InventoryRow`).  With
-    ``erasable`` the page shows only tombstones, with their newest record, and promises without a value.
+    With ``names``, which are in order, the page shows of these registers those that there are, and nothing else of the
+    request counts.  ``held_after`` leaves out the records of the register ``start`` up to this one (see
+    :class:`InventoryRow`).  With ``erasable`` the page shows only tombstones, with their newest record, and promises
+    without a value.
     """
 
     start: bytes = b""
@@ -48,6 +51,7 @@ class InventoryRequest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     limit: int = 1000
     held_after: RecordRef | None = None
     erasable: bool = False
+    names: tuple[bytes, ...] = ()
 
 
 class InventoryRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -69,7 +73,7 @@ class InventoryRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Inventory(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One page; ``covered`` is the exclusive end of what it answers for, empty: up to ``end`` of the request."""
+    """One page; ``covered`` is the exclusive end of what it answers for, empty: all that the request asks for."""
 
     rows: tuple[InventoryRow, ...]
     covered: bytes = b""

@@ -30,6 +30,7 @@ from objmeta.node.background import Background
 from objmeta.node.bootstrap import Bootstrap, removed
 from objmeta.node.data import DataDirectory
 from objmeta.node.forwarding import HomeBound
+from objmeta.node.kept import KeptMarks
 from objmeta.node.members import Members
 from objmeta.node.positions import Confirmation, Positions
 from objmeta.node.settings import NodeSettings, split_address
@@ -223,11 +224,10 @@ class Node:
                 True,
             )
             self._home_bound = HomeBound(self.settings.node_id, self._engine, self._is_in_touch)
-            fences = BucketFences(context)
-            own_id, may_leave = self.settings.node_id, self.may_leave
-            self._members = Members(own_id, self._engine, rng, fences.fence_of, self._statuses, may_leave)
+            own_id, may_leave, fence_of = self.settings.node_id, self.may_leave, BucketFences(context).fence_of
+            self._members = Members(own_id, self._engine, rng, fence_of, self._statuses, may_leave)
             self._repairer = Repairer(
-                self._engine, store.acceptor_id, fence_of=fences.fence_of, connections=self._connections
+                self._engine, own_id, fence_of=fence_of, connections=self._connections, marks=KeptMarks(self._data.path)
             )
             self._background = self._begin_background(store, rng)
             self._background.forever("repair", self._repairer.run_forever())

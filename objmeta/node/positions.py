@@ -19,12 +19,12 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
-from zlib import crc32
 
 import msgspec
 
 from objmeta.core.quorum import Quorums
 from objmeta.errors import ConfigurationMismatch, IntegrityError, Unavailable
+from objmeta.node.kept import Kept
 from objmeta.rpc import wire
 from objmeta.rpc.peer import ask
 from objmeta.rpc.wire import Life, Remembered
@@ -34,7 +34,6 @@ _KEEP_S: Final = 1.0
 _ASK_TIMEOUT_S: Final = 3.0
 """Who is down refuses the connection at once; this is for who is slow."""
 _POLL_S: Final = 0.1
-_CHECKSUM_BYTES: Final = 4
 _LIFE_BYTES: Final = 8
 
 _log = logging.getLogger(__name__)
@@ -55,9 +54,8 @@ class Positions:
     """What was heard of each member; belongs to one event loop."""
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / FILE_NAME
-        self._heard = _read(self._path)
-        self._kept = dict(self._heard)
+        self._file = Kept(directory / FILE_NAME, _DECODER)
+        self._heard = dict(self._file.read() or {})
         self._problems: dict[int, str] = {}
 
     def remembered(self, node_id: int) -> Heard:
@@ -95,15 +93,7 @@ class Positions:
 
     async def keep_now(self) -> None:
         """Make it durable, if there is anything new; a disk that fails is none of its business."""
-        if self._heard == self._kept:
-            return
-        heard = dict(self._heard)
-        try:
-            await asyncio.to_thread(_write, self._path, heard)
-        except OSError as failure:
-            _log.warning("the positions of the other nodes could not be written to %s: %s", self._path, failure)
-        else:
-            self._kept = heard
+        await self._file.write(dict(self._heard))
 
 
 class Confirmation:
@@ -161,32 +151,3 @@ async def _remembered(address: str, question: bytes) -> Remembered | None:
         return await ask(address, wire.POSITION, question, wire.decode_remembered, _ASK_TIMEOUT_S)
     except (Unavailable, ConfigurationMismatch):
         return None
-
-
-def _read(path: Path) -> dict[int, Heard]:
-    try:
-        content = path.read_bytes()
-        if crc32(content[_CHECKSUM_BYTES:]) == int.from_bytes(content[:_CHECKSUM_BYTES]):
-            return _DECODER.decode(content[_CHECKSUM_BYTES:])
-    except FileNotFoundError:
-        return {}
-    except (OSError, msgspec.MsgspecError) as damage:
-        _log.warning("%s cannot be read: %s", path, damage)
-        return {}
-    _log.warning("%s is damaged: what the other nodes told before is forgotten", path)
-    return {}
-
-
-def _write(path: Path, heard: Mapping[int, Heard]) -> None:
-    encoded = msgspec.msgpack.encode(heard)
-    new = path.with_name(f"{path.name}.new")
-    with new.open("wb") as file:
-        file.write(crc32(encoded).to_bytes(_CHECKSUM_BYTES) + encoded)
-        file.flush()
-        os.fsync(file.fileno())
-    new.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -6,14 +6,13 @@ What others accepted, or hold, is never copied as it is (``core.repair``).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from objmeta.core.ballot import ZERO, Ballot, mending_ballot
 from objmeta.core.change import Renewal
 from objmeta.core.fastread import FastRead, Reading
-from objmeta.core.inventory import InventoryRow
 from objmeta.core.messages import (
     TOMBSTONE,
     Accept,
@@ -55,7 +54,7 @@ class RepairSettings:
     """How hard repair works. None of these numbers matters for safety."""
 
     compared_per_s_max: float = 20_000.0
-    """Registers compared by digests, each second."""
+    """Registers compared, each second."""
     mended_per_s_max: float = 2_000.0
     """Registers looked at one by one, each second."""
     bytes_per_s_max: float = 32e6
@@ -85,10 +84,12 @@ class RepairSettings:
     """How often connections are looked at."""
     mark_s: float = 5.0
     """How often peers in reach are asked how far their changes have come; what is older than this has arrived."""
-    changed_max: int = 20_000
-    """More changes than this while a peer was out of reach are not looked at one by one: all is compared."""
-    patience_s: float = 1.0
-    """How long a start waits for peers still missing, so as to compare with all in one pass."""
+    changed_max: int = 300_000
+    """More changes than this while a peer was out of reach are not looked at one by one: all is compared.  Their names
+    take some thirty megabytes."""
+    start_s: float = 3.0
+    """How long after its start a node first compares.  Before, there are connections to be made and clients that come
+    back, and peers that are still missing may come, so as to be compared with in the same pass."""
 
 
 @dataclass(slots=True)
@@ -150,7 +151,7 @@ class Mender:
         self._fence_of = fence_of
         self._mend_pace = Pace(self._loop, settings.mended_per_s_max)
         self._bytes_pace = Pace(self._loop, settings.bytes_per_s_max)
-        self._rest = settings.rest_min
+        self._rest = settings.rest_max  # gently at first
         self._deferred: list[Look] = []
         self._deferred_at = 0.0
         self._room = asyncio.Semaphore(settings.at_once)
@@ -197,15 +198,6 @@ class Mender:
             self.check()
             return await self._settle(Look(name, ZERO, (), False, ZERO, frozenset(), {}, damaged=True))
 
-    async def look_at(self, rows: Mapping[bytes, InventoryRow | None]) -> None:
-        """See for each of these registers, of which the acceptor has these rows, that it lacks nothing."""
-        await self._mend_pace.take(len(rows))
-        began = self._loop.time()
-        await asyncio.gather(*(self._look_at(name, row) for name, row in sorted(rows.items())))
-        await self.rest(began)
-        if len(self._deferred) >= _DEFERRED_MAX:
-            await self.finish()
-
     async def rest(self, began: float) -> None:
         """Rest from the work that began then: the longer, the busier the loop is with what clients want."""
         settings = self._settings
@@ -214,19 +206,6 @@ class Mender:
         await asyncio.sleep(until - now)
         late = self._loop.time() - until > settings.late_s
         self._rest = min(self._rest * 1.5, settings.rest_max) if late else max(self._rest * 0.9, settings.rest_min)
-
-    async def _look_at(self, name: bytes, row: InventoryRow | None) -> None:
-        own = row or InventoryRow(name, ZERO, ZERO, None)
-        parents = dict(own.held)
-        async with self._room:
-            self.check()
-            chosen, _ = await self._read(name)
-            self._progress.compared += 1
-        if chosen is not None and chosen[0] == own.accepted and not own.damaged:
-            state = chosen[1]
-            if state is None or chain(state.refs, parents)[1] is None:
-                return
-        await self._mend(Look(name, own.accepted, (), False, own.accepted, frozenset(parents), parents, own.damaged))
 
     def _is_known(self, look: Look) -> bool:
         """Whether all that is lacking are records found dead before."""

@@ -6,7 +6,7 @@ that none keeps other readers waiting for more than a few milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
@@ -91,11 +91,12 @@ def inventory(holdings: Holdings, request: InventoryRequest) -> Inventory:
     """One page of all registers held (:class:`~objmeta.core.inventory.InventoryRequest`)."""
     if request.erasable:
         return _erasable(holdings, request)
-    beside = _Beside(holdings.held_records(request.start, request.end, request.held_after))
+    named = request.names
+    limit = len(named) if named else max(1, request.limit)
     rows: list[InventoryRow] = []
     room = HELD_PER_PAGE_MAX
-    for row in holdings.held_rows(request.start, request.end):
-        if len(rows) >= max(1, request.limit) or room <= 0:
+    for row, beside in _each_of(holdings, named) if named else _each(holdings, request):
+        if len(rows) >= limit or room <= 0:
             return Inventory(tuple(rows), row.name)
         held: list[HeldRecord] = []
         more = False
@@ -112,6 +113,18 @@ def inventory(holdings: Holdings, request: InventoryRequest) -> Inventory:
         if more:
             return Inventory(tuple(rows), row.name + b"\0")
     return Inventory(tuple(rows))
+
+
+def _each(holdings: Holdings, request: InventoryRequest) -> Iterator[tuple[HeldRow, _Beside]]:
+    beside = _Beside(holdings.held_records(request.start, request.end, request.held_after))
+    for row in holdings.held_rows(request.start, request.end):
+        yield row, beside
+
+
+def _each_of(holdings: Holdings, names: Sequence[bytes]) -> Iterator[tuple[HeldRow, _Beside]]:
+    for name in names:
+        for row in holdings.held_rows(name, name + b"\0"):
+            yield row, _Beside(holdings.held_records(name, name + b"\0", None))
 
 
 def _erasable(holdings: Holdings, request: InventoryRequest) -> Inventory:

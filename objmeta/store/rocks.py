@@ -41,8 +41,9 @@ from objmeta.store.rocks_tree import Durable, Live, Overlay, Tree
 from objmeta.store.rocks_view import MEMBERSHIP_KEY, POSITION_KEY, BatchView, Position, View, changes_range, guarded
 from objmeta.store.steps import answer, check_reads, check_tag, check_term
 
-CHANGES_KEPT: Final = 100_000
-"""Change numbers kept for :meth:`RocksStore.changes`; a follower further behind reads everything anew."""
+CHANGES_KEPT: Final = 200_000
+"""Change numbers kept for :meth:`RocksStore.changes`, and up to half as many more; who is further behind reads, or
+compares, everything anew.  More than a minute of puts, in some megabytes."""
 _REMOVED_MIN: Final = 10_000
 _REMOVED_SHARE: Final = 10
 """Tables are written anew when marks of removed keys are a tenth of what is in them: to do so costs as much as writing
@@ -231,7 +232,7 @@ class RocksStore:
         batch = WriteBatch(raw_mode=True)
         oldest = position.changes_pruned
         surplus = position.changes - oldest - CHANGES_KEPT
-        if surplus > CHANGES_KEPT:  # in big steps, as each leaves a mark that readers step over
+        if surplus > CHANGES_KEPT // 2:  # in big steps, as each leaves a mark that readers step over
             batch.delete_range(*changes_range(oldest, oldest + surplus))
             position = position._replace(changes_pruned=oldest + surplus)
         batch.put(POSITION_KEY, position.pack())

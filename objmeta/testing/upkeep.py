@@ -235,7 +235,12 @@ class Upkeep:
             others = [a for a in members if a != acceptor]
             if not others:
                 return
-            await proposer.run(self._repairer(proposer, acceptor, 0.5).repair(others), self._crash_after_s())
+            repairer = self._repairer(proposer, acceptor, 0.5)
+            if self._rng.random() < 0.5:  # one page has all changes of a run
+                work = repairer.catch_up(dict.fromkeys(others, 0), dict.fromkeys(others, 1))
+            else:
+                work = repairer.repair(others)
+            await proposer.run(work, self._crash_after_s())
 
     def _repairer(self, proposer: Proposer, acceptor: int, timeout_s: float) -> Any:
         settings = RepairSettings(page_names=self._rng.choice((1, 2, 100)), timeout_s=timeout_s)

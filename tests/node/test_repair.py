@@ -13,6 +13,7 @@ from objmeta.client import Client, connect
 from objmeta.core.inventory import DigestRequest, RangeDigest
 from objmeta.interfaces import RepairStatus
 from objmeta.node import LocalCluster
+from objmeta.node.kept import KeptMarks
 from objmeta.rpc import wire
 from objmeta.rpc.options import ask_blocking
 
@@ -112,3 +113,14 @@ def test_who_was_never_away_has_nothing_to_repair(cluster: LocalCluster) -> None
     for node_id in cluster.node_ids:
         assert caught_up(client, node_id).left == 0
     client.close()
+
+
+async def test_what_is_kept_of_peers_outlives_the_process_and_damage_is_nothing(tmp_path: Path) -> None:
+    marks = KeptMarks(tmp_path)
+    assert marks.kept() == {}
+    await marks.keep({1: 10, 2: 20})
+    await marks.keep({2: 30})
+    assert KeptMarks(tmp_path).kept() == {2: 30}
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert KeptMarks(tmp_path).kept() == {}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -17,6 +19,7 @@ from objmeta.core.messages import (
     Accepted,
     Erase,
     Erased,
+    Fence,
     Fetch,
     Fetched,
     Found,
@@ -28,7 +31,7 @@ from objmeta.core.messages import (
     Request,
     State,
 )
-from objmeta.errors import Unavailable
+from objmeta.errors import NoSuchBucket, Unavailable
 from objmeta.interfaces import ChangeRequest, OnReply
 from objmeta.model.changes import SetValue
 from objmeta.register.engine import Engine, EngineSettings
@@ -41,7 +44,14 @@ from tests.store.build import ballot, record, state
 
 CONFIGURATION = single_set(b"store-id-16bytes", (1, 2, 3))
 SETTINGS = RepairSettings(
-    compared_per_s_max=1e6, mended_per_s_max=1e6, timeout_s=2.0, watch_s=0.01, page_names=7, defer_s=0.05
+    compared_per_s_max=1e6,
+    mended_per_s_max=1e6,
+    timeout_s=2.0,
+    watch_s=0.01,
+    page_names=7,
+    defer_s=0.05,
+    mark_s=0.01,
+    start_s=0.0,
 )
 
 
@@ -54,6 +64,7 @@ class Wires(LocalTransport):
         self.lose: Callable[[int, Request], bool] = lambda acceptor, request: False
         self.sent: list[tuple[int, Request]] = []
         self.pages = 0
+        self.on_page: Callable[[], object] = lambda: None
         self.digested = 0
 
     def send(self, acceptor: int, request: Request, on_reply: OnReply) -> None:
@@ -64,6 +75,7 @@ class Wires(LocalTransport):
     async def inventory(self, acceptor: int, request: InventoryRequest) -> Inventory:
         self._check(acceptor)
         self.pages += 1
+        self.on_page()
         return await super().inventory(acceptor, request)
 
     async def digests(self, acceptor: int, request: DigestRequest) -> Digests:
@@ -307,6 +319,115 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
+class Remembered:
+    """Marks that outlive a repairer."""
+
+    def __init__(self) -> None:
+        self.marks: Mapping[int, int] = {}
+
+    def kept(self) -> Mapping[int, int]:
+        return self.marks
+
+    async def keep(self, marks: Mapping[int, int]) -> None:
+        self.marks = marks
+
+
+@asynccontextmanager
+async def running(repairer: Repairer) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(repairer.run_forever())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_after_a_restart_only_what_changed_is_looked_at(cluster: Cluster) -> None:
+    cluster.fill(400)
+    remembered = Remembered()
+    first = Repairer(cluster.engine, 3, SETTINGS, marks=remembered)
+    async with running(first):
+        await until(lambda: remembered.marks == {1: 400, 2: 400})
+    whole = cluster.wires.digested
+    for number in range(0, 400, 40):
+        cluster.accept(put(b"k/%04d" % number, 5, record(1000 + number, 2, record(number + 1).ref)), 1, 2)
+        cluster.accept(put(b"k/%04d+" % number, 1, record(2000 + number)), 1, 2)
+    second = Repairer(cluster.engine, 3, SETTINGS, marks=remembered)
+    async with running(second):
+        await until(lambda: second.progress.complete is not None)
+        assert (second.progress.compared, second.progress.repaired, cluster.wires.digested) == (20, 20, whole)
+        await until(lambda: remembered.marks == {1: 420, 2: 420})
+    assert cluster.digests(3) == cluster.digests(1)
+
+
+@pytest.mark.parametrize("marks", [{1: 5}, {1: 5, 2: 10**6}], ids=["of one peer", "of a peer that went back"])
+async def test_where_it_is_not_known_what_changed_all_is_compared(cluster: Cluster, marks: Mapping[int, int]) -> None:
+    cluster.fill(40)
+    cluster.accept(put(b"k/0007", 5, record(1007, 2, record(8).ref)), 1, 2)
+    remembered = Remembered()
+    remembered.marks = marks
+    repairer = Repairer(cluster.engine, 3, SETTINGS, marks=remembered)
+    async with running(repairer):
+        await until(lambda: repairer.progress.complete is not None)
+    assert cluster.wires.digested
+    assert cluster.digests(3) == cluster.digests(1)
+
+
+async def test_a_pass_that_left_something_is_not_built_on(cluster: Cluster) -> None:
+    async def no_bucket(name: bytes, again: bool) -> Fence | None:
+        raise NoSuchBucket("it has been removed")
+
+    remembered = Remembered()
+    remembered.marks = {1: 0, 2: 0}
+    cluster.accept(put(b"k/a", 1, record(1)), 1)
+    repairer = Repairer(cluster.engine, 3, SETTINGS, marks=remembered, fence_of=no_bucket)
+    async with running(repairer):
+        await until(lambda: remembered.marks == {})
+    assert repairer.progress.left == 1
+    assert repairer.progress.complete is None
+
+
+async def test_named_registers_with_long_history_take_several_pages(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("objmeta.store.inventories.HELD_PER_PAGE_MAX", 3)
+    for number in range(6):
+        records = [record(1)]
+        for sequence in range(2, number + 2):
+            records.append(record(sequence, sequence, records[-1].ref))
+        for counter, each in enumerate(records, 1):
+            cluster.accept(put(b"k/%d" % number, counter, each), 1, 2)
+    assert await cluster.repairer.catch_up({1: 0, 2: 0}, {1: 21, 2: 21})
+    assert cluster.repairer.progress.repaired == cluster.repairer.progress.compared == 6
+    assert cluster.digests(3) == cluster.digests(1)
+    assert cluster.wires.digested == 0
+
+
+async def test_it_does_not_follow_those_who_write_for_ever(cluster: Cluster) -> None:
+    cluster.fill(100)
+    numbers = itertools.count(1000)
+
+    def write() -> None:
+        for number in itertools.islice(numbers, 20):
+            cluster.accept(put(b"k/%06d" % number, 1, record(number)), 1, 2, 3)
+
+    cluster.accept(put(b"k/0099+", 1, record(500)), 1, 2)
+    cluster.wires.on_page = write
+    async with asyncio.timeout(20):
+        assert await cluster.repairer.repair({1, 2})
+    assert cluster.found(3, b"k/0099+")[0] == ballot(1)
+
+
+async def test_an_empty_acceptor_is_filled(cluster: Cluster) -> None:
+    for number in range(2500):
+        cluster.accept(put(b"k/%04d" % number, 1, record(number + 1)), 1, 2)
+    assert await cluster.repairer.repair({1, 2})
+    assert cluster.repairer.progress.repaired == 2500
+    assert cluster.digests(3) == cluster.digests(1)
+    assert await cluster.repairer.repair({1, 2})
+    assert cluster.repairer.progress.repaired == 0
+
+
 @pytest.mark.parametrize("kept", [1000, 1])
 async def test_after_a_short_break_only_what_changed_is_looked_at(cluster: Cluster, kept: int) -> None:
     for lane in cluster.lanes.values():
@@ -316,8 +437,7 @@ async def test_after_a_short_break_only_what_changed_is_looked_at(cluster: Clust
     cluster.fill(400)
     reached = {1: 1, 2: 1}
     repairer = Repairer(cluster.engine, 3, SETTINGS, connections=lambda: reached)
-    running = asyncio.ensure_future(repairer.run_forever())
-    try:
+    async with running(repairer):
         await until(lambda: repairer.progress.passes == 1)
         whole = cluster.wires.digested
         lost = [put(b"k/%04d" % n, 5, record(1000 + n, 2, record(n + 1).ref)) for n in range(0, 400, 80)]
@@ -333,17 +453,13 @@ async def test_after_a_short_break_only_what_changed_is_looked_at(cluster: Clust
             assert cluster.wires.digested > whole, "the peers said reload"
         assert cluster.digests(3) == cluster.digests(1)
         assert repairer.progress.complete is not None
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_it_starts_by_itself_and_again_when_a_peer_comes_back(cluster: Cluster) -> None:
     reached = {1: 1}
     repairer = Repairer(cluster.engine, 3, SETTINGS, connections=lambda: reached)
     cluster.accept(put(b"k/a", 5, record(1)), 1, 2)
-    running = asyncio.ensure_future(repairer.run_forever())
-    try:
+    async with running(repairer):
         await until(lambda: repairer.progress.passes == 1)
         assert repairer.progress.complete is None, "one of the peers was not there"
         reached[2] = 1
@@ -352,6 +468,3 @@ async def test_it_starts_by_itself_and_again_when_a_peer_comes_back(cluster: Clu
         cluster.accept(put(b"k/b", 5, record(1)), 1, 2)
         reached[2] = 2
         await until(lambda: cluster.found(3, b"k/b")[0] == ballot(5))
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)

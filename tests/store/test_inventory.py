@@ -88,6 +88,13 @@ def test_pages_end_at_the_limit_and_lead_on(store: Store) -> None:
     assert names_of(store, InventoryRequest(b"d")) == ([], b"")
 
 
+def test_registers_are_listed_by_name(store: Store) -> None:
+    ask(store, *[put(name, 1, record(1)) for name in (b"a", b"a\0", b"b")], Prepare(b"c", ballot(1)))
+    assert names_of(store, InventoryRequest(names=(b"", b"a\0", b"aa", b"c"), limit=1)) == ([b"a\0", b"c"], b"")
+    (row,) = store.inventory(TAG, InventoryRequest(names=(b"a\0",))).rows
+    assert row == InventoryRow(b"a\0", ballot(1), ballot(1), LIVE, held(record(1)))
+
+
 def test_a_register_with_many_records_is_listed_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("objmeta.store.inventories.HELD_PER_PAGE_MAX", 3)
     records = [record(number, sequence=number) for number in range(1, 8)]
@@ -207,6 +214,9 @@ def test_every_store_answers_alike(seed: int) -> None:
             after = record(rng.randint(1, 400)).ref if rng.random() < 0.5 else None
             asked = InventoryRequest(start, rng.choice((b"", end)), rng.randint(1, 9), after)
             answers = [store.inventory(TAG, asked) for store in (*stores, simulated)]
+            assert answers == [answers[0]] * 4
+            named = InventoryRequest(names=tuple(sorted({*rng.choices(names, k=4), b"aa"})))
+            answers = [store.inventory(TAG, named) for store in (*stores, simulated)]
             assert answers == [answers[0]] * 4
             bounds = (*sorted(set(rng.choices(names, k=3)) - {b""}), b"")
             for ranges in (DigestRequest(start), DigestRequest(b"", bounds)):

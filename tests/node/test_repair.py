@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,11 +116,11 @@ def test_who_was_never_away_has_nothing_to_repair(cluster: LocalCluster) -> None
     client.close()
 
 
-async def test_what_is_kept_of_peers_outlives_the_process_and_damage_is_nothing(tmp_path: Path) -> None:
+def test_what_is_kept_of_peers_outlives_the_process_and_damage_is_nothing(tmp_path: Path) -> None:
     marks = KeptMarks(tmp_path)
     assert marks.kept() == {}
-    await marks.keep({1: 10, 2: 20})
-    await marks.keep({2: 30})
+    asyncio.run(marks.keep({1: 10, 2: 20}))
+    asyncio.run(marks.keep({2: 30}))
     assert KeptMarks(tmp_path).kept() == {2: 30}
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-1])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -147,8 +146,6 @@ async def serve(
     """
     told = announce or _print
     node = DataNode(settings, upkeep)
-    gc.collect()
-    gc.freeze()  # what is there now stays: looking for cycles, as the blob service does, is quick
     await serve_node(node, lambda started: told(settings.node_id, started.address))
 
 

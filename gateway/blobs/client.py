@@ -6,9 +6,9 @@ own; the others go on in the background, at most ``PENDING_BYTES_MAX`` to one no
 lagging the next in order stands in; repair moves the copy home.  Where nobody is left, a node that is down costs a put
 nothing, and for one that lags puts wait ``LAG_WAIT_S`` once and then leave it out until it has caught up.
 
-A get asks the home that is likely to be quickest, the next one at once if the first has no good copy, and after
-``HEDGE_S`` without a byte one more.  Nothing is returned that was not verified here.  A home whose copy turned out to
-be damaged or missing is given a good one in the background.
+A get asks the home that is likely to be quickest, the next one at once if the first has no good copy, and one more
+when it takes ``HEDGE_S`` longer than usual.  Nothing is returned that was not verified here.  A home whose copy turned
+out to be damaged or missing is given a good one in the background.
 """
 
 from __future__ import annotations
@@ -267,13 +267,15 @@ class ClusterBlobs:
         loop = asyncio.get_running_loop()
         asked: dict[asyncio.Task[bytes], BlobPeer] = {}
         progress = Progress(loop.time())
+        allowed_s = HEDGE_S
         try:
             while candidates or asked:
-                if candidates and (not asked or loop.time() - progress.at >= HEDGE_S):
+                if candidates and (not asked or loop.time() - progress.at >= allowed_s):
                     peer = candidates.pop(0)
                     progress.at = loop.time()
+                    allowed_s = HEDGE_S + peer.wait_s  # where the way is narrow all take long
                     asked[asyncio.create_task(peer.get(chunk, progress, self._timeout_s))] = peer
-                patience_s = max(0.0, progress.at + HEDGE_S - loop.time()) if candidates else None
+                patience_s = max(0.0, progress.at + allowed_s - loop.time()) if candidates else None
                 done, _ = await asyncio.wait(asked, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     peer = asked.pop(task)

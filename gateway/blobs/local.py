@@ -18,18 +18,18 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Final, NamedTuple, TypeVar, cast
 
 from blake3 import blake3
 
 from gateway.blobs import rules
 from gateway.blobs import sweep as blobsweep
-from gateway.blobs.files import HASH_INLINE_MAX, created, in_thread, recycle_buffers
+from gateway.blobs.files import created, in_thread, recycle_buffers
 from gateway.blobs.groupsync import Batches, GroupSync, sync_directories
 from gateway.blobs.index import Change, Index, Row, explained
 from gateway.blobs.packs import PACKED_BYTES_MAX, PARTS_MAX, Packs, check_room
@@ -61,8 +61,18 @@ LOOK_FIRST_BYTES_MIN: Final = 64 << 10
 """Whether a longer chunk is there is looked up before it is appended; a shorter one costs no more than that."""
 _T = TypeVar("_T")
 _Parts = Sequence[bytes | memoryview]
-_Packed = tuple[Row, _Parts, int, bool]
-"""A chunk to be packed, its content, its generation, and whether to replace what is there."""
+
+
+class _Packed(NamedTuple):
+    """A chunk to be packed."""
+
+    chunk: Chunk
+    parts: _Parts
+    generation: int
+    is_sure: bool
+    """Whether the content is known to be the chunk's."""
+    replace: bool = False
+    """What is there is bad."""
 
 
 class LocalBlobs:
@@ -93,31 +103,25 @@ class LocalBlobs:
         await self._take_in(chunk, (data,), generation)
         return chunk
 
-    async def receive(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview], *, generation: int) -> None:
-        """Store a chunk that arrives in pieces; durable on return. All of ``frames`` is taken, also on errors.
+    async def receive(self, chunk: Chunk, parts: _Parts, *, generation: int) -> None:
+        """Store a chunk that somebody sent, in parts; durable on return.
 
-        Raises IntegrityError if the pieces are not that chunk, StaleGeneration, StoreFull, StoreError; nothing is
-        visible then.
+        Raises IntegrityError if these are not that chunk, StaleGeneration, StoreFull, StoreError; nothing is visible
+        then.
         """
-        parts: list[bytes | memoryview] = []
-        length = 0
-        async for frame in frames:
-            length += len(frame)
-            if length <= chunk.length:
-                parts.append(frame)
-        if length != chunk.length or not await _is(chunk, parts):
+        if chunk.length > self._packed_bytes_max and not await in_thread(_are, chunk, parts):
             raise not_that_chunk(chunk)
-        await self._take_in(chunk, parts, generation)
+        await self._take_in(chunk, parts, generation, is_sure=False)
 
-    async def _take_in(self, chunk: Chunk, parts: _Parts, generation: int) -> None:
-        """Store a chunk whose content is known to be its."""
+    async def _take_in(self, chunk: Chunk, parts: _Parts, generation: int, is_sure: bool = True) -> None:
+        """Store a chunk. Raises IntegrityError if the content is not its, which is looked at unless ``is_sure``."""
         if len(parts) > PARTS_MAX:
             parts = (b"".join(parts),)
         for _ in range(rules.TRIES):
             if chunk.length > self._packed_bytes_max:
                 there = await self._store(chunk, parts, generation)
             else:
-                there = await self._pack(chunk, parts, generation)
+                there = await self._pack(chunk, parts, generation, is_sure)
             if there:
                 return
         raise errors.StoreError(f"chunk {chunk.digest.hex()} was deleted in {self.path} while it arrived: try again")
@@ -297,19 +301,15 @@ class LocalBlobs:
             answer = await (await self._here()).commits.submit(step)
         return cast("_T", answer)  # of the very step that was submitted
 
-    async def _pack(self, chunk: Chunk, parts: _Parts, generation: int) -> bool:
+    async def _pack(self, chunk: Chunk, parts: _Parts, generation: int, is_sure: bool) -> bool:
         """Append a chunk to a pack; False if a sweep came between."""
-        with self._noted():
-            await self._here()
-        is_there = chunk.length > LOOK_FIRST_BYTES_MIN and (await self._look(chunk))[1]
-        if is_there and (await self.touch((chunk,), generation=generation))[0]:
-            return True
-        new = Row(chunk.digest, chunk.length)
-        outcome = await self._append((new, parts, generation, False))
+        outcome = await self._append(_Packed(chunk, parts, generation, is_sure))
+        if outcome is Outcome.WRONG:
+            raise not_that_chunk(chunk)
         if outcome is Outcome.THERE:
             if (await self._look(chunk))[1]:
                 return (await self.touch((chunk,), generation=generation))[0]
-            outcome = await self._append((new, parts, generation, True))
+            outcome = await self._append(_Packed(chunk, parts, generation, True, replace=True))
         return outcome is Outcome.STORED
 
     async def _append(self, packed: _Packed) -> Outcome:
@@ -337,14 +337,7 @@ class LocalBlobs:
 
     async def _look(self, chunk: Chunk) -> tuple[Row | None, bool]:
         """The row of a chunk, and whether its bytes are good."""
-
-        def look() -> tuple[Row | None, bool]:
-            row = self._index.find(chunk.digest)
-            if row is None or row.length != chunk.length:
-                return row, False
-            return row, not rules.is_bad(self._bytes, row)
-
-        return await self._threaded(look)
+        return await self._threaded(rules.look, self._bytes, self._index.find, chunk)
 
     def _read(self, chunk: Chunk) -> bytes | None:
         """A chunk's bytes, None if they are not the chunk's. Raises OSError."""
@@ -374,7 +367,7 @@ class _Lanes:
         self.files = GroupSync()
         self.commits: Batches[Callable[[Change], object], object] = Batches(self._commit, STEPS_MAX, 1)
         self.appends: Batches[_Packed, Outcome] = Batches(
-            self._append, APPENDED_MAX, APPENDS_AT_ONCE, lambda packed: packed[0].length, APPENDED_BYTES_MAX
+            self._append, APPENDED_MAX, APPENDS_AT_ONCE, lambda packed: packed.chunk.length, APPENDED_BYTES_MAX
         )
 
     def is_ours(self) -> bool:
@@ -392,33 +385,62 @@ class _Lanes:
         return await self._owner[1].run_in_executor(self._pool, self._index.commit, steps)
 
     async def _append(self, batch: list[_Packed]) -> Sequence[Outcome | Exception]:
-        packs = self._bytes.packs
-        contents = [(row.digest, parts) for row, parts, _, _ in batch]
-        pack, offsets = await self._owner[1].run_in_executor(self._pool, packs.append, contents)
+        return await self._owner[1].run_in_executor(self._pool, self._append_now, batch)
+
+    def _append_now(self, batch: list[_Packed]) -> list[Outcome | Exception]:
+        """All that is to be done in one visit to a thread, while the content is in the processor's cache."""
+        found = [self._examined(packed) for packed in batch]
+        new = [packed for packed, outcome in zip(batch, found, strict=True) if outcome is None]
         try:
-            steps = [
-                rules.store(self._bytes, row._replace(pack=pack, offset=offset), generation, replace)
-                for (row, _, generation, replace), offset in zip(batch, offsets, strict=True)
-            ]
-            found = await asyncio.gather(*map(self.commits.submit, steps), return_exceptions=True)
+            stored = iter(self._stored(new) if new else ())
+        except Exception as error:
+            stored = iter([error] * len(new))
+        return [next(stored) if outcome is None else outcome for outcome in found]
+
+    def _examined(self, packed: _Packed) -> Outcome | Exception | None:
+        """None if it is to be appended."""
+        if not packed.is_sure and not _are(packed.chunk, packed.parts):
+            return Outcome.WRONG
+        if packed.replace or packed.chunk.length <= LOOK_FIRST_BYTES_MIN:
+            return None
+        try:
+            return Outcome.THERE if rules.look(self._bytes, self._index.find, packed.chunk)[1] else None
+        except (errors.StoreError, OSError) as error:
+            return error
+
+    def _stored(self, batch: list[_Packed]) -> Sequence[Outcome | Exception]:
+        packs = self._bytes.packs
+        pack, offsets = packs.append([(packed.chunk.digest, packed.parts) for packed in batch])
+        try:
+            return self._index.commit(
+                [
+                    rules.store(
+                        self._bytes,
+                        Row(packed.chunk.digest, packed.chunk.length, pack, offset),
+                        packed.generation,
+                        packed.replace,
+                    )
+                    for packed, offset in zip(batch, offsets, strict=True)
+                ]
+            )
         finally:
             packs.settled(pack)
-        return [cast("Outcome | Exception", each) for each in found]
 
 
 # -- Helpers ----------------------------------------------------------------------------------------------------------
 
 
-async def _is(chunk: Chunk, parts: _Parts) -> bool:
+def _are(chunk: Chunk, parts: _Parts) -> bool:
     """Whether parts are a chunk's content."""
+    hasher = blake3()
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest() == chunk.digest and sum(map(len, parts)) == chunk.length
 
-    def look() -> bool:
-        hasher = blake3()
-        for part in parts:
-            hasher.update(part)
-        return hasher.digest() == chunk.digest
 
-    return look() if chunk.length <= HASH_INLINE_MAX else await in_thread(look)
+def not_that_chunk(chunk: Chunk) -> errors.IntegrityError:
+    """What is raised when something else arrives than what was announced."""
+    return errors.IntegrityError(f"what arrived is not chunk {chunk.digest.hex()}, and was not stored")
 
 
 def _write(parts: _Parts, descriptor: int) -> None:
@@ -427,11 +449,6 @@ def _write(parts: _Parts, descriptor: int) -> None:
         rest = memoryview(part)
         while rest:
             rest = rest[os.write(descriptor, rest) :]
-
-
-def not_that_chunk(chunk: Chunk) -> errors.IntegrityError:
-    """What is raised when something else arrives than what was announced."""
-    return errors.IntegrityError(f"what arrived is not chunk {chunk.digest.hex()}, and was not stored")
 
 
 def _existing(path: Path) -> Path:

@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import grpc
 import msgspec
-from blake3 import blake3
 
-from gateway.blobs.files import update
-from gateway.blobs.places import BlobStatus, ChunkMissing, Held, Usage, digest_now
+from gateway.blobs.places import BlobStatus, ChunkMissing, Held, Usage, digest_now, digest_of
 from gateway.blobs.room import Room
 from gateway.blobs.service import (
     FRAME_BYTES,
@@ -27,6 +25,7 @@ from gateway.blobs.service import (
     MANY_BYTES_MAX,
     MANY_MAX,
     MISSING,
+    NAMED,
     NAMES_MAX,
     SERVICE,
     SMALL_BYTES_MAX,
@@ -47,6 +46,10 @@ BACKOFF_S_MIN: Final = 0.1
 BACKOFF_S_MAX: Final = 2.0
 MESSAGES_MAX: Final = 2
 """Messages of small chunks on their way to one node: one is stored while the next is sent, and the others gather."""
+CALLS_MAX: Final = 2
+"""The same for calls that bring long chunks, each of"""
+CALL_BYTES_MAX: Final = FRAME_BYTES
+"""at most so many bytes: what a call costs, at both ends and until it is durable, is shared by some three chunks."""
 FORGET_S: Final = 10.0
 """How long the pace of a node is believed: a slow one gets another try."""
 
@@ -117,12 +120,15 @@ class Peer:
             "Any", grpc.aio.insecure_channel(address, options=_OPTIONS)
         )  # the stubs are behind the API
         self._calls = {name: self._channel.unary_unary(f"/{SERVICE}/{name}") for name in _UNARY}
-        self._put = self._channel.stream_unary(f"/{SERVICE}/Put")
-        self._get = self._channel.unary_stream(f"/{SERVICE}/Get")
+        # On the wire a call with one message is what a stream of one is, and costs less.
+        self._put_frame = self._channel.unary_unary(f"/{SERVICE}/Put")
+        self._put_frames = self._channel.stream_unary(f"/{SERVICE}/Put")
+        self._get_frame = self._channel.unary_unary(f"/{SERVICE}/Get")
+        self._get_frames = self._channel.unary_stream(f"/{SERVICE}/Get")
         self._room = Room(PENDING_MAX)
         self._sending = 0
-        self._small: deque[_Small] = deque()
-        self._messages: set[asyncio.Task[None]] = set()
+        self._short = _Queue(self._send_message, MANY_BYTES_MAX, MESSAGES_MAX)
+        self._long = _Queue(self._send_frames, CALL_BYTES_MAX, CALLS_MAX)
         self._reads = 0
         self._pace_s = 0.0
         self._paced_at = 0.0
@@ -191,10 +197,8 @@ class Peer:
             now = asyncio.get_running_loop().time
             begun = now()
             try:
-                if length <= SMALL_BYTES_MAX:
-                    await self._send_small(payload, generation, timeout_s)
-                else:
-                    await self._send(payload, generation, timeout_s)
+                queue = self._short if length <= SMALL_BYTES_MAX else self._long
+                await queue.put(payload, generation, timeout_s)
                 self._answered()
                 if now() - begun < LAG_WAIT_S:
                     self.lagging = False
@@ -203,66 +207,49 @@ class Peer:
                 if self._sending == 0:
                     self.lagging = False
 
-    async def _send(self, payload: Payload, generation: int, timeout_s: float) -> None:
-        call = self._put(timeout=timeout_s)
+    async def _send_message(self, batch: Sequence[_Waiting]) -> list[Exception | None]:
+        contents = tuple((each.payload.chunk.digest, each.payload.frames[0]) for each in batch)
+        request = PutMany(batch[0].generation, contents)
+        return self._outcomes(await self._ask("PutMany", request, list[Refusal | None], batch[0].timeout_s), batch)
+
+    async def _send_frames(self, batch: Sequence[_Waiting]) -> list[Exception | None]:
+        chunks = tuple(each.payload.chunk for each in batch)
+        named = ((NAMED, msgspec.msgpack.encode(AskFor(batch[0].generation, chunks))),)
+        frames = [frame for each in batch for frame in each.payload.frames]
+        timeout_s = batch[0].timeout_s
+        if len(frames) == 1:
+            call = self._put_frame(frames.pop(), timeout=timeout_s, metadata=named)
+        else:
+            call = self._put_frames(timeout=timeout_s, metadata=named)
+        problem: Exception | None = None
+        answer = b""
         try:
             with suppress(asyncio.InvalidStateError):  # it has ended already, and its status says why
-                await call.write(encode_header(payload.chunk, generation))
-                for frame in payload.frames:
+                for frame in frames:
                     await call.write(frame)
-                await call.done_writing()
-            await call
+                if frames:
+                    await call.done_writing()
+            answer = await call
         except grpc.aio.AioRpcError as error:
-            raise self._translated(error) from error
+            problem = self._translated(error)
         finally:
             call.cancel()
+            frames.clear()
+            del call
+        if problem is not None:
+            raise problem  # without the traceback of the other, which would keep the call, and that the chunks
+        return self._outcomes(self._decoded(answer, list[Refusal | None]), batch)
 
-    async def _send_small(self, payload: Payload, generation: int, timeout_s: float) -> None:
-        small = _Small(payload, generation, timeout_s, asyncio.get_running_loop().create_future())
-        self._small.append(small)
-        if len(self._messages) < MESSAGES_MAX:
-            task = asyncio.create_task(self._send_messages())
-            self._messages.add(task)
-            task.add_done_callback(self._messages.discard)
-        await small.done
+    def _outcomes(self, refusals: list[Refusal | None], batch: Sequence[_Waiting]) -> list[Exception | None]:
+        if len(refusals) != len(batch):
+            raise errors.StoreError(f"{self.address} answered about {len(refusals)} chunks, not {len(batch)}")
+        return [None if each is None else self._outcome(each) for each in refusals]
 
-    async def _send_messages(self) -> None:
-        while self._small:
-            batch: list[_Small] = []
-            length = 0
-            while self._small and len(batch) < MANY_MAX and length < MANY_BYTES_MAX:
-                if batch and self._small[0].generation != batch[0].generation:
-                    break
-                small = self._small.popleft()
-                if not small.done.done() and small.payload.frames:
-                    batch.append(small)
-                    length += small.payload.chunk.length
-            if batch:
-                await self._send_message(batch)
-
-    async def _send_message(self, batch: list[_Small]) -> None:
-        contents = tuple((small.payload.chunk.digest, small.payload.frames[0]) for small in batch)
-        outcomes: list[Exception | None]
-        try:
-            refusals = await self._ask(
-                "PutMany", PutMany(batch[0].generation, contents), list[Refusal | None], batch[0].timeout_s
-            )
-            if len(refusals) != len(batch):
-                raise errors.StoreError(f"{self.address} answered about {len(refusals)} chunks, not {len(batch)}")
-            outcomes = [None if each is None else self._refused(each.kind, each.message) for each in refusals]
-        except (Unreachable, errors.ObjmetaError) as error:
-            outcomes = [error] * len(batch)
-        except BaseException:
-            for small in batch:
-                small.done.cancel()
-            raise
-        for small, outcome in zip(batch, outcomes, strict=True):
-            if small.done.done():
-                continue
-            if outcome is None:
-                small.done.set_result(None)
-            else:
-                small.done.set_exception(outcome)
+    def _outcome(self, refusal: Refusal) -> Exception:
+        if refusal.kind == errors.Unavailable.kind:  # a node that leaves: as if it were gone
+            self._failed()
+            return Unreachable(f"{self.address}: {refusal.message}")
+        return self._refused(refusal.kind, refusal.message)
 
     async def get(self, chunk: Chunk, progress: Progress, timeout_s: float) -> bytes:
         """Fetch a chunk and verify it.
@@ -270,29 +257,34 @@ class Peer:
         Raises Unreachable, IntegrityError (damaged there or on the way), ChunkMissing, StoreError.
         """
         loop = asyncio.get_running_loop()
-        call = self._get(encode_header(chunk), timeout=timeout_s)
-        hasher = blake3()
-        frames: list[bytes] = []
         self._reads += 1
         begun = loop.time()
         try:
-            async for frame in call:
-                progress.at = loop.time()
-                frames.append(frame)
-                await update(hasher, frame)
-        except BaseException as error:
-            frames.clear()
-            if isinstance(error, grpc.aio.AioRpcError):
-                raise self._translated(error) from error
-            raise
+            data = await self._fetch(chunk, progress, timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error) from error
         finally:
             self._reads -= 1
-            call.cancel()
             self._paced(loop.time() - begun)
         self._answered()
-        if hasher.digest() != chunk.digest:
+        if await digest_of(data) != chunk.digest:
             raise errors.IntegrityError(f"chunk {chunk.digest.hex()} arrived damaged from {self.address}")
-        return frames[0] if len(frames) == 1 else b"".join(frames)
+        return data
+
+    async def _fetch(self, chunk: Chunk, progress: Progress, timeout_s: float) -> bytes:
+        request = encode_header(chunk)
+        if chunk.length <= FRAME_BYTES:
+            return cast("bytes", await self._get_frame(request, timeout=timeout_s))
+        call = self._get_frames(request, timeout=timeout_s)
+        frames: list[bytes] = []
+        try:
+            async for frame in call:
+                progress.at = asyncio.get_running_loop().time()
+                frames.append(frame)
+            return b"".join(frames)
+        finally:
+            frames.clear()
+            call.cancel()
 
     async def get_many(self, chunks: Sequence[Chunk], timeout_s: float) -> list[bytes | errors.StoreError]:
         """Fetch chunks that fit into a message together, and verify them; for each it, or why it cannot be had.
@@ -351,6 +343,9 @@ class Peer:
         except grpc.aio.AioRpcError as error:
             raise self._translated(error) from error
         self._answered()
+        return self._decoded(answer, kind)
+
+    def _decoded(self, answer: bytes, kind: type[_T]) -> _T:
         try:
             return msgspec.msgpack.decode(answer, type=kind)
         except msgspec.MsgspecError as wrong:
@@ -368,7 +363,8 @@ class Peer:
     async def close(self) -> None:
         """Close the connection."""
         await self._channel.close()
-        await asyncio.gather(*self._messages, return_exceptions=True)
+        await self._short.ended()
+        await self._long.ended()
 
     def _refused(self, kind: str, reason: str) -> errors.ObjmetaError:
         return _SAID.get(kind, errors.StoreError)(f"{self.address}: {reason}")
@@ -386,13 +382,93 @@ class Peer:
         return Unreachable(message)
 
 
-class _Small(NamedTuple):
-    """A short chunk that waits to travel with others."""
+class _Waiting(NamedTuple):
+    """A chunk that waits to travel with others."""
 
     payload: Payload
     generation: int
     timeout_s: float
     done: asyncio.Future[None]
+
+
+class _Queue:
+    """Chunks on their way to one node: what waits together, and states one generation, is sent together.
+
+    ``send`` sends some and tells what went wrong with each; ``bytes_max`` is what goes together, unless one chunk alone
+    is longer; ``at_once`` such batches are under way.
+    """
+
+    def __init__(
+        self, send: Callable[[Sequence[_Waiting]], Awaitable[list[Exception | None]]], bytes_max: int, at_once: int
+    ) -> None:
+        self._send = send
+        self._bytes_max = bytes_max
+        self._at_once = at_once
+        self._waiting: deque[_Waiting] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def put(self, payload: Payload, generation: int, timeout_s: float) -> None:
+        """Send a chunk; raises what came of it."""
+        waiting = _Waiting(payload, generation, timeout_s, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if len(self._running) < self._at_once:
+            task = asyncio.create_task(self._run())
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        await waiting.done
+
+    async def ended(self) -> None:
+        """Wait for what is under way."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while self._waiting:
+            if batch := self._next():
+                await self._settle(batch)
+
+    def _next(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        length = 0
+        while self._waiting and len(batch) < MANY_MAX:
+            first = self._waiting[0]
+            length += first.payload.chunk.length
+            if batch and (first.generation != batch[0].generation or length > self._bytes_max):
+                break
+            self._waiting.popleft()
+            if not first.done.done() and first.payload.frames:
+                batch.append(first)
+            else:
+                length -= first.payload.chunk.length
+        return batch
+
+    async def _settle(self, batch: list[_Waiting]) -> None:
+        sending = asyncio.ensure_future(self._send(batch))
+
+        def given_up(_: object) -> None:
+            if all(each.done.done() for each in batch):
+                sending.cancel()
+
+        for each in batch:
+            each.done.add_done_callback(given_up)
+        outcomes: list[Exception | None]
+        try:
+            await asyncio.wait((sending,))
+            if sending.cancelled():
+                return
+            outcomes = sending.result()
+        except (Unreachable, errors.ObjmetaError) as error:
+            outcomes = [error] * len(batch)
+        except BaseException:
+            for each in batch:
+                each.done.cancel()  # with the last of them what is sent is given up
+            raise
+        for each, outcome in zip(batch, outcomes, strict=True):
+            if each.done.done():
+                continue
+            if outcome is None:
+                each.done.set_result(None)
+            else:
+                each.done.set_exception(outcome)
 
 
 def _reason(error: Exception) -> str:

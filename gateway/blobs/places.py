@@ -12,7 +12,7 @@ the chunk for two cycles, and says nothing about a commit that comes later.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
@@ -169,10 +169,10 @@ class BlobStore(Protocol):
 class BlobPlace(BlobStore, Protocol):
     """One copy of chunks. Everything raises StoreError when the disk fails; what was acknowledged stays so."""
 
-    async def receive(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview], *, generation: int) -> None:
-        """Store a chunk that arrives in pieces; durable on return. All of ``frames`` is taken, also on errors.
+    async def receive(self, chunk: Chunk, parts: Sequence[bytes | memoryview], *, generation: int) -> None:
+        """Store a chunk that somebody sent, in parts; durable on return.
 
-        Raises IntegrityError if the pieces are not that chunk, StaleGeneration, StoreFull, StoreError; nothing is
+        Raises IntegrityError if these are not that chunk, StaleGeneration, StoreFull, StoreError; nothing is
         visible then.
         """
         ...

@@ -39,6 +39,8 @@ class Outcome(Enum):
     """Another copy is there, and was left alone: look whether it is good."""
     GONE = 3
     """A sweep removed the bytes before the commit."""
+    WRONG = 4
+    """They are not the chunk's."""
 
 
 class Bytes:
@@ -219,6 +221,12 @@ def note_damage(place: Bytes, chunk: Chunk) -> Callable[[Change], bool]:
         return damaged
 
     return step
+
+
+def look(place: Bytes, find: Callable[[bytes], Row | None], chunk: Chunk) -> tuple[Row | None, bool]:
+    """The row of a chunk, and whether its bytes are good. Raises OSError, StoreError."""
+    row = find(chunk.digest)
+    return row, row is not None and row.length == chunk.length and not is_bad(place, row)
 
 
 def is_bad(place: Bytes, row: Row) -> bool:

@@ -1,13 +1,13 @@
 """Chunks over gRPC: what a node serves, and how it looks on the wire.
 
-A long chunk has a call of its own and travels as raw bytes in frames of at most 1 MiB, so that flow control bounds
-memory at both ends.  Short ones that wait together travel in one message.  A header is a digest (32 bytes), a length
-and a generation (8 bytes each, big-endian).
+A long chunk travels as raw bytes in a message of its own, or in several of at most 4 MiB.  Short ones that wait
+together travel in one message.  A header is a digest (32 bytes), a length and a generation (8 bytes each, big-endian).
 
-* ``Put`` (stream to unary): the first frame is a header, data follows.  Answered when the chunk is durable.  The node
-  takes all frames before it answers, also with an error.
+* ``Put`` (stream to unary): the metadata ``objmeta-chunks-bin`` says which chunks follow, ``[generation, [[digest,
+  length], ...]]`` in MessagePack, the messages are their contents.  Answered, when all are durable or refused, by a
+  list of what went wrong with each: ``[kind, message]``, or nil.  There is room for them before the first is taken.
 * ``PutMany`` (unary): ``[generation, [[digest, content], ...]]`` in MessagePack, a megabyte or so; answered, when all
-  are durable or refused, by a list of what went wrong with each: ``[kind, message]``, or nil.
+  are durable or refused, as ``Put``.
 * ``Get`` (unary to stream): the request is a header, the answer the whole chunk, which the node verified before it sent
   any of it; the client verifies again.
 * ``GetMany`` (unary): ``[0, [[digest, length], ...]]``, a megabyte at most; answered by a list with the content of
@@ -22,13 +22,13 @@ The node bounds how many calls it works on; the others wait unread, and a client
 from __future__ import annotations
 
 import asyncio
-import gc
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import grpc
+import grpc.aio
 import msgspec
 
 from gateway.blobs.places import CHUNK_LENGTH_MAX, BlobPlace, ChunkMissing
@@ -37,9 +37,11 @@ from objmeta import Chunk, errors
 
 SERVICE: Final = "objmeta.blobs.v1.Blobs"
 KIND: Final = "objmeta-kind"
+NAMED: Final = "objmeta-chunks-bin"
 MISSING: Final = "chunk_missing"
 HEADER: Final = struct.Struct(">32sQQ")
-FRAME_BYTES: Final = 1 << 20
+FRAME_BYTES: Final = 4 << 20
+"""All that uploads cut fits into one: each message costs both sides some 100 µs beside its bytes."""
 SMALL_BYTES_MAX: Final = 64 << 10
 """A chunk of up to this many bytes travels with others."""
 MANY_MAX: Final = 64
@@ -48,11 +50,9 @@ MANY_BYTES_MAX: Final = 1 << 20
 NAMES_MAX: Final = 1000
 """Chunks that are asked for in one message."""
 PUTS_MAX: Final = 64
-"""Enough that chunks share a sync; each holds a frame or a message."""
+"""Enough that chunks share a sync."""
 ARRIVING_BYTES_MAX: Final = 32 << 20
 """A long chunk is written when all of it is there: so much is held for that, unless one chunk alone is longer."""
-TIDY_BYTES: Final = 32 << 20
-"""Calls of gRPC end in cycles that hold what they received: after so much Python is told to look for them."""
 GETS_MAX: Final = 16
 """Each holds a chunk."""
 FRAME_TIMEOUT_S: Final = 30.0
@@ -66,6 +66,7 @@ _CODES: Final = (
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
     (errors.ObjmetaError, grpc.StatusCode.INTERNAL),
 )
+_EOF: Final[Any] = cast("Any", grpc.aio).EOF  # the stubs do not know it
 _PACKED: Final = msgspec.msgpack.Encoder()
 
 _T = TypeVar("_T")
@@ -118,7 +119,6 @@ class BlobService:
         self._check = check
         self._node_id = node_id
         self._puts = asyncio.Semaphore(PUTS_MAX)
-        self._arrived = 0
         self._room = Room(ARRIVING_BYTES_MAX)
         self._gets = asyncio.Semaphore(GETS_MAX)
 
@@ -141,20 +141,27 @@ class BlobService:
 
     # -- Long chunks --------------------------------------------------------------------------------------------------
 
-    async def _put(self, frames: AsyncIterator[bytes], context: Any) -> bytes:
+    async def _put(self, _: object, context: Any) -> bytes:
         async with self._puts:
             try:
                 self._check()
-                chunk, generation = decode_header(await _next(frames))
-                async with self._room.share(min(chunk.length, ARRIVING_BYTES_MAX)):
-                    await self._blobs.receive(chunk, _data(chunk, frames), generation=generation)
+                generation, length, chunks = _announced(context)
+                async with self._room.share(min(length, ARRIVING_BYTES_MAX)):
+                    arrived = [(chunk, await _content(chunk, context)) for chunk in chunks]
+                    refusals = await self._receive(arrived, generation)
             except errors.ObjmetaError as error:
                 await _abort(context, error)
-            self._arrived += chunk.length
-            if self._arrived >= TIDY_BYTES:
-                self._arrived = 0
-                gc.collect()
-        return b""
+        return _PACKED.encode(refusals)
+
+    async def _receive(self, arrived: Iterable[tuple[Chunk, Sequence[bytes]]], generation: int) -> list[Refusal | None]:
+        async def one(chunk: Chunk, parts: Sequence[bytes]) -> Refusal | None:
+            try:
+                await self._blobs.receive(chunk, parts, generation=generation)
+            except errors.ObjmetaError as error:
+                return Refusal(_kind(error), str(error))
+            return None
+
+        return await asyncio.gather(*(one(*each) for each in arrived))
 
     async def _get(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
         async with self._gets:
@@ -186,19 +193,8 @@ class BlobService:
     async def _put_many(self, request: bytes) -> list[Refusal | None]:
         asked = _decoded(request, PutMany)
         async with self._puts:
-            return await asyncio.gather(
-                *(self._put_small(digest, data, asked.generation) for digest, data in asked.chunks)
-            )
-
-    async def _put_small(self, digest: bytes, data: bytes, generation: int) -> Refusal | None:
-        async def frames() -> AsyncIterator[bytes]:
-            yield data
-
-        try:
-            await self._blobs.receive(Chunk(digest, len(data)), frames(), generation=generation)
-        except errors.ObjmetaError as error:
-            return Refusal(error.kind, str(error))
-        return None
+            arrived = ((Chunk(digest, len(data)), (data,)) for digest, data in asked.chunks)
+            return await self._receive(arrived, asked.generation)
 
     async def _get_many(self, request: bytes) -> list[bytes | Refusal]:
         chunks = _decoded(request, AskFor).chunks
@@ -238,20 +234,36 @@ def _decoded(request: bytes, kind: type[_T]) -> _T:
         raise errors.InvalidArgument(f"a request cannot be read: {wrong}") from None
 
 
-async def _next(frames: AsyncIterator[bytes]) -> bytes:
-    """The next frame. Raises InvalidArgument when there is none, or none for a long time."""
-    with suppress(StopAsyncIteration, TimeoutError):
-        async with asyncio.timeout(FRAME_TIMEOUT_S):
-            return await anext(frames)
-    raise errors.InvalidArgument("a chunk ended, or paused for too long, before all of it was sent")
+def _announced(context: Any) -> tuple[int, int, Sequence[Chunk]]:
+    """The generation of a call, and the length of all its chunks, and these. Raises InvalidArgument."""
+    said = dict(context.invocation_metadata() or ()).get(NAMED, b"")
+    asked = _decoded(said, AskFor)
+    length = sum(chunk.length for chunk in asked.chunks)
+    if not asked.chunks or len(asked.chunks) > MANY_MAX or any(chunk.length < 0 for chunk in asked.chunks):
+        raise errors.InvalidArgument(f"a call brings 1 to {MANY_MAX} chunks of 0 bytes or more")
+    allowed = CHUNK_LENGTH_MAX if len(asked.chunks) == 1 else ARRIVING_BYTES_MAX
+    if length > allowed:
+        raise errors.InvalidArgument(f"a call brings at most {allowed} bytes, not {length}")
+    return asked.generation, length, asked.chunks
 
 
-async def _data(chunk: Chunk, frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    remaining = chunk.length
-    while remaining > 0:
-        frame = await _next(frames)
-        remaining -= len(frame)
-        yield frame
+async def _content(chunk: Chunk, context: Any) -> list[bytes]:
+    """What arrives, as long as that is not more than the chunk. Raises InvalidArgument if less does, or too slowly.
+
+    (The iterator that a handler is given would hold the last message until Python looks for cycles.)
+    """
+    parts: list[bytes] = []
+    left = chunk.length
+    while left > 0:
+        frame = _EOF
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FRAME_TIMEOUT_S):
+                frame = await context.read()
+        if frame is _EOF:
+            raise errors.InvalidArgument("a chunk ended, or paused for too long, before all of it was sent")
+        parts.append(frame)
+        left -= len(frame)
+    return parts
 
 
 def _kind(error: errors.ObjmetaError) -> str:

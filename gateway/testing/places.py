@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 from blake3 import blake3
@@ -58,9 +58,9 @@ class MemoryPlace:
         await self._store(chunk.digest, bytes(data), generation)
         return chunk
 
-    async def receive(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview], *, generation: int) -> None:
-        """The same for what comes in pieces. Raises IntegrityError."""
-        data = b"".join([bytes(frame) async for frame in frames])
+    async def receive(self, chunk: Chunk, parts: Sequence[bytes | memoryview], *, generation: int) -> None:
+        """The same for what comes in parts. Raises IntegrityError."""
+        data = b"".join(parts)
         if len(data) != chunk.length or blake3(data).digest() != chunk.digest:
             raise errors.IntegrityError(f"what arrived is not chunk {chunk.digest.hex()}, and was not stored")
         await self._store(chunk.digest, data, generation)

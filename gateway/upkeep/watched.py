@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -54,9 +54,9 @@ class WatchedBlobs(LocalBlobs):
         self._check()
         return chunk
 
-    async def receive(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview], *, generation: int) -> None:
+    async def receive(self, chunk: Chunk, parts: Sequence[bytes | memoryview], *, generation: int) -> None:
         """As LocalBlobs.receive. Raises Unavailable on a node that leaves."""
-        await super().receive(chunk, frames, generation=generation)
+        await super().receive(chunk, parts, generation=generation)
         self._check()
 
     async def touch(self, chunks: Sequence[Chunk], *, generation: int, replicas: int = 0) -> list[bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,15 +21,16 @@ class Troubled(LocalBlobs):
     """A local store that can be full, or slow."""
 
     full = False
+    leaves = False
     delay_s = 0.0
 
-    async def receive(self, chunk: Chunk, frames: AsyncIterator[bytes | memoryview], *, generation: int) -> None:
+    async def receive(self, chunk: Chunk, parts: Sequence[bytes | memoryview], *, generation: int) -> None:
         await asyncio.sleep(self.delay_s)
         if self.full:
-            async for _ in frames:
-                pass
             raise errors.StoreFull(f"there is no room in {self.path}")
-        await super().receive(chunk, frames, generation=generation)
+        if self.leaves:
+            raise errors.Unavailable("this node leaves")
+        await super().receive(chunk, parts, generation=generation)
 
     async def get(self, chunk: Chunk, start: int = 0, stop: int | None = None) -> bytes:
         await asyncio.sleep(self.delay_s)

@@ -18,11 +18,11 @@ from blake3 import blake3
 
 from gateway.blobs.client import ClusterBlobs
 from gateway.blobs.packs import PACKED_BYTES_MAX
-from gateway.blobs.peer import LAG_WAIT_S, PENDING_MAX, Peer, Unreachable
+from gateway.blobs.peer import LAG_WAIT_S, PENDING_MAX, Payload, Peer, Unreachable
 from gateway.blobs.placement import Place, homes, order
 from gateway.blobs.places import ChunkMissing
 from gateway.blobs.room import Room
-from gateway.blobs.service import SERVICE, encode_header
+from gateway.blobs.service import SERVICE
 from objmeta import Chunk, errors
 from tests.gateway.blobnodes import BlobNode, placed, places
 
@@ -475,27 +475,18 @@ async def test_what_a_peer_is_asked(blobs: ClusterBlobs, nodes: list[BlobNode]) 
     await peer.close()
 
 
-# -- The service against bad clients ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("frames", "code"),
-    [
-        ([], grpc.StatusCode.INVALID_ARGUMENT),
-        ([b"short"], grpc.StatusCode.INVALID_ARGUMENT),
-        ([encode_header(Chunk(b"x" * 32, 1 << 40))], grpc.StatusCode.INVALID_ARGUMENT),
-        ([encode_header(Chunk(b"x" * 32, 5)) + b"five!"], grpc.StatusCode.INVALID_ARGUMENT),
-        ([encode_header(Chunk(b"x" * 32, 10)), b"five!"], grpc.StatusCode.INVALID_ARGUMENT),
-        ([encode_header(Chunk(b"x" * 32, 5)), b"five!"], grpc.StatusCode.DATA_LOSS),
-        ([encode_header(Chunk(b"x" * 32, 4)), b"five!"], grpc.StatusCode.DATA_LOSS),
-    ],
-)
-async def test_bad_uploads_are_refused(nodes: list[BlobNode], frames: list[bytes], code: grpc.StatusCode) -> None:
-    async with cast(Any, grpc.aio).insecure_channel(nodes[0].address) as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.stream_unary(f"/{SERVICE}/Put")(iter(frames))
-    assert caught.value.code() is code
-    assert not await nodes[0].blobs.held()
+@pytest.mark.parametrize("length", [10, 300_000])
+async def test_a_node_that_takes_nothing_more_counts_as_away(
+    blobs: ClusterBlobs, nodes: list[BlobNode], length: int
+) -> None:
+    nodes[0].blobs.leaves = True
+    chunk = await blobs.put(os.urandom(length), generation=1)
+    assert [node.holds(chunk) for node in nodes] == [False, True, True]
+    peer = Peer(nodes[0].address)
+    with pytest.raises(Unreachable, match="leaves"):
+        await peer.put(Payload(chunk, bytes(length)), 1, lambda: None, 5)
+    assert peer.down
+    await peer.close()
 
 
 async def test_room_is_given_in_order_and_back() -> None:

@@ -36,11 +36,6 @@ def temporaries(blobs: LocalBlobs) -> list[Path]:
     return list(blobs.path.glob("tmp/*"))
 
 
-async def frames(*parts: bytes) -> AsyncIterator[bytes]:
-    for part in parts:
-        yield part
-
-
 @pytest.mark.parametrize("length", [0, 1, 4096, (64 << 10) + 1, 4 << 20])
 async def test_what_was_put_is_got(blobs: LocalBlobs, length: int) -> None:
     data = os.urandom(length)
@@ -103,7 +98,7 @@ async def test_a_chunk_that_is_there_is_kept(blobs: LocalBlobs, length: int) -> 
     path, offset = whereabouts(blobs.path, chunk)
     before = path.stat().st_ino
     assert await blobs.put(data, generation=0) == chunk
-    await blobs.receive(chunk, frames(data[:2], data[2:]), generation=0)
+    await blobs.receive(chunk, (data[:2], data[2:]), generation=0)
     assert whereabouts(blobs.path, chunk) == (path, offset)
     assert path.stat().st_ino == before
 
@@ -134,11 +129,11 @@ async def test_a_missing_chunk_is_named(blobs: LocalBlobs) -> None:
 async def test_what_arrives_wrong_is_not_stored(blobs: LocalBlobs, parts: tuple[bytes, ...]) -> None:
     chunk = Chunk(blake3(b"pieces").digest(), 6)
     with pytest.raises(errors.IntegrityError):
-        await blobs.receive(chunk, frames(*parts), generation=0)
+        await blobs.receive(chunk, parts, generation=0)
     with pytest.raises(ChunkMissing):
         await blobs.get(chunk)
     assert not temporaries(blobs)
-    await blobs.receive(chunk, frames(b"pie", b"", b"ces"), generation=0)
+    await blobs.receive(chunk, (b"pie", b"", b"ces"), generation=0)
     assert await blobs.get(chunk) == b"pieces"
 
 

@@ -31,11 +31,6 @@ def place(lab: Lab) -> BlobPlace:
     return lab.place
 
 
-async def frames(*parts: bytes) -> AsyncIterator[bytes]:
-    for part in parts:
-        yield part
-
-
 def named(data: bytes) -> Chunk:
     return Chunk(blake3(data).digest(), len(data))
 
@@ -67,7 +62,7 @@ async def test_what_was_put_is_got(lab: Lab, length: int) -> None:
 @pytest.mark.parametrize("length", LENGTHS)
 async def test_pieces_are_received(place: BlobPlace, length: int) -> None:
     data = os.urandom(length)
-    await place.receive(named(data), frames(data[:3], b"", data[3:]), generation=4)
+    await place.receive(named(data), (data[:3], b"", data[3:]), generation=4)
     assert await place.get(named(data)) == data
     (row,) = await place.held()
     assert (row.chunk, row.touched, row.damaged) == (named(data), 4, False)
@@ -78,7 +73,7 @@ async def test_what_arrives_wrong_is_not_stored(place: BlobPlace, length: int) -
     data = os.urandom(length)
     for wrong in ((data[:-1],), (data, b"!"), (data[:-1], b"?"), ()):
         with pytest.raises(errors.IntegrityError):
-            await place.receive(named(data), frames(*wrong), generation=1)
+            await place.receive(named(data), wrong, generation=1)
     assert await place.has((named(data),)) == [False]
     with pytest.raises(ChunkMissing, match=named(data).digest.hex()):
         await place.get(named(data))
@@ -205,7 +200,7 @@ async def test_below_the_floor_everything_is_refused(lab: Lab, length: int) -> N
         with pytest.raises(errors.StaleGeneration):
             await place.put(again, generation=3)
         with pytest.raises(errors.StaleGeneration):
-            await place.receive(named(again), frames(again), generation=3)
+            await place.receive(named(again), (again,), generation=3)
     with pytest.raises(errors.StaleGeneration):
         await place.touch((chunk,), generation=3)
     assert [each.touched for each in await place.held()] == [3]

@@ -59,10 +59,12 @@ class FirstWrite:
 
     def on_reply(self, acceptor: int, reply: Reply) -> Sequence[Effect]:
         """Take one reply."""
-        if self._over or not isinstance(reply, Accepted | Refused) or reply.ballot != self.ballot:
+        if self._over:
             return ()
-        if isinstance(reply, Refused):
-            return self._refused(acceptor, reply)
+        if not isinstance(reply, Accepted):
+            return self._refused(acceptor, reply) if isinstance(reply, Refused) else ()
+        if reply.ballot != self.ballot:
+            return ()
         self._votes.add(acceptor)
         if self._quorums.is_quorum(self._votes):
             assert self._accept is not None
@@ -82,7 +84,7 @@ class FirstWrite:
         return () if self._over else self._finish(Lost(self.ballot, True))
 
     def _refused(self, acceptor: int, reply: Refused) -> Sequence[Effect]:
-        if acceptor in self._votes:
+        if acceptor in self._votes or reply.ballot != self.ballot:
             return ()
         self._refusals[acceptor] = reply
         if not self._spread:

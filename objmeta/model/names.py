@@ -12,6 +12,7 @@ The rules for names are S3's (Amazon S3 User Guide, "Bucket naming rules" and "N
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Final
 
@@ -28,6 +29,7 @@ _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _ADDRESS: Final = re.compile(r"\d+\.\d+\.\d+\.\d+")
 
 
+@functools.lru_cache(maxsize=1024)
 def check_bucket(name: str) -> str:
     """Return ``name`` if it is a valid bucket name; raises InvalidArgument naming the rule it breaks."""
     if not 3 <= len(name) <= 63:

@@ -163,10 +163,12 @@ def tip_of(state: State | None) -> RecordRef | None:
 
 def flag_of(value: RegisterValue) -> int:
     """The state flag a value deserves: what plain listings show is LIVE."""
-    match value:
-        case Head(current=None) | Value(value=None) | BucketHead(status="gone"):
+    if isinstance(value, Head):  # nearly all are, and patterns cost more
+        if value.current is None:
             return TOMBSTONE
-        case Head(current=Version(delete_marker=True)):
-            return HIDDEN
+        return HIDDEN if value.current.delete_marker else LIVE
+    match value:
+        case Value(value=None) | BucketHead(status="gone"):
+            return TOMBSTONE
         case _:
             return LIVE

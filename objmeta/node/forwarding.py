@@ -8,7 +8,7 @@ when the home is silent another node, this one included, is asked as well, as by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from objmeta.core.home import home_of
 from objmeta.interfaces import ChangeReply, ChangeRequest
@@ -25,17 +25,17 @@ class HomeBound:
         self._in_touch = in_touch
         self._remote: RemoteRegisters | None = None
 
-    async def change(self, request: ChangeRequest, timeout_s: float) -> ChangeReply:
+    def change(self, request: ChangeRequest, timeout_s: float) -> Awaitable[ChangeReply]:
         """As :meth:`objmeta.interfaces.Registers.change`."""
         home = home_of(request.name, self._engine.quorums.members)
         if home == self._node_id or not self._in_touch(home):
-            return await self._engine.change(request, timeout_s)
+            return self._engine.change(request, timeout_s)
         if self._remote is None:
             addresses = self._engine.membership.address_of
             if not addresses:
-                return await self._engine.change(request, timeout_s)
+                return self._engine.change(request, timeout_s)
             self._remote = RemoteRegisters(tuple(addresses.values()), sent_on=True)
-        return await self._remote.change(request, timeout_s)
+        return self._remote.change(request, timeout_s)
 
     async def close(self) -> None:
         """Close the connections."""

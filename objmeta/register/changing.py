@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from objmeta.core.ballot import ZERO, mending_ballot
@@ -192,7 +192,7 @@ class Changer:
 
     # -- One attempt --------------------------------------------------------------------------------------------------
 
-    async def _first_write(self, request: ChangeRequest, deadline: float) -> Outcome:
+    def _first_write(self, request: ChangeRequest, deadline: float) -> Awaitable[Outcome]:
         """The short way for a register that may be new."""
         engine = self._engine
         write = self._first_write_factory(
@@ -204,7 +204,7 @@ class Changer:
             fence=request.fence,
             generation=request.generation,
         )
-        return await self._outcome(Run(engine, write, deadline))
+        return self._outcome(Run(engine, write, deadline))
 
     async def attempt(
         self, taken: list[Waiting], change: Change, dead: tuple[RecordRef, ...], deadline: float

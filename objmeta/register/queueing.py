@@ -12,6 +12,8 @@ import asyncio
 import collections
 from typing import Final
 
+import msgspec
+
 from objmeta.errors import NoQuorum, UnknownOutcome
 from objmeta.interfaces import ChangeReply, ChangeRequest
 
@@ -19,19 +21,16 @@ ROUND_CHANGES_MAX: Final = 128
 """More in one round would gain little, and its failure concerns them all."""
 
 
-class Waiting:
+class Waiting(msgspec.Struct, eq=False):
     """One change on its way to an answer."""
 
-    __slots__ = ("answer", "deadline", "proposed", "request", "timer")
-
-    def __init__(self, request: ChangeRequest, deadline: float) -> None:
-        self.request = request
-        self.deadline = deadline
-        self.proposed = False
-        """Whether a value of it may be with some acceptor."""
-        self.answer: asyncio.Future[ChangeReply | None] | None = None
-        """None: to lead is its turn now."""
-        self.timer: asyncio.TimerHandle | None = None
+    request: ChangeRequest
+    deadline: float
+    proposed: bool = False
+    """Whether a value of it may be with some acceptor."""
+    answer: asyncio.Future[ChangeReply | None] | None = None
+    """None: to lead is its turn now."""
+    timer: asyncio.TimerHandle | None = None
 
     def give(self, reply: ChangeReply) -> None:
         """Answer it, if somebody else leads and it still waits."""

@@ -48,49 +48,25 @@ class Condition(enum.Enum):
     DOWN = enum.auto()
 
 
-class Call:
+class Call(msgspec.Struct, eq=False):
     """One operation on its way to an answer."""
 
-    __slots__ = (
-        "changes",
-        "deadline",
-        "future",
-        "hedged",
-        "lost",
-        "name",
-        "negative",
-        "number",
-        "open",
-        "operation",
-        "stranded_at",
-    )
-
-    def __init__(
-        self,
-        number: int,
-        operation: bytes,
-        name: bytes,
-        changes: bool,
-        deadline: float,
-        future: asyncio.Future[wire.Result],
-        hedged: bool = True,
-    ) -> None:
-        self.number = number
-        self.operation = operation
-        self.name = name
-        self.changes = changes
-        self.deadline = deadline
-        self.future = future
-        self.hedged = hedged
-        """Whether another node is asked as well when the one at work is silent."""
-        self.open: list[NodeLink] = []
-        """Nodes that hold a copy and have not answered."""
-        self.lost = False
-        """Whether a copy was sent whose outcome can no longer be known."""
-        self.negative: wire.Result | None = None
-        """The weightiest answer that is no success."""
-        self.stranded_at: float | None = None
-        """Since when there is no node to send it to."""
+    number: int
+    operation: bytes
+    name: bytes
+    changes: bool
+    deadline: float
+    future: asyncio.Future[wire.Result]
+    hedged: bool = True
+    """Whether another node is asked as well when the one at work is silent."""
+    open: list[NodeLink] = []
+    """Nodes that hold a copy and have not answered."""
+    lost: bool = False
+    """Whether a copy was sent whose outcome can no longer be known."""
+    negative: wire.Result | None = None
+    """The weightiest answer that is no success."""
+    stranded_at: float | None = None
+    """Since when there is no node to send it to."""
 
 
 class Owner(Protocol):
@@ -270,12 +246,12 @@ class NodeLink:
     def _frame(self, calls: list[Call]) -> bytes:
         self.messages_sent += 1
         now = self._loop.time()
-        items: list[bytes] = []
+        items: list[tuple[int, float, msgspec.Raw]] = []
         for call in calls:
             if not call.future.done():
                 self._sent[call.number] = call
-                items.append(wire.encode((call.number, time_left(call, now), msgspec.Raw(call.operation))))
-        return wire.encode((wire.raw(items),))
+                items.append((call.number, time_left(call, now), msgspec.Raw(call.operation)))
+        return wire.encode((items,))
 
     async def _on_message(self, message: bytes) -> None:
         if self._silent_ticks >= self._patience:

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 class Proposer(Protocol):
     """Where a change may be sent."""
 
-    async def change(self, request: ChangeRequest, timeout_s: float) -> ChangeReply:
+    def change(self, request: ChangeRequest, timeout_s: float) -> Awaitable[ChangeReply]:
         """See :class:`objmeta.interfaces.Registers`."""
         ...
 
@@ -135,7 +135,10 @@ class ClientService:
         allowed_s = min(timeout_s, _TIMEOUT_S_MAX) if timeout_s > 0 else 0.0
         result: wire.Result
         try:
-            result = await self._perform(operation, allowed_s)
+            if isinstance(operation, wire.ChangeName):  # nearly all are
+                result = wire.Changed(await self._change(operation, allowed_s))
+            else:
+                result = await self._perform(operation, allowed_s)
         except ObjmetaError as problem:
             result = wire.failure(problem)
         except Exception as defect:
@@ -147,11 +150,12 @@ class ClientService:
             item = wire.encode((number, wire.failure(StoreError(too_long))))
         return item
 
-    async def _perform(self, operation: wire.Operation, timeout_s: float) -> wire.Result:
-        if isinstance(operation, wire.ChangeName):  # nearly all are, and patterns cost more
-            generation = max(operation.generation, FIRST_GENERATION)
-            request = ChangeRequest(operation.name, operation.change, operation.fence, generation)
-            return wire.Changed(await self._door.proposer(operation.sent_on).change(request, timeout_s))
+    def _change(self, operation: wire.ChangeName, timeout_s: float) -> Awaitable[ChangeReply]:
+        generation = max(operation.generation, FIRST_GENERATION)
+        request = ChangeRequest(operation.name, operation.change, operation.fence, generation)
+        return self._door.proposer(operation.sent_on).change(request, timeout_s)
+
+    async def _perform(self, operation: wire.OtherOperation, timeout_s: float) -> wire.Result:
         match operation:
             case wire.ReadNames(names, fence):
                 return wire.States(await self._door.registers().read(names, timeout_s, fence))

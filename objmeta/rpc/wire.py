@@ -280,9 +280,8 @@ class AskChanges(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False)
     limit: int
 
 
-Operation = (
+OtherOperation = (
     ReadNames
-    | ChangeName
     | FetchRecords
     | ScanNames
     | RaiseScope
@@ -293,6 +292,7 @@ Operation = (
     | BeginCycle
     | AskChanges
 )
+Operation = ChangeName | OtherOperation
 
 
 class States(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):

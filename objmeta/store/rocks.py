@@ -38,7 +38,7 @@ from objmeta.store.directories import check_local, explain_os
 from objmeta.store.inventories import digests, inventory
 from objmeta.store.pages import page
 from objmeta.store.rocks_tree import Durable, Live, Overlay, Tree
-from objmeta.store.rocks_view import MEMBERSHIP_KEY, POSITION_KEY, BatchView, Position, View, changes_range, guarded
+from objmeta.store.rocks_view import MEMBERSHIP_KEY, POSITION_KEY, BatchView, Position, View, changes_range
 from objmeta.store.steps import answer, check_reads, check_tag, check_term
 
 CHANGES_KEPT: Final = 200_000
@@ -155,7 +155,7 @@ class RocksStore:
             opened = self._usable_files()
             overlay = Overlay(Live(self._directory, opened.database))
             view = BatchView(overlay, *self._begin(overlay, opened))
-            replies = answer(view, batch, guarded)
+            replies = answer(view, batch, BatchView.step)
             if overlay.writes or view.generation_floor != view.position.generation_floor:
                 self._commit(opened, view, overlay.writes)
                 self._known = view.membership
@@ -164,7 +164,7 @@ class RocksStore:
     def read(self, batch: Sequence[Envelope]) -> list[Reply]:
         """Answer requests that change nothing, in one snapshot. Raises InvalidArgument for any other."""
         check_reads(batch)
-        return self._reads(lambda view: answer(view, batch, guarded))
+        return self._reads(lambda view: answer(view, batch, BatchView.step))
 
     def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
         def question(view: BatchView) -> ScanAnswer:

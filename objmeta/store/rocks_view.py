@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from objmeta.core.acceptor import AcceptorView, step
+from objmeta.core.acceptor import step
 from objmeta.core.ballot import ZERO, Ballot
 from objmeta.core.configuration import Membership
 from objmeta.core.messages import (
@@ -132,12 +132,13 @@ class View:
         key = (name, version_id)
         held = self._held.get(key)
         if held is None:
+            if not self._has_row(name):  # records are only ever stored together with a row
+                return ()
             found = []
-            if self._has_row(name):  # records are only ever stored together with a row
-                prefix = _record_prefix(name) + _escaped(version_id)
-                for at, _ in self._tree.items(_RECORD + prefix, _RECORD + _beyond(prefix)):
-                    (sequence,) = _NUMBER.unpack_from(at, 1 + len(prefix))
-                    found.append(RecordRef(sequence, version_id, at[1 + len(prefix) + _DIGEST_AT :]))
+            prefix = _record_prefix(name) + _escaped(version_id)
+            for at, _ in self._tree.items(_RECORD + prefix, _RECORD + _beyond(prefix)):
+                (sequence,) = _NUMBER.unpack_from(at, 1 + len(prefix))
+                found.append(RecordRef(sequence, version_id, at[1 + len(prefix) + _DIGEST_AT :]))
             held = self._held[key] = tuple(found)
         return held
 
@@ -304,12 +305,6 @@ class BatchView(View):
             generation_floor=self.generation_floor,
             greatest_ballot=self.greatest_ballot,
         )
-
-
-def guarded(view: AcceptorView, request: Request) -> Reply:
-    """A step of a :class:`BatchView`, damage of which concerns this request alone."""
-    assert isinstance(view, BatchView), "only a batch is stepped this way"
-    return view.step(request)
 
 
 def changes_range(after: int, to: int) -> tuple[bytes, bytes]:

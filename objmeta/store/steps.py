@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -25,13 +26,13 @@ from objmeta.core.messages import (
 from objmeta.errors import ConfigurationMismatch, InvalidArgument, Unavailable
 from objmeta.interfaces import Envelope
 
+_View = TypeVar("_View", bound=AcceptorView)
 
-def answer(
-    view: AcceptorView, batch: Sequence[Envelope], step: Callable[[AcceptorView, Request], Reply] = step
-) -> list[Reply]:
+
+def answer(view: _View, batch: Sequence[Envelope], step: Callable[[_View, Request], Reply] = step) -> list[Reply]:
     """Run the steps in order; a request under another configuration than the view's is refused and touches nothing.
 
-    ``step`` is replaced by the simulator's broken variants only.
+    ``step`` is how a step is made, by a store that guards it or by the simulator's broken variants.
     """
     own = view.membership.configuration.tag
     replies: list[Reply] = []

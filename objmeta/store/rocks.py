@@ -9,7 +9,8 @@ Rules.
   which brings back what reached the log and makes it durable.  The number of the last batch then tells whether the
   failed one is in.  Until opening succeeds every batch is refused.
 * Damage is found when a block is read and concerns the request that needs it.  Nothing is cached from one batch to the
-  next but what the database holds.
+  next but what the database holds, and the membership and position of the last durable batch: read once at opening,
+  then known, since only this process writes.
 * After a fork the child is refused, and the database it inherited is never closed there.
 """
 
@@ -22,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from rocksdict import Rdict, Snapshot, WriteBatch, WriteOptions
@@ -37,7 +38,7 @@ from objmeta.store import rocks_files as files
 from objmeta.store.directories import check_local, explain_os
 from objmeta.store.inventories import digests, inventory
 from objmeta.store.pages import page
-from objmeta.store.rocks_tree import Durable, Live, Overlay, Tree
+from objmeta.store.rocks_tree import Durable, Live, Overlay
 from objmeta.store.rocks_view import MEMBERSHIP_KEY, POSITION_KEY, BatchView, Position, View, changes_range
 from objmeta.store.steps import answer, check_reads, check_tag, check_term
 
@@ -57,17 +58,45 @@ _LOG: Final = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
+class _Instant(NamedTuple):
+    """What was durable after some batch. Nobody keeps one for long: the database stays open while a snapshot lives."""
+
+    snapshot: Snapshot
+    membership: Membership
+    position: Position
+
+
 class _Files:
-    """The open database and its last durable snapshot; kept alive by a count of its own until it is closed, so that
+    """The open database and its last durable instant; kept alive by a count of its own until it is closed, so that
     neither a collector nor the end of a forked child closes them."""
 
     def __init__(self, directory: Path) -> None:
-        self.database, self.identity = files.open_database(directory, POSITION_KEY)
-        self.snapshot: Snapshot | None = self.database.snapshot()
+        self.database, identity = files.open_database(directory, POSITION_KEY)
+        self.acceptor_id = identity.acceptor_id
+        try:
+            self.instant: _Instant | None = self._first_instant(directory, identity.mark)
+        except BaseException:
+            files.release(self.database)
+            raise
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
 
+    def _first_instant(self, directory: Path, mark: bytes) -> _Instant:
+        snapshot = self.database.snapshot()
+        tree = Durable(directory, snapshot)
+        try:
+            membership, position = tree.get(MEMBERSHIP_KEY), tree.get(POSITION_KEY)
+        finally:
+            tree.release()
+        if membership is None:
+            raise IntegrityError(f"the store in {directory} has lost its membership: replace the node")
+        return _Instant(
+            snapshot,
+            _MEMBERSHIP.decode(membership),
+            Position(mark) if position is None else Position.unpack(position),
+        )
+
     def close(self) -> None:
-        self.snapshot = None
+        self.instant = None
         files.release(self.database)
         ctypes.pythonapi.Py_DecRef(ctypes.py_object(self))
 
@@ -90,16 +119,11 @@ class RocksStore:
         self._closed = False
         self._options = WriteOptions()
         self._options.no_slowdown = True  # or a write would wait with the interpreter's lock held
-        self._known = Membership(Configuration(b"", 0, ()))
-        self._decoded = (b"", self._known)
         self._files: _Files | None = _Files(directory)
-        self._acceptor_id = self._files.identity.acceptor_id
-        try:
-            self._known = self._reads(lambda view: view.membership)
-            self._position = self._reads(lambda view: view.position.batch)
-        except BaseException:
-            self.close()
-            raise
+        self._acceptor_id = self._files.acceptor_id
+        assert self._files.instant is not None, "it has just been opened"
+        self._known = self._files.instant.membership
+        self._position = self._files.instant.position.batch
 
     @classmethod
     def open(cls, path: Path) -> RocksStore:
@@ -153,8 +177,9 @@ class RocksStore:
         self._check_usable()
         with self._writing:
             opened = self._usable_files()
+            assert opened.instant is not None, "only closing takes it away"
             overlay = Overlay(Live(self._directory, opened.database))
-            view = BatchView(overlay, *self._begin(overlay, opened))
+            view = BatchView(overlay, opened.instant.membership, opened.instant.position)
             replies = answer(view, batch, BatchView.step)
             if overlay.writes or view.generation_floor != view.position.generation_floor:
                 self._commit(opened, view, overlay.writes)
@@ -244,7 +269,7 @@ class RocksStore:
         try:
             self._write(opened.database, batch)
             opened.database.flush_wal(True)
-            opened.snapshot = opened.database.snapshot()
+            opened.instant = _Instant(opened.database.snapshot(), view.membership, position)
         except _Stalled:
             raise StoreError(f"the disk under {self._directory} has hung for {_STALL_S_MAX:.0f} s: check it") from None
         except Exception as error:
@@ -308,25 +333,16 @@ class RocksStore:
     def _reads(self, question: Callable[[BatchView], _Result]) -> _Result:
         self._check_usable()
         with self._reading:
-            opened = self._files
-            if opened is None or opened.snapshot is None:
+            instant = self._files.instant if self._files is not None else None
+            if instant is None:
                 raise StoreError(f"the store in {self._directory} failed and is not open again yet: try again")
-            instant = Durable(self._directory, opened.snapshot)
+            tree = Durable(self._directory, instant.snapshot)
+            view = BatchView(Overlay(tree), instant.membership, instant.position)
+            del instant  # the traceback of an error must not keep the database open
             try:
-                overlay = Overlay(instant)
-                return question(BatchView(overlay, *self._begin(overlay, opened)))
+                return question(view)
             finally:
-                instant.release()
-
-    def _begin(self, tree: Tree, opened: _Files) -> tuple[Membership, Position]:
-        encoded = tree.get(MEMBERSHIP_KEY)
-        if encoded is None:
-            raise IntegrityError(f"the store in {self._directory} has lost its membership: replace the node")
-        decoded = self._decoded
-        if encoded != decoded[0]:
-            self._decoded = decoded = (encoded, _MEMBERSHIP.decode(encoded))
-        packed = tree.get(POSITION_KEY)
-        return decoded[1], Position(opened.identity.mark) if packed is None else Position.unpack(packed)
+                tree.release()
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import resource
 import shutil
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from rocksdict import Options, Rdict
+from rocksdict import AccessType, Options, Rdict
 
 from objmeta.core.ballot import ZERO
 from objmeta.core.listing import ScanRequest
@@ -418,6 +419,96 @@ def test_a_batch_that_was_being_written_is_dropped_as_a_whole(tmp_path: Path, to
     assert len(names_in(again)) == kept + 1
     store.close()
     again.close()
+
+
+@pytest.fixture(scope="module")
+def used_again(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[bytes]]:
+    """Files as a crash leaves them when the log was written over for the second time, and the names that are there."""
+    directory = tmp_path_factory.mktemp("again")
+    store = RocksStore.create(directory / "original", 1, CONFIGURATION)
+    names: list[bytes] = []
+    seen: dict[int, int] = {}
+    lives = batches = 0
+    while lives < 2 or batches < 20:
+        names.append(b"%06d" % len(names))
+        ask_one(store, put(names[-1], 1, record(1, data=os.urandom(300_000 if lives < 2 else 2000))))
+        log = max(rocks_files.database_path(store.path).glob("*.log"))
+        there = log.stat()
+        reused = seen.get(there.st_ino, 0) not in (0, int(log.stem))
+        lives, batches = (lives + 1, 0) if reused else (lives, batches + 1)
+        seen[there.st_ino] = int(log.stem)
+        assert len(names) < 1000, "no log was used again"
+    copy = crashed(store, directory / "copy")
+    store.close()
+    return copy, names
+
+
+def newest_log_of(path: Path) -> tuple[Path, bytes, list[int]]:
+    """The log being written, its content, and where in it this life's batches begin (their marks)."""
+    log = max(rocks_files.database_path(path).glob("*.log"))
+    content = log.read_bytes()
+    database = Rdict(str(log.parent), Options(raw_mode=True), access_type=AccessType.read_only())
+    mark = database[b"mp"][:16]
+    database.close()
+    starts = [found.start() for found in re.finditer(re.escape(mark), content)]
+    numbers = [int.from_bytes(content[at + 16 : at + 24]) for at in starts]
+    own = numbers.index(max(numbers)) + 1
+    assert own > 15
+    assert len(starts) > own, "older batches lie behind"
+    return log, content, starts[:own]
+
+
+def test_a_log_that_is_written_over_is_read_to_its_end_and_no_further(
+    used_again: tuple[Path, list[bytes]], tmp_path: Path
+) -> None:
+    origin, names = used_again
+    path = tmp_path / "store"
+    shutil.copytree(origin, path)
+    newest_log_of(path)
+    store = RocksStore.open(path)
+    assert names_in(store) == names
+    assert ask_one(store, put(b"after", 1, record(1))) == Accepted(ballot(1))
+    again = RocksStore.open(crashed(store, tmp_path / "again"))
+    assert names_in(again) == [*names, b"after"]
+    store.close()
+    again.close()
+
+
+@pytest.mark.parametrize("where", ["begin", "first batch", "middle", "last but one", "zeros"])
+def test_damage_in_a_log_that_is_written_over_is_refused(
+    used_again: tuple[Path, list[bytes]], tmp_path: Path, where: str
+) -> None:
+    path = tmp_path / "store"
+    shutil.copytree(used_again[0], path)
+    log, _, starts = newest_log_of(path)
+    if where == "zeros":
+        zero(log, starts[5], starts[8] - starts[5])
+    else:
+        flip(log, {"begin": 3, "first batch": starts[0] + 400, "middle": starts[9] + 400}.get(where, starts[-2] + 400))
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match=r"log .* is damaged.*replace the node"):
+            RocksStore.open(path)
+
+
+@pytest.mark.parametrize("torn", ["never written", "half", "one byte"])
+def test_a_batch_that_was_being_written_over_older_ones_is_dropped_as_a_whole(
+    used_again: tuple[Path, list[bytes]], tmp_path: Path, torn: str
+) -> None:
+    origin, names = used_again
+    path = tmp_path / "store"
+    shutil.copytree(origin, path)
+    log, content, starts = newest_log_of(path)
+    last = starts[-1] + 24  # of the last batch the mark and the number at least were written
+    if torn == "one byte":
+        flip(log, last + 400)
+    else:
+        older = os.urandom(1500)
+        at = last if torn == "never written" else last + 500
+        log.write_bytes(content[:at] + older + content[at + len(older) :])
+    store = RocksStore.open(path)
+    assert names_in(store) == names[:-1]
+    assert store.count() == len(names) - 1
+    store.close()
 
 
 @pytest.fixture

@@ -190,19 +190,23 @@ def _accept(view: AcceptorView, request: Accept, row: Row) -> Accepted | Refused
         return Refused(ballot, Refusal.STALE_TERM)
     if request.generation is not None and request.generation < view.generation_floor:
         return Refused(ballot, Refusal.STALE_GENERATION)
-    brought = {record.ref: record for record in request.records}
-    refs = request.state.refs
-    for ref in refs:
-        held = view.held(request.name, ref.version_id)
-        if held and (elsewhere := tuple(h for h in held if h.sequence < refs[0].sequence and h not in request.dead)):
-            return Refused(ballot, Refusal.HELD_ELSEWHERE, held=elsewhere)
-        if ref not in brought and ref not in held:
-            return Refused(ballot, Refusal.RECORD_MISSING)
+    refs, records = request.state.refs, request.records
+    if row is _NEVER_TOUCHED and len(refs) == len(records) == 1 and refs[0] == records[0].ref:
+        # A first write. The rules below come to the same: of a register without a row no record is held.
+        whole = records[0].parent is None
+    else:
+        brought = {record.ref: record for record in records}
+        for ref in refs:
+            held = view.held(request.name, ref.version_id)
+            if held and (other := tuple(h for h in held if h.sequence < refs[0].sequence and h not in request.dead)):
+                return Refused(ballot, Refusal.HELD_ELSEWHERE, held=other)
+            if ref not in brought and ref not in held:
+                return Refused(ballot, Refusal.RECORD_MISSING)
+        whole = _whole_after(view, request, row, brought)
     if request.dead:
         view.drop_records(request.name, request.dead)
     promised = max(ballot, request.following)
-    view.put_records(request.name, request.records)
-    whole = _whole_after(view, request, row, brought)
+    view.put_records(request.name, records)
     view.put_row(request.name, Row(promised, ballot, request.state, whole), True)
     return Accepted(ballot, _following(request, promised))
 

@@ -21,7 +21,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -178,18 +178,18 @@ class RocksStore:
         with self._writing:
             opened = self._usable_files()
             assert opened.instant is not None, "only closing takes it away"
-            overlay = Overlay(Live(self._directory, opened.database))
-            view = BatchView(overlay, opened.instant.membership, opened.instant.position)
-            replies = answer(view, batch, BatchView.step)
-            if overlay.writes or view.generation_floor != view.position.generation_floor:
-                self._commit(opened, view, overlay.writes)
+            tree = Live(self._directory, opened.database)
+            membership, position = opened.instant.membership, opened.instant.position
+            view, replies = _answered(lambda: BatchView(Overlay(tree), membership, position), batch)
+            if view.writes or view.generation_floor != view.position.generation_floor:
+                self._commit(opened, view)
                 self._known = view.membership
         return replies
 
     def read(self, batch: Sequence[Envelope]) -> list[Reply]:
         """Answer requests that change nothing, in one snapshot. Raises InvalidArgument for any other."""
         check_reads(batch)
-        return self._reads(lambda view: answer(view, batch, BatchView.step))
+        return self._reads(lambda view: answer(view, batch, BatchView.guarded_step))
 
     def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
         def question(view: BatchView) -> ScanAnswer:
@@ -251,7 +251,7 @@ class RocksStore:
 
     # -- Writing ------------------------------------------------------------------------------------------------------
 
-    def _commit(self, opened: _Files, view: BatchView, writes: Mapping[bytes, bytes | None]) -> None:
+    def _commit(self, opened: _Files, view: BatchView) -> None:
         self._check_room()
         position = view.finish()
         batch = WriteBatch(raw_mode=True)
@@ -261,7 +261,7 @@ class RocksStore:
             batch.delete_range(*changes_range(oldest, oldest + surplus))
             position = position._replace(changes_pruned=oldest + surplus)
         batch.put(POSITION_KEY, position.pack())
-        for key, value in writes.items():
+        for key, value in view.writes.items():
             if value is None:
                 batch.delete(key)
             else:
@@ -351,6 +351,16 @@ class RocksStore:
             )
         if self._closed:
             raise StoreError(f"the store in {self._directory} is closed: open it again")
+
+
+def _answered(begin: Callable[[], BatchView], batch: Sequence[Envelope]) -> tuple[BatchView, list[Reply]]:
+    """The steps of a batch made, and their replies. Only a batch that meets damage is made step by guarded step."""
+    view = begin()
+    try:
+        return view, answer(view, batch)
+    except IntegrityError:
+        view = begin()
+        return view, answer(view, batch, BatchView.guarded_step)
 
 
 class _Stalled(Exception):

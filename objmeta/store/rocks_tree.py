@@ -100,7 +100,7 @@ class Overlay:
         self.writes: dict[bytes, bytes | None] = {}
         """What waits to be written; None for a key to remove."""
         self._tree = tree
-        self._undo: list[tuple[bytes, bytes | _Nothing | None]] = []
+        self._replaced: list[tuple[bytes, bytes | None]] = []
         self._sorted: list[bytes] | None = None
 
     def get(self, key: bytes) -> bytes | None:
@@ -111,11 +111,9 @@ class Overlay:
         """Write a key; None removes it."""
         writes = self.writes
         if key in writes:
-            self._undo.append((key, writes[key]))
-        else:
-            self._undo.append((key, _NOTHING))
-            if self._sorted is not None:
-                insort(self._sorted, key)
+            self._replaced.append((key, writes[key]))
+        elif self._sorted is not None:
+            insort(self._sorted, key)
         writes[key] = value
 
     def items(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -137,18 +135,18 @@ class Overlay:
         for waiting in own[at:]:
             yield from _present(waiting)
 
-    def mark(self) -> int:
+    def mark(self) -> tuple[int, int]:
         """Where to :meth:`undo` to."""
-        return len(self._undo)
+        return len(self.writes), len(self._replaced)
 
-    def undo(self, mark: int) -> None:
+    def undo(self, mark: tuple[int, int]) -> None:
         """Take back what was written since ``mark``."""
-        while len(self._undo) > mark:
-            key, before = self._undo.pop()
-            if isinstance(before, _Nothing):
-                del self.writes[key]
-            else:
-                self.writes[key] = before
+        keys, replaced = mark
+        while len(self._replaced) > replaced:
+            key, before = self._replaced.pop()
+            self.writes[key] = before
+        while len(self.writes) > keys:
+            self.writes.popitem()  # the newest: a value that is replaced keeps its place
         self._sorted = None
 
     def _written(self, start: bytes, end: bytes) -> list[tuple[bytes, bytes | None]]:
@@ -156,13 +154,6 @@ class Overlay:
             self._sorted = sorted(self.writes)
         keys = self._sorted[bisect_left(self._sorted, start) : bisect_left(self._sorted, end)]
         return [(key, self.writes[key]) for key in keys]
-
-
-class _Nothing:
-    """No write waited for the key."""
-
-
-_NOTHING: Final = _Nothing()
 
 
 def _present(written: tuple[bytes, bytes | None]) -> Iterator[tuple[bytes, bytes]]:

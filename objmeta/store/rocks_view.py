@@ -221,6 +221,8 @@ class BatchView(View):
     def __init__(self, overlay: Overlay, membership: Membership, position: Position) -> None:
         super().__init__(overlay, membership, position)
         self._overlay = overlay
+        self.writes = overlay.writes
+        """What waits to be written; None for a key to remove."""
         self._changed: list[bytes] = []
         self._count = position.rows
 
@@ -259,17 +261,19 @@ class BatchView(View):
             self._changed.append(name)
 
     def put_records(self, name: bytes, records: tuple[Record, ...]) -> None:
+        put, has_row = self._overlay.put, self._has_row(name)
         for record in records:
             ref = record.ref
-            held = self.held(name, ref.version_id)
-            if ref in held:
-                continue
-            self._held[name, ref.version_id] = tuple(sorted((*held, ref))) if held else (ref,)
+            if has_row:
+                held = self.held(name, ref.version_id)
+                if ref in held:
+                    continue
+                self._held[name, ref.version_id] = tuple(sorted((*held, ref)))
             key = _record_key(name, ref)
             parent = _ENCODER.encode(record.parent)
-            self._overlay.put(_RECORD + key, _LENGTH.pack(len(parent)) + parent + record.body)
+            put(_RECORD + key, _LENGTH.pack(len(parent)) + parent + record.body)
             if record.data:
-                self._overlay.put(_DATA + key, record.data)
+                put(_DATA + key, record.data)
 
     def drop_records(self, name: bytes, refs: tuple[RecordRef, ...]) -> None:
         for ref in refs:
@@ -278,7 +282,7 @@ class BatchView(View):
             self._overlay.put(_RECORD + key, None)
             self._overlay.put(_DATA + key, None)
 
-    def step(self, request: Request) -> Reply:
+    def guarded_step(self, request: Request) -> Reply:
         """As :func:`objmeta.core.acceptor.step`, but damage on the way leaves nothing of the step and is no vote."""
         mark = self._overlay.mark()
         changes = len(self._changed)

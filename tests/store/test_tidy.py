@@ -19,7 +19,8 @@ KEPT = 100
 
 
 def bytes_of(directory: Path) -> int:
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    """Without the logs of RocksDB: one is kept to be written over, however small the store is."""
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file() and file.suffix != ".log")
 
 
 @pytest.mark.parametrize("kind", [SqliteStore, RocksStore])

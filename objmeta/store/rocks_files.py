@@ -65,8 +65,8 @@ _LOG_BLOCK_BYTES: Final = 32 << 10
 _LOG_HEADERS_BYTES: Final = (7, 11)
 """Of a record in a log that is used once, and in one that is used again: that has the log's number too."""
 _LOGS_KEPT: Final = 1
-"""Logs that are kept when they are no longer needed, to be written over. What a file is made longer by, the file system has to write
-down at each sync: that made a commit a third longer and cost half as much processor time again."""
+"""Logs that are kept when they are no longer needed, to be written over. That a file has grown the file system has to
+write down at each sync: it made a commit a third longer."""
 _REPLACE: Final = "replace the node by a new one (it must not vote as if it had never promised what is lost)"
 
 

@@ -448,8 +448,10 @@ def newest_log_of(path: Path) -> tuple[Path, bytes, list[int]]:
     log = max(rocks_files.database_path(path).glob("*.log"))
     content = log.read_bytes()
     database = Rdict(str(log.parent), Options(raw_mode=True), access_type=AccessType.read_only())
-    mark = database[b"mp"][:16]
+    position = database.get(b"mp")
     database.close()
+    assert position is not None
+    mark = position[:16]
     starts = [found.start() for found in re.finditer(re.escape(mark), content)]
     numbers = [int.from_bytes(content[at + 16 : at + 24]) for at in starts]
     own = numbers.index(max(numbers)) + 1

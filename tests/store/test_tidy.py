@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import threading
 from pathlib import Path
 
@@ -18,9 +19,13 @@ NAMES = [b"k/%05d" % number for number in range(3000)]
 KEPT = 100
 
 
-def bytes_of(directory: Path) -> int:
-    """Without the logs of RocksDB: one is kept to be written over, however small the store is."""
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file() and file.suffix != ".log")
+def bytes_of(directory: Path) -> dict[str, int]:
+    """The bytes of all files, by their kind."""
+    sizes: collections.Counter[str] = collections.Counter()
+    for file in directory.rglob("*"):
+        if file.is_file():
+            sizes[file.suffix] += file.stat().st_size
+    return sizes
 
 
 @pytest.mark.parametrize("kind", [SqliteStore, RocksStore])
@@ -32,7 +37,7 @@ def test_the_disk_gets_the_room_of_erased_registers_back(
     ask(store, *(put(b"k/kept%d" % n, 1, record(n, data=b"d" * 500)) for n in range(KEPT)))
     ask(store, *(put(name, 2, record(n, data=b"d" * 500), flag=TOMBSTONE) for n, name in enumerate(NAMES)))
     store.tidy()
-    full = bytes_of(tmp_path)
+    full = sum(bytes_of(tmp_path).values())
     shown = store.inventory(TAG, InventoryRequest(limit=KEPT + len(NAMES), erasable=True)).rows
     assert [(row.name, row.tip) for row in shown] == [(name, record(n).ref) for n, name in enumerate(NAMES)]
     assert set(ask(store, *(Erase(name, ballot(2)) for name in NAMES))) == {Erased(ballot(2), True)}
@@ -51,7 +56,9 @@ def test_the_disk_gets_the_room_of_erased_registers_back(
     writer.join()
     assert errors == []
     store.tidy()
-    assert bytes_of(tmp_path) < full / 3
+    left = bytes_of(tmp_path)
+    left.pop(".log", 0)  # RocksDB keeps one to write it over, as long as what was last written
+    assert sum(left.values()) < full / 3
     assert store.count() == KEPT + 50
     assert store.inventory(TAG, InventoryRequest(erasable=True)).rows == ()
     store.close()

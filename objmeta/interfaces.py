@@ -114,12 +114,20 @@ class AcceptorStore(Protocol):
 OnReply = Callable[[int, Reply], None]
 """Called with (acceptor id, reply), on the event loop, at most once per request sent; perhaps never."""
 
+OnReplies = Callable[[int, Sequence[tuple[int, Reply]]], None]
+"""Called with (acceptor id, replies), each with the place of its request among those sent together: once with all of
+them, or with some at a time; perhaps never."""
+
 
 class Transport(Protocol):
     """How a proposer reaches acceptors. Messages may be lost, delayed, reordered; a lost one is never answered."""
 
     def send(self, acceptor: int, request: Request, on_reply: OnReply) -> None:
         """Queue a request; returns at once and never raises. What queues up travels together."""
+        ...
+
+    def send_all(self, acceptor: int, requests: Sequence[Request], on_replies: OnReplies) -> None:
+        """Queue requests, all of which write or none, that had better be carried out and answered together."""
         ...
 
     async def scan(self, acceptor: int, request: ScanRequest) -> ScanAnswer:

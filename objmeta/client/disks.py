@@ -68,6 +68,14 @@ class _Missing:
         refused = refusal(request, Refusal.FAILED, f"{StoreError.kind}: {self.problem}")
         asyncio.get_running_loop().call_soon(on_reply, refused)
 
+    def submit_all(
+        self, tag: ConfigurationTag, requests: Sequence[Request], on_replies: Callable[[list[Reply]], None]
+    ) -> None:
+        self._look_again()
+        detail = f"{StoreError.kind}: {self.problem}"
+        refused: list[Reply] = [refusal(request, Refusal.FAILED, detail) for request in requests]
+        asyncio.get_running_loop().call_soon(on_replies, refused)
+
     async def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
         raise Unavailable(self.problem)
 

@@ -8,11 +8,13 @@ when the home is silent another node, this one included, is asked as well, as by
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from objmeta.core.home import home_of
 from objmeta.interfaces import ChangeReply, ChangeRequest
 from objmeta.register.engine import Engine
+from objmeta.register.together import Answered, Answers
 from objmeta.rpc.client import RemoteRegisters
 
 
@@ -25,7 +27,7 @@ class HomeBound:
         self._in_touch = in_touch
         self._remote: RemoteRegisters | None = None
 
-    def change(self, request: ChangeRequest, timeout_s: float) -> Awaitable[ChangeReply]:
+    def change(self, request: ChangeRequest, timeout_s: float) -> Coroutine[Any, Any, ChangeReply]:
         """As :meth:`objmeta.interfaces.Registers.change`."""
         home = home_of(request.name, self._engine.quorums.members)
         if home == self._node_id or not self._in_touch(home):
@@ -36,6 +38,19 @@ class HomeBound:
                 return self._engine.change(request, timeout_s)
             self._remote = RemoteRegisters(tuple(addresses.values()), sent_on=True)
         return self._remote.change(request, timeout_s)
+
+    async def change_all(
+        self, requests: Sequence[ChangeRequest], timeouts_s: Sequence[float], answered: Answered
+    ) -> None:
+        """As :meth:`objmeta.register.engine.Engine.change_all`."""
+        members = self._engine.quorums.members
+        if all(home_of(request.name, members) == self._node_id for request in requests):
+            await self._engine.change_all(requests, timeouts_s, answered)
+            return
+        answers = Answers(len(requests), answered)
+        for place, (request, timeout_s) in enumerate(zip(requests, timeouts_s, strict=True)):
+            answers.work(place, self.change(request, timeout_s))
+        await answers.wait()
 
     async def close(self) -> None:
         """Close the connections."""

@@ -22,8 +22,8 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from objmeta.core.ballot import ZERO, mending_ballot
-from objmeta.core.change import Batch, Change, Result
+from objmeta.core.ballot import ZERO
+from objmeta.core.change import Batch, Change
 from objmeta.core.firstwrite import FirstWrite
 from objmeta.core.home import home_of
 from objmeta.core.messages import Record, RecordRef, Refusal, Refused, Reply, State
@@ -42,24 +42,17 @@ from objmeta.core.proposer import (
     Settled,
 )
 from objmeta.errors import (
-    ConfigurationMismatch,
     IntegrityError,
     NoQuorum,
-    ObjmetaError,
-    RowDamaged,
-    StaleGeneration,
-    StoreError,
-    StoreFull,
-    UnknownOutcome,
 )
 from objmeta.interfaces import ChangeReply, ChangeRequest
+from objmeta.register import replies
 from objmeta.register.queueing import Queues, Waiting
+from objmeta.register.together import Answered, FirstWrites, Tried
 
 if TYPE_CHECKING:
     from objmeta.register.engine import Engine
 
-STALE_TERM: Final = "stale_term"
-"""Code of a change refused because its scope's term has moved on."""
 _ROUND_RECORD_BYTES_MAX: Final = 1 << 20
 """Of all records of one round together, so that an accept fits a message with room to spare."""
 
@@ -102,12 +95,9 @@ class Run:
         if self.outcome.done():
             return  # cancelled, or over: a late reply must not carry the round on
         if isinstance(reply, Refused):
-            if reply.reason is Refusal.DAMAGED:
-                self._engine.ballots.saw(mending_ballot(reply.greatest))
-            if reply.reason is Refusal.CONFIGURATION:
-                self.moved = self._engine.bring_together(acceptor, reply) or self.moved
-                if self.outcome.done():
-                    return
+            self.moved = self._engine.learn(acceptor, reply) or self.moved
+            if self.outcome.done():
+                return
         try:
             self._perform(self._round.on_reply(acceptor, reply))
         except Exception as error:  # of the change function, mostly: it belongs to the operation, not to the transport
@@ -149,7 +139,7 @@ class Changer:
         self._round_factory = round_factory
         self._first_write_factory = first_write_factory
         self._queues = Queues(engine.loop)
-        self._runs: dict[Run, None] = {}
+        self._runs: dict[Run | FirstWrites, None] = {}
         self._alarm: asyncio.Handle | None = None
         """One for all rounds, at the limit of the first of them or before: nearly all are over long before theirs."""
         self._alarm_at = math.inf
@@ -170,32 +160,94 @@ class Changer:
             self._alarm.cancel()
             self._alarm, self._alarm_at = None, math.inf
 
-    async def change(self, request: ChangeRequest, deadline: float) -> ChangeReply:
-        """Apply a change exactly once; see :meth:`objmeta.register.engine.Engine.change`."""
+    async def change(self, request: ChangeRequest, deadline: float, tried: Tried | None = None) -> ChangeReply:
+        """Apply a change exactly once; see :meth:`objmeta.register.engine.Engine.change`.
+
+        ``tried``: its first write, if that was tried already and has the lead (:meth:`first_writes`).
+        """
         own = Waiting(request, deadline)
-        if not self._queues.lead(request.name):
+        if tried is None and not self._queues.lead(request.name):
             reply = await self._queues.wait(own)
             if reply is not None:
                 return reply
-        taken = self._queues.take_along(own)
+        taken = self._queues.take_along(own) if tried is None else [own]
         own.answer = None
-        first: Outcome | None = None
+        first = None if tried is None else tried.outcome
         try:
-            if len(taken) == 1 and self._may_be_first(request) and deadline > self._engine.loop.time():
+            if (
+                first is None
+                and len(taken) == 1
+                and self._may_be_first(request)
+                and deadline > self._engine.loop.time()
+            ):
                 first = await self._first_write(request, deadline)
                 if isinstance(first, Done):
-                    return _reply(_result(first))
+                    return replies.reply_of(replies.result_of(first))
             return await _Lead(self, self._engine, request.name, taken).until_answered(own, first)
         finally:
             self._queues.give_back(request.name, [each for each in taken if each is not own])
-            self._queues.hand_on(request.name)
+            if tried is None:
+                self._queues.hand_on(request.name)
+            else:
+                self.let_go(tried)
+
+    def first_writes(
+        self,
+        requests: Sequence[ChangeRequest],
+        deadlines: Sequence[float],
+        answered: Answered,
+        others: Callable[[int, Tried | None], None],
+    ) -> None:
+        """Begin those of some changes that may be first writes, together, and see them to their outcome.
+
+        ``answered`` is called for each that took effect so.  ``others`` is called for each of the rest, with its first
+        write if one was tried; that has the lead of its register, until :meth:`change` or :meth:`let_go`.
+        """
+        now = self._engine.loop.time()
+        writes: dict[int, FirstWrite] = {}
+        rest: list[int] = []
+        for place, request in enumerate(requests):
+            free = deadlines[place] > now and self._queues.is_free(request.name)
+            if free and request.generation and self._may_be_first(request):
+                try:
+                    writes[place] = self._new_first_write(request)
+                except Exception as error:  # of the change function: it belongs to the operation
+                    answered(place, error)
+                    continue
+                self._queues.lead(request.name)
+            else:
+                rest.append(place)
+
+        def ended(place: int, outcome: Outcome) -> None:
+            if isinstance(outcome, Done):
+                self._queues.hand_on(requests[place].name)
+                answered(place, replies.reply_of(replies.result_of(outcome)))
+            else:
+                others(place, Tried(requests[place].name, outcome))
+
+        if writes:
+            together = FirstWrites(self._engine, min(deadlines[place] for place in writes), ended)
+            together.outcome.add_done_callback(lambda _: self._runs.pop(together, None))
+            self._watch(together)
+            together.start(writes)
+        for place in rest:
+            others(place, None)
+
+    def let_go(self, tried: Tried) -> None:
+        """Hand the lead on that a first write has, unless that was done already."""
+        if tried.leads:
+            tried.leads = False
+            self._queues.hand_on(tried.name)
 
     # -- One attempt --------------------------------------------------------------------------------------------------
 
     def _first_write(self, request: ChangeRequest, deadline: float) -> Awaitable[Outcome]:
         """The short way for a register that may be new."""
+        return self._outcome(Run(self._engine, self._new_first_write(request), deadline))
+
+    def _new_first_write(self, request: ChangeRequest) -> FirstWrite:
         engine = self._engine
-        write = self._first_write_factory(
+        return self._first_write_factory(
             engine.quorums,
             engine.configuration.epoch,
             self._own_acceptor or 0,
@@ -204,7 +256,6 @@ class Changer:
             fence=request.fence,
             generation=request.generation,
         )
-        return self._outcome(Run(engine, write, deadline))
 
     async def attempt(
         self, taken: list[Waiting], change: Change, dead: tuple[RecordRef, ...], deadline: float
@@ -239,9 +290,7 @@ class Changer:
 
     async def _outcome(self, run: Run) -> Outcome:
         """See a round that was begun to its end."""
-        self._runs[run] = None
-        if run.limit < self._alarm_at:
-            self._set_alarm(run.limit)
+        self._watch(run)
         try:
             outcome = await run.outcome
         finally:
@@ -250,6 +299,12 @@ class Changer:
         if isinstance(outcome, Denied) and outcome.reason is Refusal.CONFIGURATION and run.moved:
             return Lost(run.ballot, outcome.proposed)
         return outcome
+
+    def _watch(self, run: Run | FirstWrites) -> None:
+        """Have it end when its time is up."""
+        self._runs[run] = None
+        if run.limit < self._alarm_at:
+            self._set_alarm(run.limit)
 
     def _set_alarm(self, at: float) -> None:
         if self._alarm is not None:
@@ -339,7 +394,7 @@ class _Lead:
                 self._proposed(outcome.proposed)
                 engine.ballots.saw(outcome.greatest)
                 if outcome.failure:
-                    answered = [(each, _failure(outcome.failure, each.proposed)) for each in self._open]
+                    answered = [(each, replies.failure(outcome.failure, each.proposed)) for each in self._open]
                 else:
                     self._expire(own)
                     cap = await self._back_off(cap, deadline)
@@ -362,13 +417,13 @@ class _Lead:
         return changes[0] if len(changes) == 1 else Batch(changes, _ROUND_RECORD_BYTES_MAX)
 
     def _done(self, outcome: Done, change: Change) -> list[tuple[Waiting, ChangeReply | Exception]]:
-        results = change.results if isinstance(change, Batch) else [_result(outcome)]
-        return [(each, _reply(result)) for each, result in zip(list(self._open), results, strict=False)]
+        results = change.results if isinstance(change, Batch) else [replies.result_of(outcome)]
+        return [(each, replies.reply_of(result)) for each, result in zip(list(self._open), results, strict=False)]
 
     def _denied(self, outcome: Denied) -> list[tuple[Waiting, ChangeReply | Exception]]:
         if outcome.reason is Refusal.STALE_TERM:
-            return [(each, _stale_term(each)) for each in self._open]
-        return [(each, _denial(outcome, each.proposed)) for each in self._open]
+            return [(each, replies.stale_term(each)) for each in self._open]
+        return [(each, replies.denial(outcome, each.proposed)) for each in self._open]
 
     def _proposed(self, proposed: bool) -> None:
         if proposed:
@@ -387,9 +442,9 @@ class _Lead:
         now = self._engine.loop.time()
         for each in [each for each in self._open if each.deadline <= now]:
             if each is own:
-                raise _late(own.proposed)
+                raise replies.late(own.proposed)
             self._open.remove(each)
-            each.fail(_late(each.proposed))
+            each.fail(replies.late(each.proposed))
 
     async def _back_off(self, cap: float, deadline: float) -> float:
         """Wait at random up to ``cap`` seconds; the next cap."""
@@ -424,47 +479,3 @@ class _Lead:
                 return record
             cursor = record.parent
         return None
-
-
-# -- Answers ----------------------------------------------------------------------------------------------------------
-
-
-def _result(outcome: Done) -> Result:
-    return Result(outcome.code, outcome.state, outcome.record)
-
-
-def _reply(result: Result) -> ChangeReply:
-    record = result.record
-    if record is not None and record.data:
-        record = Record(record.ref, record.parent, record.body)
-    return ChangeReply(result.code, result.state, record)
-
-
-def _stale_term(waiting: Waiting) -> ChangeReply:
-    return ChangeReply(STALE_TERM, None, proposed=waiting.proposed, generation=waiting.request.generation)
-
-
-def _late(proposed: bool) -> ObjmetaError:
-    if proposed:
-        return UnknownOutcome("no majority of the nodes confirmed the change in time; it may or may not apply")
-    return NoQuorum("no majority of the nodes answered in time; nothing was changed, try again")
-
-
-def _denial(outcome: Denied, proposed: bool) -> ObjmetaError:
-    if outcome.reason is Refusal.CONFIGURATION and not proposed:
-        why = outcome.detail or "another identity"
-        return ConfigurationMismatch(f"the nodes do not belong to this store: {why}")
-    if proposed:
-        return UnknownOutcome("the nodes refuse the operation now, and an earlier attempt may have applied")
-    return StaleGeneration("the operation was begun too long ago; begin it anew")
-
-
-def _failure(failure: str, proposed: bool) -> ObjmetaError:
-    if proposed:
-        return UnknownOutcome(f"the change may have been applied, and then the store failed: {failure}")
-    kind, _, text = failure.partition(": ")
-    if kind == StoreFull.kind:
-        return StoreFull(text)
-    if kind in (IntegrityError.kind, RowDamaged.kind):
-        return IntegrityError(text)
-    return StoreError(text if kind == StoreError.kind else failure)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from objmeta.core.ballot import BallotSource
+from objmeta.core.ballot import BallotSource, mending_ballot
 from objmeta.core.change import Identity
 from objmeta.core.configuration import Configuration, Membership
 from objmeta.core.fastread import FastRead, Reading
@@ -52,10 +52,12 @@ from objmeta.interfaces import (
     Watermarks,
 )
 from objmeta.register import following
-from objmeta.register.changing import STALE_TERM, Changer, RoundFactory
+from objmeta.register.changing import Changer, RoundFactory
 from objmeta.register.erasing import Eraser
 from objmeta.register.generations import Generations
+from objmeta.register.replies import STALE_TERM
 from objmeta.register.scanning import Scanner
+from objmeta.register.together import Answered, Answers, Tried
 
 _PROBE = b"~probe"
 _PROBE_TIMEOUT_S_MAX = 1.0
@@ -151,6 +153,12 @@ class Engine:
             self.transport.send(acceptor, Adopt(self.membership), lambda acceptor, reply: None)
         return refused.behind
 
+    def learn(self, acceptor: int, refused: Refused) -> bool:
+        """Draw from a refusal what concerns more than its round; whether a configuration has moved for it."""
+        if refused.reason is Refusal.DAMAGED:
+            self.ballots.saw(mending_ballot(refused.greatest))
+        return refused.reason is Refusal.CONFIGURATION and self.bring_together(acceptor, refused)
+
     # -- Changes ------------------------------------------------------------------------------------------------------
 
     async def change(self, request: ChangeRequest, timeout_s: float) -> ChangeReply:
@@ -160,12 +168,37 @@ class Engine:
         StaleGeneration if it was begun too long ago), UnknownOutcome, StoreFull or StoreError (the store refused,
         nothing changed), ConfigurationMismatch.
         """
-        deadline = self.loop.time() + timeout_s
+        return await self._change(request, self.loop.time() + timeout_s)
+
+    async def change_all(
+        self, requests: Sequence[ChangeRequest], timeouts_s: Sequence[float], answered: Answered
+    ) -> None:
+        """Apply each of some changes, in no order; first writes among them share their messages.
+
+        Each has so many seconds of its own.  ``answered`` is called with the answer of each, or with the error that
+        :meth:`change` would raise, as soon as there is one.  Returns when all have theirs.
+        """
+        now = self.loop.time()
+        deadlines = [now + timeout_s for timeout_s in timeouts_s]
+        answers = Answers(len(requests), answered)
+
+        def alone(place: int, tried: Tried | None) -> None:
+            def ended() -> None:
+                if tried is not None:
+                    self._changer.let_go(tried)
+
+            answers.work(place, self._change(requests[place], deadlines[place], tried), ended)
+
+        self._changer.first_writes(requests, deadlines, answers.give, alone)
+        await answers.wait()
+
+    async def _change(self, request: ChangeRequest, deadline: float, tried: Tried | None = None) -> ChangeReply:
         begun = request
         if not request.generation:
-            begun = msgspec.structs.replace(request, generation=await self.generations.stated(timeout_s))
+            stated = await self.generations.stated(deadline - self.loop.time())
+            begun = msgspec.structs.replace(request, generation=stated)
         try:
-            return await self._changer.change(begun, deadline)
+            return await self._changer.change(begun, deadline, tried)
         except StaleGeneration:
             newest = await self.generations.newest(deadline - self.loop.time())
             if request.generation or newest <= begun.generation:

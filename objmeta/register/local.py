@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from objmeta.core.configuration import ConfigurationTag, Membership
 from objmeta.core.inventory import ChangesRequest, DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Reply, Request
-from objmeta.interfaces import Changes, OnReply
+from objmeta.interfaces import Changes, OnReplies, OnReply
 
 
 class Acceptor(Protocol):
@@ -17,6 +17,12 @@ class Acceptor(Protocol):
 
     def submit(self, tag: ConfigurationTag, request: Request, on_reply: Callable[[Reply], None]) -> None:
         """Queue a request."""
+        ...
+
+    def submit_all(
+        self, tag: ConfigurationTag, requests: Sequence[Request], on_replies: Callable[[list[Reply]], None]
+    ) -> None:
+        """Queue requests, all of which write or none, that are answered together."""
         ...
 
     async def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
@@ -45,6 +51,12 @@ class LocalTransport:
 
     def send(self, acceptor: int, request: Request, on_reply: OnReply) -> None:
         self._acceptors[acceptor].submit(self._tag, request, lambda reply: on_reply(acceptor, reply))
+
+    def send_all(self, acceptor: int, requests: Sequence[Request], on_replies: OnReplies) -> None:
+        def answered(replies: list[Reply]) -> None:
+            on_replies(acceptor, list(enumerate(replies)))
+
+        self._acceptors[acceptor].submit_all(self._tag, requests, answered)
 
     def adopt(self, membership: Membership) -> None:
         self._tag = membership.configuration.tag

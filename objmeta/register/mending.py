@@ -33,9 +33,9 @@ from objmeta.core.records import is_intact
 from objmeta.core.repair import Look, chain, off_chain, parcels
 from objmeta.errors import IntegrityError, NoQuorum, NoSuchBucket, StoreError, Unavailable
 from objmeta.interfaces import ChangeRequest
-from objmeta.register.changing import STALE_TERM
 from objmeta.register.copying import FenceOf
 from objmeta.register.engine import Engine
+from objmeta.register.replies import STALE_TERM
 
 PARCEL_BYTES_MAX: Final = 1 << 20
 """Records sent in one accept, beyond a single longer one: far below what may travel (``rpc.options.ITEM_BYTES_MAX``),

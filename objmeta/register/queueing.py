@@ -51,6 +51,10 @@ class Queues:
         self._queues: dict[bytes, collections.deque[Waiting] | None] = {}
         """None: nobody has waited yet."""
 
+    def is_free(self, name: bytes) -> bool:
+        """Whether nobody works on a register."""
+        return name not in self._queues
+
     def lead(self, name: bytes) -> bool:
         """Take the lead of a register that nobody works on (then :meth:`hand_on` must follow); whether that was so."""
         if name in self._queues:

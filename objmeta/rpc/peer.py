@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar, cast
 
 import grpc
@@ -25,7 +25,7 @@ from objmeta.core.inventory import ChangesRequest, DigestRequest, Digests, Inven
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Adopted, Reply, Request
 from objmeta.errors import ConfigurationMismatch, ObjmetaError, Unavailable
-from objmeta.interfaces import Changes, OnReply
+from objmeta.interfaces import Changes, OnReplies, OnReply
 from objmeta.register.local import Acceptor
 from objmeta.rpc import wire
 from objmeta.rpc.batching import Outbox
@@ -33,6 +33,7 @@ from objmeta.rpc.options import CONNECT_S_MAX, RECONNECT_S_MAX, RECONNECT_S_MIN,
 from objmeta.rpc.streams import ServedStreams, converse
 
 Answer = TypeVar("Answer")
+_OnGroup = Callable[[int, list[Reply]], None]
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class PeerLink:
         self._tag = tag
         self._tag_bytes = msgspec.Raw(wire.encode(tag))
         self._outbox: Outbox[tuple[int, bytes]] = Outbox(self._loop)
-        self._pending: dict[int, OnReply] = {}
+        self._pending: dict[int, _OnGroup] = {}
         self._channel: Any = None
         self._down_since: float | None = self._loop.time()
         self.problem = "no connection yet"
@@ -76,13 +77,13 @@ class PeerLink:
         """Whether the stream is up."""
         return self._down_since is None
 
-    def send(self, number: int, item: bytes, on_reply: OnReply) -> None:
-        """Queue an encoded ``(number, request)``."""
+    def send(self, number: int, item: bytes, on_group: _OnGroup) -> None:
+        """Queue an encoded group, ``(number, requests)``."""
         down_since = self._down_since
         if down_since is not None and self._loop.time() - down_since > _QUEUE_WHILE_DOWN_S:
             return
         outbox = self._outbox
-        self._pending[number] = on_reply
+        self._pending[number] = on_group
         outbox.put((number, item), len(item))
         while outbox.size > _QUEUE_BYTES_MAX or len(outbox) > _QUEUE_ITEMS_MAX:
             dropped, _ = outbox.drop_oldest()
@@ -186,12 +187,12 @@ class PeerLink:
         replies = wire.decode_peer_replies(message)
         if self._memory is not None:
             self._memory.heard(node_id, replies.position)
-        for number, reply in replies.items:
-            on_reply = take(number, None)
-            if on_reply is None:
+        for number, group in replies.items:
+            on_group = take(number, None)
+            if on_group is None:
                 continue
             try:
-                on_reply(node_id, reply)
+                on_group(node_id, group)
             except Exception:  # one operation's defect must not cost all others the connection
                 _log.exception("a reply of node %d could not be taken", node_id)
 
@@ -218,7 +219,7 @@ class PeerTransport:
         self._acceptor = acceptor
         self._tag = tag
         self._number = 0
-        self._last: Request | None = None
+        self._last: Request | Sequence[Request] | None = None
         self._item = b""
         self.links: dict[int, PeerLink] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -232,10 +233,24 @@ class PeerTransport:
         if request is not self._last:
             self._number += 1
             self._last = request
-            self._item = wire.encode((self._number, request))
+            self._item = wire.encode((self._number, (request,)))
         link = self.links.get(acceptor)
         if link is not None:  # else its address is not known yet: a message to nowhere is lost
-            link.send(self._number, self._item, on_reply)
+            link.send(self._number, self._item, functools.partial(_take_one, on_reply))
+
+    def send_all(self, acceptor: int, requests: Sequence[Request], on_replies: OnReplies) -> None:
+        """Queue a group of requests, which everybody gets who is asked: it is encoded once as well."""
+        on_group = functools.partial(_take_group, on_replies)
+        if acceptor == self._node_id:
+            self._acceptor.submit_all(self._tag, requests, functools.partial(on_group, acceptor))
+            return
+        if requests is not self._last:
+            self._number += 1
+            self._last = requests
+            self._item = wire.encode((self._number, requests))
+        link = self.links.get(acceptor)
+        if link is not None:
+            link.send(self._number, self._item, on_group)
 
     def adopt(self, membership: Membership) -> None:
         """See :class:`objmeta.interfaces.Transport`."""
@@ -299,6 +314,14 @@ async def ask(address: str, method: str, message: bytes, decode: Callable[[bytes
             raise Unavailable(f"{address} did not answer: {broken.details()}") from None
         except msgspec.MsgspecError as damage:
             raise ConfigurationMismatch(f"{address} speaks another version of the protocol: {damage}") from None
+
+
+def _take_one(on_reply: OnReply, acceptor: int, group: list[Reply]) -> None:
+    on_reply(acceptor, group[0])
+
+
+def _take_group(on_replies: OnReplies, acceptor: int, group: list[Reply]) -> None:
+    on_replies(acceptor, list(enumerate(group)))
 
 
 # -- The acceptor's side ----------------------------------------------------------------------------------------------
@@ -469,10 +492,9 @@ class _Answers:
 
     async def take(self, message: bytes) -> None:
         batch = wire.decode_peer_batch(message)
-        self._unanswered += len(batch.items)
-        submit, tag, answer = self._acceptor.submit, batch.tag, self._answer
-        for number, request in batch.items:
-            submit(tag, request, functools.partial(answer, number))
+        for number, requests in batch.items:
+            self._unanswered += len(requests)
+            self._acceptor.submit_all(batch.tag, requests, functools.partial(self._answer, number))
         if self._unanswered > _UNANSWERED_MAX:
             await self._room_again()
 
@@ -485,11 +507,12 @@ class _Answers:
             except TimeoutError:
                 self._unanswered = 0  # a commit whose outcome is unknown is never answered
 
-    def _answer(self, number: int, reply: Reply) -> None:
-        if isinstance(reply, Adopted):
-            self._on_adopted(reply.membership)
-        item = wire.encode((number, reply))
+    def _answer(self, number: int, replies: list[Reply]) -> None:
+        for reply in replies:
+            if isinstance(reply, Adopted):
+                self._on_adopted(reply.membership)
+        item = wire.encode((number, replies))
         self.outbox.put(item, len(item))
-        self._unanswered -= 1
+        self._unanswered -= len(replies)
         if not self._room.is_set():
             self._room.set()

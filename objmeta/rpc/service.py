@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol, cast
 
 import grpc
@@ -30,6 +30,8 @@ _ANSWERS_A_MESSAGE_MAX: Final = 32
 that client, proposer and disk work at the same time and not in turn (64 writers: an eighth more puts/s)."""
 _TIMEOUT_S_MAX: Final = 3600.0
 
+_NumberedChange = tuple[int, float, wire.ChangeName]
+
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +40,15 @@ class Proposer(Protocol):
 
     def change(self, request: ChangeRequest, timeout_s: float) -> Awaitable[ChangeReply]:
         """See :class:`objmeta.interfaces.Registers`."""
+        ...
+
+    async def change_all(
+        self,
+        requests: Sequence[ChangeRequest],
+        timeouts_s: Sequence[float],
+        answered: Callable[[int, ChangeReply | Exception], None],
+    ) -> None:
+        """Some that came together; ``answered`` is called for each, with its place. Returns when all have answers."""
         ...
 
 
@@ -98,7 +109,7 @@ class ClientService:
     @property
     def in_flight(self) -> int:
         """How many operations are being worked on."""
-        return sum(len(client.tasks) for client in self._clients)
+        return sum(client.in_flight for client in self._clients)
 
     async def drained(self, timeout_s: float) -> None:
         """Wait until no operation is in flight, or for ``timeout_s``."""
@@ -116,7 +127,7 @@ class ClientService:
         if membership is not None:
             metadata.append((wire.MEMBERSHIP, wire.encode(membership)))
         await context.send_initial_metadata(tuple(metadata))
-        client = _Client(self.answer)
+        client = _Client(self)
         self._clients.add(client)
         try:
             await self.streams.serve(context, client.outbox, self._frame, client.take)
@@ -132,28 +143,36 @@ class ClientService:
 
     async def answer(self, number: int, timeout_s: float, operation: wire.Operation) -> bytes:
         """Perform an operation; the item that answers it, also when it failed."""
-        allowed_s = min(timeout_s, _TIMEOUT_S_MAX) if timeout_s > 0 else 0.0
         result: wire.Result
         try:
-            if isinstance(operation, wire.ChangeName):  # nearly all are
-                result = wire.Changed(await self._change(operation, allowed_s))
+            if isinstance(operation, wire.ChangeName):
+                proposer = self._door.proposer(operation.sent_on)
+                result = wire.Changed(await proposer.change(_request(operation), _allowed(timeout_s)))
             else:
-                result = await self._perform(operation, allowed_s)
-        except ObjmetaError as problem:
-            result = wire.failure(problem)
-        except Exception as defect:
-            _log.exception("an operation failed in an unforeseen way")
-            result = wire.failure(_unforeseen(operation, defect))
-        item = wire.encode((number, result))
-        if len(item) > ITEM_BYTES_MAX:
-            too_long = f"the answer has {len(item)} bytes, at most {ITEM_BYTES_MAX} can travel; ask for less at a time"
-            item = wire.encode((number, wire.failure(StoreError(too_long))))
-        return item
+                result = await self._perform(operation, _allowed(timeout_s))
+        except Exception as problem:
+            result = _failure(operation, problem)
+        return _item(number, result)
 
-    def _change(self, operation: wire.ChangeName, timeout_s: float) -> Awaitable[ChangeReply]:
-        generation = max(operation.generation, FIRST_GENERATION)
-        request = ChangeRequest(operation.name, operation.change, operation.fence, generation)
-        return self._door.proposer(operation.sent_on).change(request, timeout_s)
+    async def answer_changes(self, changes: Sequence[_NumberedChange], put: Callable[[bytes], None]) -> None:
+        """Perform changes that came together, nearly all there is to do; ``put`` takes the items that answer them."""
+        open_places = dict.fromkeys(range(len(changes)))
+
+        def answered(place: int, answer: ChangeReply | Exception) -> None:
+            del open_places[place]
+            number, _, operation = changes[place]
+            if isinstance(answer, Exception):
+                put(_item(number, _failure(operation, answer)))
+            else:
+                put(_item(number, wire.Changed(answer)))
+
+        requests = [_request(operation) for _, _, operation in changes]
+        allowed_s = [_allowed(timeout_s) for _, timeout_s, _ in changes]
+        try:
+            await self._door.proposer(changes[0][2].sent_on).change_all(requests, allowed_s, answered)
+        except Exception as problem:
+            for place in list(open_places):
+                answered(place, problem)
 
     async def _perform(self, operation: wire.OtherOperation, timeout_s: float) -> wire.Result:
         match operation:
@@ -181,12 +200,16 @@ class ClientService:
 
 
 class _Client:
-    """The operations of one stream, each in a task of its own, and their answers on the way out."""
+    """The operations of one stream, and their answers on the way out.
 
-    def __init__(self, answer: Callable[[int, float, wire.Operation], Awaitable[bytes]]) -> None:
-        self._answer = answer
+    Changes that come in one message are worked on together, each other operation in a task of its own.
+    """
+
+    def __init__(self, service: ClientService) -> None:
+        self._service = service
         self._loop = asyncio.get_running_loop()
         self._taken = 0
+        self.in_flight = 0
         self.outbox: Outbox[bytes] = Outbox(self._loop, _ANSWERS_A_MESSAGE_MAX)
         self.tasks: dict[int, asyncio.Task[None]] = {}
         """Those under way; each takes itself out (a callback at its end would cost more)."""
@@ -195,18 +218,37 @@ class _Client:
         batch = wire.decode_client_batch(message)
         if not batch.items:
             self.outbox.nudge()
+        self.in_flight += len(batch.items)
+        together: list[_NumberedChange] = []
         for number, timeout_s, operation in batch.items:
-            self._taken += 1
-            self.tasks[self._taken] = self._loop.create_task(self._work(self._taken, number, timeout_s, operation))
-        while len(self.tasks) > _IN_FLIGHT_MAX:
+            if isinstance(operation, wire.ChangeName) and (not together or together[0][2].sent_on is operation.sent_on):
+                together.append((number, timeout_s, operation))
+            else:
+                self._begin(self._work(self._taken + 1, number, timeout_s, operation))
+        if together:
+            self._begin(self._work_together(self._taken + 1, together))
+        while self.in_flight > _IN_FLIGHT_MAX and self.tasks:
             await asyncio.wait(tuple(self.tasks.values()), return_when=asyncio.FIRST_COMPLETED)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        self._taken += 1
+        self.tasks[self._taken] = self._loop.create_task(work)
 
     async def _work(self, place: int, number: int, timeout_s: float, operation: wire.Operation) -> None:
         try:
-            item = await self._answer(number, timeout_s, operation)
-            self.outbox.put(item, len(item))
+            self._put(await self._service.answer(number, timeout_s, operation))
         finally:
             del self.tasks[place]
+
+    async def _work_together(self, place: int, changes: list[_NumberedChange]) -> None:
+        try:
+            await self._service.answer_changes(changes, self._put)
+        finally:
+            del self.tasks[place]
+
+    def _put(self, item: bytes) -> None:
+        self.in_flight -= 1
+        self.outbox.put(item, len(item))
 
     async def cancel(self) -> None:
         """Give up what is under way."""
@@ -214,6 +256,30 @@ class _Client:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _request(operation: wire.ChangeName) -> ChangeRequest:
+    generation = max(operation.generation, FIRST_GENERATION)
+    return ChangeRequest(operation.name, operation.change, operation.fence, generation)
+
+
+def _allowed(timeout_s: float) -> float:
+    return min(timeout_s, _TIMEOUT_S_MAX) if timeout_s > 0 else 0.0
+
+
+def _item(number: int, result: wire.Result) -> bytes:
+    item = wire.encode((number, result))
+    if len(item) > ITEM_BYTES_MAX:
+        too_long = f"the answer has {len(item)} bytes, at most {ITEM_BYTES_MAX} can travel; ask for less at a time"
+        item = wire.encode((number, wire.failure(StoreError(too_long))))
+    return item
+
+
+def _failure(operation: wire.Operation, problem: Exception) -> wire.Failure:
+    if isinstance(problem, ObjmetaError):
+        return wire.failure(problem)
+    _log.error("an operation failed in an unforeseen way", exc_info=problem)
+    return wire.failure(_unforeseen(operation, problem))
 
 
 def _unforeseen(operation: wire.Operation, defect: Exception) -> ObjmetaError:

@@ -97,19 +97,19 @@ def error(failed: Failure) -> errors.ObjmetaError:
 
 
 class PeerBatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Requests of one proposer under one configuration."""
+    """Requests of one proposer under one configuration, in groups that are answered together."""
 
     tag: ConfigurationTag
-    items: list[tuple[int, Request]]
+    items: list[tuple[int, list[Request]]]
 
 
 class PeerReplies(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Answers, by the number of their request, in any order.
+    """Answers to groups of requests, each by the group's number and in its order; groups in any order.
 
     ``position`` is the number of the acceptor's last durable batch.
     """
 
-    items: list[tuple[int, Reply]]
+    items: list[tuple[int, list[Reply]]]
     position: int = 0
 
 

@@ -110,6 +110,27 @@ class Lane:
             self._loop.call_soon(self._hand_over)
         (self._writes if isinstance(request, WRITES) else self._reads).append(((tag, request), on_reply))
 
+    def submit_all(
+        self, tag: ConfigurationTag, requests: Sequence[Request], on_replies: Callable[[list[Reply]], None]
+    ) -> None:
+        """Queue requests, all of which write or none; ``on_replies`` is called with all replies, in order.
+
+        It is called at most once, and only when every one of them has been answered.
+        """
+        replies: list[Reply] = []
+        count = len(requests)
+
+        def last(reply: Reply) -> None:
+            replies.append(reply)
+            if len(replies) == count:  # else a commit between them failed in a way that answers nobody
+                on_replies(replies)
+
+        if not requests or self._closed:
+            return
+        for request in requests[:-1]:
+            self.submit(tag, request, replies.append)
+        self.submit(tag, requests[-1], last)
+
     async def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
         """One page. Raises ConfigurationMismatch and StoreError as the store does."""
         return await self._ask(lambda: self._store.scan(tag, request))

@@ -8,8 +8,9 @@ prepares that reach exactly a majority, messages that wake up long after.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -20,7 +21,7 @@ from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Accept, Prepare, Reply, Request
 from objmeta.core.quorum import majority
 from objmeta.errors import Unavailable
-from objmeta.interfaces import Changes, OnReply
+from objmeta.interfaces import Changes, OnReplies, OnReply
 from objmeta.testing.telling import tell_message
 
 Trace = Callable[[str], None]
@@ -223,6 +224,15 @@ class Port:
     def send(self, acceptor: int, request: Request, on_reply: OnReply) -> None:
         if self.open:
             self._network.send(self, acceptor, request, on_reply)
+
+    def send_all(self, acceptor: int, requests: Sequence[Request], on_replies: OnReplies) -> None:
+        """Each has a fate of its own here, which is worse than what happens to messages that hold several."""
+
+        def answered(place: int, _: int, reply: Reply) -> None:
+            on_replies(acceptor, [(place, reply)])
+
+        for place, request in enumerate(requests):
+            self.send(acceptor, request, functools.partial(answered, place))
 
     def adopt(self, membership: Membership) -> None:
         self.tag = membership.configuration.tag

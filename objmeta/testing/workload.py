@@ -286,7 +286,7 @@ class Workload:
         request = ChangeRequest(register.name, change, None, self._generations.get(operation.id, 0))
         self.world.note(f"call {operation} at P{proposer.number}")
         try:
-            reply = await proposer.run(proposer.engine.change(request, timeout_s), cancel_after_s)
+            reply = await proposer.run(proposer.change(request, timeout_s), cancel_after_s)
         except (NoQuorum, StoreFull) as error:
             self.world.note(f"{operation.id.hex()} at P{proposer.number}: {error!r}")
             register.history.forget(attempt)

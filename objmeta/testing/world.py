@@ -7,12 +7,15 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
 from objmeta.core.ballot import BallotSource
 from objmeta.core.configuration import Configuration, ConfigurationTag, Membership, single_set
 from objmeta.core.inventory import ChangesRequest, DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import WRITES, Accept, Prepare, RaiseTerm, Refusal, Reply, Request, Row
-from objmeta.interfaces import Changes
+from objmeta.errors import StaleGeneration
+from objmeta.interfaces import ChangeReply, ChangeRequest, Changes
 from objmeta.register.engine import Engine, EngineSettings
 from objmeta.register.erasing import ErasureSettings
 from objmeta.register.generations import Generations
@@ -25,6 +28,11 @@ from objmeta.testing.watch import Watch
 
 T = TypeVar("T")
 
+_BY_ITSELF = 0.3
+_AT_ONCE = 0.5
+_GATHERED_S = 0.02
+"""Shares of the changes that come by themselves, and of those that start a message of their own; how long others gather
+what comes."""
 _DISK_FULL = "store_full: the simulated disk is full"
 
 
@@ -153,6 +161,9 @@ class Proposer:
         self._settings = settings
         self._membership = Membership(world.configuration)
         self._rng = world.random(f"proposer {number}")
+        self._ways = world.random(f"ways of proposer {number}")
+        self._message: list[tuple[ChangeRequest, float, asyncio.Future[ChangeReply]]] = []
+        """Changes that will come together."""
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self.lives = 0
         self.start()
@@ -194,6 +205,42 @@ class Proposer:
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
+        self._message.clear()
+
+    async def change(self, request: ChangeRequest, timeout_s: float) -> ChangeReply:
+        """A change as it comes to a node: by itself, or in one message with what others ask for meanwhile."""
+        way = self._ways.random()
+        generation = request.generation or self.engine.generations.known()
+        if way < _BY_ITSELF or not generation:
+            return await self.engine.change(request, timeout_s)
+        answer: asyncio.Future[ChangeReply] = self._world.loop.create_future()
+        self._message.append((msgspec.structs.replace(request, generation=generation), timeout_s, answer))
+        if len(self._message) == 1:
+            self._world.loop.call_later(0.0 if way < _AT_ONCE else _GATHERED_S, self._send_on)
+        try:
+            return await answer
+        except StaleGeneration:
+            if request.generation:
+                raise
+        return await self.engine.change(request, timeout_s)
+
+    def _send_on(self) -> None:
+        message, self._message = self._message, []
+        requests, timeouts_s = [request for request, _, _ in message], [timeout_s for _, timeout_s, _ in message]
+
+        def answered(place: int, result: ChangeReply | Exception) -> None:
+            answer = message[place][2]
+            if answer.done():
+                return  # whoever asked has gone
+            if isinstance(result, Exception):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)
+
+        if self.up and message:
+            task = self._world.loop.create_task(self.engine.change_all(requests, timeouts_s, answered))
+            self._tasks[task] = None
+            task.add_done_callback(lambda _: self._tasks.pop(task, None))
 
     async def run(self, work: Coroutine[Any, Any, T], cancel_after_s: float | None = None) -> T:
         """Do something in this life; raises Interrupted if the life, or ``cancel_after_s``, ends first."""

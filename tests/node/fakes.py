@@ -26,6 +26,7 @@ from objmeta.interfaces import (
     Watermarks,
 )
 from objmeta.model.changes import SetValue
+from objmeta.register.together import Answered, Answers
 from objmeta.rpc import wire
 from objmeta.rpc.options import new_server
 from objmeta.rpc.service import ClientService
@@ -81,8 +82,9 @@ class FakeNode:
             raise Unavailable(f"node {self.node_id} is not ready")
         return self
 
-    def proposer(self, sent_on: bool) -> Registers:
-        return self.registers()
+    def proposer(self, sent_on: bool) -> FakeNode:
+        self.registers()
+        return self
 
     def in_touch(self) -> bool:
         return self.connected
@@ -99,6 +101,14 @@ class FakeNode:
         if self.error is not None:
             raise self.error
         return self.reply
+
+    async def change_all(
+        self, requests: Sequence[ChangeRequest], timeouts_s: Sequence[float], answered: Answered
+    ) -> None:
+        answers = Answers(len(requests), answered)
+        for place, (request, timeout_s) in enumerate(zip(requests, timeouts_s, strict=True)):
+            answers.work(place, self.change(request, timeout_s))
+        await answers.wait()
 
     async def read(self, names: Sequence[bytes], timeout_s: float, fence: Fence | None = None) -> list[State | None]:
         self.reads += 1

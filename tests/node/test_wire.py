@@ -82,8 +82,8 @@ def test_an_error_of_a_later_version_is_an_error() -> None:
 )
 def test_requests_travel(request_: Request) -> None:
     tag = single_set(b"s" * 16, (1, 2, 3)).tag
-    message = wire.encode((tag, wire.raw([wire.encode((8, request_))])))
-    assert wire.decode_peer_batch(message) == wire.PeerBatch(tag, [(8, request_)])
+    message = wire.encode((tag, wire.raw([wire.encode((8, (request_, request_)))])))
+    assert wire.decode_peer_batch(message) == wire.PeerBatch(tag, [(8, [request_, request_])])
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def test_requests_travel(request_: Request) -> None:
     ids=lambda reply: type(reply).__name__,
 )
 def test_replies_travel(reply: Reply) -> None:
-    message = wire.encode((wire.raw([wire.encode((8, reply))]),))
-    assert wire.decode_peer_replies(message) == wire.PeerReplies([(8, reply)])
+    message = wire.encode((wire.raw([wire.encode((8, (reply,)))]),))
+    assert wire.decode_peer_replies(message) == wire.PeerReplies([(8, [reply])])
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from objmeta.core.inventory import ChangesRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Accept, Request
 from objmeta.errors import NoQuorum, Unavailable
-from objmeta.interfaces import ChangedNames, Changes, OnReply, ScanPage, Watermarks
+from objmeta.interfaces import ChangedNames, Changes, OnReplies, OnReply, ScanPage, Watermarks
 from objmeta.objects.buckets import Buckets
 from objmeta.objects.context import Context
 from objmeta.objects.feed import Feed
@@ -62,6 +62,9 @@ class Wires:
             self.holding.set()
         elif self.passes(acceptor, request):
             loop.call_later(self._delay_s(), arrive)
+
+    def send_all(self, acceptor: int, requests: Sequence[Request], on_replies: OnReplies) -> None:
+        raise AssertionError("changes come one by one here")
 
     def release(self) -> None:
         """What was held back travels on."""

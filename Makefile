@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint sim sim-data chaos cluster docs bench clean
+.PHONY: help demo test slow lint sim sim-data chaos cluster docs bench clean
 
 # Somebody else's environment must not decide what runs here.
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
@@ -20,8 +20,8 @@ CHAOS_SECONDS ?= 60
 
 help:
 	@echo 'make demo [SRC=DIR]     the main job on the embedded store: files, pandas, versions, SQL'
-	@echo 'make test               lint, types, import contracts and all tests'
-	@echo 'make quick              the same without the slow tests'
+	@echo 'make test               lint, types, import contracts and all tests but the slow ones'
+	@echo 'make slow               the slow tests: thousands of simulated runs, files of 2 GiB, real faults'
 	@echo 'make sim SEED=N         replay one simulated run;  make sim SEEDS=N  run many (now $(SEEDS))'
 	@echo 'make sim-data SEED=N    the same for data: blob nodes, placement and collection'
 	@echo 'make chaos [SEED=N]     real processes, real faults, a checked history; also CHAOS_SECONDS, NODES, FAULTS'
@@ -50,10 +50,10 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest -n 2
-
-quick: lint
 	$(BIN)/pytest -n 2 -m 'not slow'
+
+slow: $(READY)
+	$(BIN)/pytest -n 2 -m slow
 
 sim: $(READY)
 	$(BIN)/python -m objmeta.testing.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))

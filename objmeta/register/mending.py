@@ -61,7 +61,7 @@ class RepairSettings:
     """Content of records moved, each second."""
     rest_min: float = 0.5
     """Seconds rested for each second of work while nothing else goes on."""
-    rest_max: float = 2.0
+    rest_max: float = 4.0
     """The same while the loop is busy with others, which shows in rests that end late."""
     late_s: float = 0.005
     """From when on a rest has ended late."""
@@ -72,7 +72,7 @@ class RepairSettings:
     """Registers being mended at a time; what clients ask waits behind no more than these."""
     lanes: int = 4
     """Parts of the names that are compared and mended at a time: while one waits for peers, another works."""
-    page_names: int = 256
+    page_names: int = 128
     """Registers in one page of an inventory."""
     timeout_s: float = 10.0
     """For one question, or one round."""
@@ -82,7 +82,7 @@ class RepairSettings:
     """A pass that left something undone is repeated after this, then after twice as long, up to ``period_s``."""
     watch_s: float = 0.25
     """How often connections are looked at."""
-    mark_s: float = 5.0
+    mark_s: float = 2.0
     """How often peers in reach are asked how far their changes have come; what is older than this has arrived."""
     changed_max: int = 300_000
     """More changes than this while a peer was out of reach are not looked at one by one: all is compared.  Their names

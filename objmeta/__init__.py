@@ -31,7 +31,7 @@ from objmeta.client import (
     connect_async,
 )
 from objmeta.model.values import BucketSettings, Chunk, Manifest
-from objmeta.objects.columns import VersionColumns
+from objmeta.objects.columns import EncodedVersions, VersionColumns
 from objmeta.objects.elections import AsyncElection
 from objmeta.objects.feed import LoadedPage
 from objmeta.objects.locks import AsyncLease, AsyncLock, LockHolder
@@ -64,6 +64,7 @@ __all__ = [
     "Disks",
     "Election",
     "Embedded",
+    "EncodedVersions",
     "KeyValue",
     "Lease",
     "LoadedPage",

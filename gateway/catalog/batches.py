@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,34 +21,29 @@ def versions(columns: VersionColumns, resolve: Resolve) -> pa.RecordBatch:
     """Rows of ``version_rows``."""
     marker = pa.array(columns.is_delete_marker, pa.bool_())
     chunks: Sequence[Sequence[Chunk] | None] = columns.chunks
+    listed = _chunk_lists(columns.lists)
+    with_chunks = pc.greater(pc.add(pc.list_value_length(_chunk_lists(chunks)), pc.list_value_length(listed)), 0)
     if any(columns.lists):
         chunks = list(chunks)
         for at, lists in enumerate(columns.lists):
             if lists:
-                chunks[at] = resolve(columns.bucket, columns.key[at], columns.version_id[at], lists)
-    kept, listed = _chunk_lists(chunks), _chunk_lists(columns.lists)
+                chunks[at] = resolve(columns.bucket, columns.key[at], columns.version_id[at].hex(), lists)
     content_type = pa.array(columns.content_type, pa.string())
     arrays = {
         "bucket": pa.repeat(pa.scalar(columns.bucket, pa.string()), len(columns)),
         "key": pa.array(columns.key, pa.string()),
-        "version_id": pa.array(columns.version_id, pa.string()),
+        "version_id": _hex(columns.version_id),
         "is_latest": pa.array(columns.is_latest, pa.bool_()),
         "is_delete_marker": marker,
         "size": _unless(marker, pa.array(columns.size, pa.int64())),
-        "etag": _unless(marker, pa.array(columns.etag, pa.string())),
+        "etag": _unless(marker, _hex(columns.etag)),
         "content_type": _unless(pc.equal(content_type, ""), content_type),
         "last_modified": pa.array(columns.modified_us, pa.int64()).cast(TIME),
         "metadata": _maps(columns.metadata),
         "sequence": pa.array(columns.sequence, pa.int64()),
-        "parent_version_id": pa.array(columns.parent_version_id, pa.string()),
-        "is_inline": pa.array(
-            [
-                not (chunks or lists or marker)
-                for chunks, lists, marker in zip(columns.chunks, columns.lists, columns.is_delete_marker, strict=True)
-            ],
-            pa.bool_(),
-        ),
-        "chunks": kept,
+        "parent_version_id": _hex(columns.parent_version_id),
+        "is_inline": pc.invert(pc.or_(marker, with_chunks)),
+        "chunks": _chunk_lists(chunks),
         "lists": listed,
     }
     return pa.RecordBatch.from_arrays([arrays[name] for name in VERSION_ROWS.names], schema=VERSION_ROWS)
@@ -66,16 +62,17 @@ def columns_of(bucket: str, objects: Iterable[ChangedObject]) -> VersionColumns:
 def add(columns: VersionColumns, version: ObjectVersion) -> None:
     """One more version."""
     columns.key.append(version.key)
-    columns.version_id.append(version.version_id)
+    columns.version_id.append(bytes.fromhex(version.version_id))
     columns.sequence.append(version.sequence)
     columns.is_latest.append(version.is_latest)
     columns.is_delete_marker.append(version.is_delete_marker)
     columns.size.append(version.size)
-    columns.etag.append(version.etag)
+    columns.etag.append(bytes.fromhex(version.etag))
     columns.content_type.append(version.content_type)
     columns.modified_us.append(version.modified_us)
     columns.metadata.append(version.metadata)
-    columns.parent_version_id.append(version.parent_version_id)
+    parent = version.parent_version_id
+    columns.parent_version_id.append(None if parent is None else bytes.fromhex(parent))
     columns.chunks.append(version.chunks)
     columns.lists.append(version.lists)
 
@@ -138,21 +135,27 @@ def _unless(condition: Any, values: Any) -> Any:
     return pc.if_else(condition, pa.scalar(None, values.type), values)
 
 
+def _hex(values: Sequence[bytes | None]) -> pa.Array:
+    """Bytes as text, the whole column at once."""
+    binary = pa.array(values, pa.binary())
+    missing, offsets, data = binary.buffers()
+    doubled = pc.multiply(pa.Array.from_buffers(pa.int32(), len(values) + 1, [None, offsets]), pa.scalar(2, pa.int32()))
+    text = pa.py_buffer(binascii.hexlify(data) if data is not None else b"")
+    return pa.StringArray.from_buffers(len(values), doubled.buffers()[1], text, missing, binary.null_count)
+
+
 def _maps(metadata: Sequence[dict[str, str]]) -> pa.Array:
     kind = pa.map_(pa.string(), pa.string())
     offsets = pa.array(itertools.accumulate(map(len, metadata), initial=0), pa.int32())
-    items = [pair for each in metadata if each for pair in each.items()]
-    keys, values = (
-        pa.array([key for key, _ in items], pa.string()),
-        pa.array([value for _, value in items], pa.string()),
-    )
+    keys = pa.array([key for each in metadata for key in each], pa.string())
+    values = pa.array([value for each in metadata for value in each.values()], pa.string())
     return pa.MapArray.from_arrays(offsets, keys, values).cast(kind)
 
 
 def _chunk_lists(lists: Sequence[Sequence[Chunk] | None]) -> pa.Array:
     offsets = pa.array(itertools.accumulate((len(each or ()) for each in lists), initial=0), pa.int32())
     flat = [chunk for each in lists if each for chunk in each]
-    digests = pa.array([chunk.digest.hex() for chunk in flat], pa.string())
+    digests = _hex([chunk.digest for chunk in flat])
     lengths = pa.array([chunk.length for chunk in flat], pa.int64())
     made = pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays([digests, lengths], ["digest", "length"]))
     if None in lists:

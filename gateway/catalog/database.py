@@ -28,6 +28,10 @@ LASTING: Final = frozenset({"view", "macro", "function", "prepare"})
 """Words of statements that make something which names tables whenever it is used."""
 
 
+_NAMING_MACROS: Final = macros.MACROS.keys() | {"query", "query_table", "duckdb_functions"}
+"""Words of queries that may name a macro, or list them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """What a query may name: tables with their columns and types, macros with their parameters, words of SQL."""
@@ -44,9 +48,8 @@ class Database:
         self.place = place
         self._held = contextlib.ExitStack()
         self._connection = self._held.enter_context(contextlib.closing(_connect(place, external_access)))
-        with kept.opened(self._connection, None):
-            for statement in (*schema.VIEWS, *macros.MACROS.values()):
-                self._connection.execute(statement)
+        self._to_make: list[str] = [*schema.VIEWS]
+        self._macros = [*macros.MACROS.values()]
         self._in_memory: kept.Catalog | None = None
         if place is None:
             self._in_memory = self._held.enter_context(kept.opened(self._connection, None))
@@ -86,9 +89,13 @@ class Database:
                 raise InvalidArgument(
                     "transactions cannot be begun or ended here: each statement is one; leave that out"
                 )
-            if len(statements) == 1 and statements[0].type == duckdb.StatementType.SELECT:
+            select = len(statements) == 1 and statements[0].type == duckdb.StatementType.SELECT
+            with_macros = bool(words_of(query) & _NAMING_MACROS)
+            if select or with_macros or self._to_make:
                 with self.catalog(use=False):
-                    self._connection.execute(f"EXPLAIN {query}").fetchall()
+                    self._make(with_macros)
+                    if select:
+                        self._connection.execute(f"EXPLAIN {query}").fetchall()
 
     def run(self, query: str) -> pa.Table:
         """Its rows; of several statements those of the last."""
@@ -100,6 +107,7 @@ class Database:
     def names(self) -> Names:
         """What a query may name now."""
         with self.catalog(use=False):
+            self._make(with_macros=True)
             columns = self._connection.execute(
                 "SELECT table_name, column_name, data_type FROM duckdb_columns()"
                 " WHERE database_name = current_database() AND NOT internal ORDER BY table_name, column_index"
@@ -115,6 +123,15 @@ class Database:
         for table, column, kind in columns:
             by_table.setdefault(table, []).append((column, kind))
         return Names(by_table, dict(found), [word for (word,) in words])
+
+    def _make(self, with_macros: bool) -> None:
+        """Make what queries name, as soon as there are tables to make it from; macros only once they are needed."""
+        if with_macros:
+            self._to_make += self._macros
+            self._macros = []
+        while self._to_make:
+            self._connection.execute(self._to_make[0])
+            del self._to_make[0]
 
     def use_live(self, rows: Mapping[str, object]) -> None:
         """From here on versions come from ``rows``, Arrow datasets by name."""
@@ -171,6 +188,8 @@ def _connect(place: kept.Place | None, external_access: bool) -> Any:
         }
     )
     database.execute("SET TimeZone = 'UTC'")
+    # Finding out that random ids and digests hardly compress is most of what a load would cost.
+    database.execute("SET disabled_compression_methods = 'dict_fsst,fsst'")
     if not external_access:
         if place is not None:
             files = ", ".join(kept.quoted(str(path)) for path in place.files())
@@ -179,9 +198,7 @@ def _connect(place: kept.Place | None, external_access: bool) -> Any:
         database.execute("SET enable_external_access = false")
     database.execute("SET lock_configuration = true")
     for name, columns in schema.OF_NODES.items():
-        database.register("empty", columns.empty_table())
-        database.execute(f"CREATE TABLE {name} AS FROM empty")
-        database.unregister("empty")
+        database.execute(f"CREATE TABLE {name} ({schema.declared(columns)})")
     return database
 
 

@@ -24,6 +24,7 @@ import contextlib
 import datetime
 import functools
 import os
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ import duckdb
 
 from gateway.catalog import batches, kept, schema
 from gateway.catalog.database import EMPTY, LASTING, Database, Names, refusing, tables_of, words_of
+from gateway.catalog.decoding import Decoders
 from gateway.catalog.live import Ask, LiveVersions
 from gateway.catalog.results import Result
 from gateway.data.past import Past
@@ -354,12 +356,12 @@ class _Refresh:
         yield from self._load(page.cursor)
 
     def _load(self, cursor: str) -> _Step:
-        """Read everything; rows are written while the next page is read."""
+        """Read everything; pages are taken apart, and rows are written, while the next page is read."""
         catalog = self._catalog
         buckets: list[Bucket] = yield lambda client: client.buckets()
         catalog.begin_load()
-        writing: Future[None] | None = None
-        with ThreadPoolExecutor(1, "objmeta-catalog") as thread:
+        with Decoders(self._resolve) as decoders, ThreadPoolExecutor(1, "objmeta-catalog") as thread:
+            under_way: deque[Future[int]] = deque()
             for bucket in buckets:
                 continuation: bytes | None = None
                 while True:
@@ -368,15 +370,13 @@ class _Refresh:
                         page = yield call
                     except NoSuchBucket:
                         break  # removed meanwhile; the next refresh forgets it
-                    if writing is not None:
-                        writing.result()
-                    writing = thread.submit(catalog.add, page.columns, self._resolve)
-                    self.looked_at += len(set(page.columns.key))
+                    under_way.append(thread.submit(catalog.load, decoders.submit(page.versions)))
                     cursor, continuation = page.cursor, page.continuation
+                    while len(under_way) > 2 * decoders.helpers + 1:
+                        self.looked_at += under_way.popleft().result()
                     if continuation is None:
                         break
-            if writing is not None:
-                writing.result()
+            self.looked_at += sum(each.result() for each in under_way)
         catalog.end_load(buckets, cursor)
 
 

@@ -27,7 +27,7 @@ from objmeta.interfaces import ScanPage, Watermarks
 from objmeta.model.names import BUCKET_ID_BYTES, OBJECTS, object_prefix
 from objmeta.model.values import BucketHead
 from objmeta.objects.buckets import Buckets, fence
-from objmeta.objects.columns import VersionColumns, columns_of
+from objmeta.objects.columns import EncodedVersions, VersionColumns
 from objmeta.objects.context import Context
 from objmeta.objects.history import walk
 from objmeta.objects.types import Bucket, ChangedObject, ChangePage
@@ -48,9 +48,13 @@ class LoadedPage(msgspec.Struct, frozen=True):
     ``cursor`` takes the place of the one that was given.
     """
 
-    columns: VersionColumns
+    versions: EncodedVersions
     continuation: bytes | None
     cursor: str
+
+    def columns(self) -> VersionColumns:
+        """What is on the page. Raises IntegrityError."""
+        return self.versions.columns()
 
 
 class Feed:
@@ -98,7 +102,7 @@ class Feed:
         page = await self._page(bucket.name, bucket.bucket_id, request)
         left = tuple((acceptor, number) for acceptor, number in marks.marks if acceptor in page.covering)
         return LoadedPage(
-            columns_of(bucket.name, len(base), page),
+            EncodedVersions(bucket.name, len(base), page.rows, page.records),
             page.next[len(base) :] if page.next else None,
             _encoded(Watermarks(marks.store_id, marks.epoch, left)),
         )

@@ -17,7 +17,7 @@ import msgspec
 from blake3 import blake3
 
 _NONE: Final = -1
-_ENCODER: Final = msgspec.msgpack.Encoder()
+_encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def row_sum(
@@ -75,7 +75,6 @@ def agrees(checksum: object, compute: Callable[..., int], *fields: Any) -> bool:
 def proves_itself(sequence: int, version_id: bytes, digest: bytes, parent: bytes, body: bytes) -> bool:
     """Whether a record, ``parent`` encoded, is what its digest names (:func:`objmeta.core.records.record_digest`)."""
     try:
-        named = _ENCODER.encode((sequence, version_id, msgspec.Raw(parent), body))
+        return blake3(_encode((sequence, version_id, msgspec.Raw(parent), body))).digest() == digest
     except (TypeError, OverflowError):
         return False
-    return blake3(named).digest() == digest

@@ -25,7 +25,7 @@ from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import NO_FLOOR, TOMBSTONE, Record, RecordRef, Reply, Row, ScopeFloor
 from objmeta.interfaces import Changes, Envelope
 from objmeta.store.inventories import HeldRow, NamedRef, digests, inventory
-from objmeta.store.pages import StoredRecord, StoredRow, page
+from objmeta.store.pages import StoredRecord, StoredRow, encoded_record, page
 from objmeta.store.steps import answer, check_reads, check_tag, check_term
 
 CHANGES_KEPT: Final = 100_000
@@ -268,13 +268,13 @@ class MemoryStore:
                 found.append(StoredRow(name, row.state.flag, row.accepted.pack(), _ENCODER.encode(row.state)))
         return found
 
-    def record_rows(self, name: bytes) -> list[StoredRecord]:
-        own = self._view.kept.get(name, {})
-        return [
-            StoredRecord(ref.sequence, version_id, ref.digest, _ENCODER.encode(record.parent), record.body)
-            for version_id in sorted(own)
-            for ref, record in sorted(own[version_id].items())
-        ]
+    def record_rows(self, first: bytes, last: bytes) -> Iterator[StoredRecord]:
+        for name in self._names(first, last + b"\0"):
+            own = self._view.kept.get(name, {})
+            for version_id in sorted(own):
+                for ref, record in sorted(own[version_id].items()):
+                    parent = _ENCODER.encode(record.parent)
+                    yield name, encoded_record(name, ref.sequence, version_id, ref.digest, parent, record.body)
 
     # -- For inventories (objmeta.store.inventories.Holdings) ---------------------------------------------------------
 
@@ -291,10 +291,12 @@ class MemoryStore:
     def held_records(self, start: bytes, end: bytes, after: RecordRef | None) -> Iterator[NamedRef]:
         beyond = None if after is None else (start, after.version_id, after.sequence, after.digest)
         for name in self._names(start, end):
-            for record in self.record_rows(name):
-                key = (name, record.version_id, record.sequence, record.digest)
-                if beyond is None or key > beyond:
-                    yield NamedRef(*key, record.parent)
+            own = self._view.kept.get(name, {})
+            for version_id in sorted(own):
+                for ref, record in sorted(own[version_id].items()):
+                    key = (name, version_id, ref.sequence, ref.digest)
+                    if beyond is None or key > beyond:
+                        yield NamedRef(*key, _ENCODER.encode(record.parent))
 
     # -- Inside -------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ name above it, after a witness the successor of its prefix, and at the end of th
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
@@ -26,7 +26,7 @@ WITNESS_ROWS_MAX: Final = 64
 _CHUNK_ROWS: Final = 1024
 _PREFIX_CHUNK_ROWS: Final = 2 * WITNESS_ROWS_MAX
 
-_ENCODER: Final = msgspec.msgpack.Encoder()
+_encode: Final = msgspec.msgpack.Encoder().encode
 _BALLOT: Final = struct.Struct(">QQQ")
 _ROW: Final = b"\x94"
 _PLAIN: Final = b"\xc2"
@@ -44,14 +44,13 @@ class StoredRow(NamedTuple):
     state: bytes
 
 
-class StoredRecord(NamedTuple):
-    """A record without its data; ``parent`` is the encoded reference or nil."""
+StoredRecord = tuple[bytes, bytes]
+"""A record: the name of its register, and how a page has it (:func:`encoded_record`)."""
 
-    sequence: int
-    version_id: bytes
-    digest: bytes
-    parent: bytes
-    body: bytes
+
+def encoded_record(name: bytes, sequence: int, version_id: bytes, digest: bytes, parent: bytes, body: bytes) -> bytes:
+    """A record without its data, as one of the list that ``decode_records`` reads; ``parent`` is encoded already."""
+    return _encode((name, ((sequence, version_id, digest), msgspec.Raw(parent), body, b"")))
 
 
 class Snapshot(Protocol):
@@ -64,18 +63,45 @@ class Snapshot(Protocol):
         """
         ...
 
-    def record_rows(self, name: bytes) -> Sequence[tuple[int, bytes, bytes, bytes, bytes]]:
-        """Every :class:`StoredRecord` of a register, by version id, sequence and digest."""
+    def record_rows(self, first: bytes, last: bytes) -> Iterator[StoredRecord]:
+        """Every :class:`StoredRecord` of the registers from ``first`` to ``last``.
+
+        By name, version id, sequence and digest.  Of what is damaged some may be missing, and others be out of order.
+        """
         ...
+
+
+class _Records:
+    """The records of registers that are asked for in order: in one go where a range was named before, else each."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._found: Iterator[StoredRecord] = iter(())
+        self._next: StoredRecord | None = None
+
+    def begin(self, first: bytes, last: bytes) -> None:
+        """What comes next is from ``first`` to ``last``."""
+        self._found = self._snapshot.record_rows(first, last)
+        self._next = next(self._found, None)
+
+    def of(self, name: bytes) -> list[bytes]:
+        """All of one register. A damaged name in the range can hide others, so where none is found we look again."""
+        found = []
+        record = self._next
+        while record is not None and record[0] <= name:
+            if record[0] == name:
+                found.append(record[1])
+            record = next(self._found, None)
+        self._next = record
+        return found or [record for _, record in self._snapshot.record_rows(name, name)]
 
 
 class _Page:
     """Collects rows until the page is full."""
 
     def __init__(self, snapshot: Snapshot, request: ScanRequest) -> None:
-        self._snapshot = snapshot
+        self._held = _Records(snapshot) if request.with_records else None
         self._limit = max(1, request.limit)
-        self._with_records = request.with_records
         self._parts: list[bytes] = []
         self._records: list[bytes] = []
         self._unknown: list[bytes] = []
@@ -92,17 +118,22 @@ class _Page:
             return True
         length = len(name)
         size = 30 + length + len(state)
-        records = self._encoded_records(name) if self._with_records else ()
+        records = self._held.of(name) if self._held is not None else ()
         if records:
             size += sum(map(len, records))
         if self._bytes + size > PAGE_BYTES_MAX and self._rows:
             return False
-        head = _BIN8[length] if length <= _BIN8_MAX else _ROW + _ENCODER.encode(name)[:-length]
-        self._parts += (head, name, _ENCODER.encode(_BALLOT.unpack(accepted)), state, mark)
+        head = _BIN8[length] if length <= _BIN8_MAX else _ROW + _encode(name)[:-length]
+        self._parts += (head, name, _encode(_BALLOT.unpack(accepted)), state, mark)
         self._records += records
         self._rows += 1
         self._bytes += size
         return True
+
+    def begin(self, first: bytes, last: bytes) -> None:
+        """The rows that are added next are from ``first`` to ``last``: their records can be had in one go."""
+        if self._held is not None:
+            self._held.begin(first, last)
 
     def answer(self, covered: bytes) -> ScanAnswer:
         return ScanAnswer(
@@ -111,12 +142,6 @@ class _Page:
             _array_header(len(self._records)) + b"".join(self._records),
             tuple(self._unknown),
         )
-
-    def _encoded_records(self, name: bytes) -> list[bytes]:
-        return [
-            _ENCODER.encode((name, ((sequence, version_id, digest), msgspec.Raw(parent), body, b"")))
-            for sequence, version_id, digest, parent, body in self._snapshot.record_rows(name)
-        ]
 
 
 def page(snapshot: Snapshot, request: ScanRequest) -> ScanAnswer:
@@ -134,6 +159,8 @@ def _plain(building: _Page, snapshot: Snapshot, request: ScanRequest) -> bytes:
     chunk = min(max(1, request.limit) + 1, _CHUNK_ROWS)
     while True:
         rows = snapshot.rows(start, request.end, chunk)
+        if rows:
+            building.begin(rows[0][0], rows[-1][0])
         for row in rows:
             if not building.add(row, _PLAIN):
                 return _after(last)

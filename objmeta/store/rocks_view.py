@@ -38,6 +38,7 @@ from objmeta.core.messages import (
 )
 from objmeta.errors import IntegrityError, RowDamaged
 from objmeta.store.inventories import HeldRow, NamedRef
+from objmeta.store.pages import StoredRecord, encoded_record
 from objmeta.store.rocks_tree import Overlay, Tree
 from objmeta.store.steps import refusal
 
@@ -175,14 +176,16 @@ class View:
                     break
         return found
 
-    def record_rows(self, name: bytes) -> Sequence[tuple[int, bytes, bytes, bytes, bytes]]:
-        prefix = _record_prefix(name)
-        found = []
-        for key, stored in self._tree.items(_RECORD + prefix, _RECORD + _beyond(prefix)):
-            version_id, at = _unescaped(key, 1 + len(prefix))
+    def record_rows(self, first: bytes, last: bytes) -> Iterator[StoredRecord]:
+        prefix = b""
+        for key, stored in self._tree.items(_RECORD + _record_prefix(first), _RECORD + _beyond(_record_prefix(last))):
+            if not prefix or not key.startswith(prefix):
+                name, at = _unescaped(key, 1)
+                prefix = key[:at]
+            version_id, at = _unescaped(key, len(prefix))
             (sequence,) = _NUMBER.unpack_from(key, at)
-            found.append((sequence, version_id, key[at + _DIGEST_AT :], *_record(stored)))
-        return found
+            parent, body = _record(stored)
+            yield name, encoded_record(name, sequence, version_id, key[at + _DIGEST_AT :], parent, body)
 
     # -- For inventories ----------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ from objmeta.store import directories
 from objmeta.store import sqlite_files as files
 from objmeta.store.checksums import agrees, is_name_sound, is_sound, proves_itself, store_sum
 from objmeta.store.inventories import HeldRow, NamedRef, digests, inventory
-from objmeta.store.pages import UNKNOWN, page
+from objmeta.store.pages import UNKNOWN, StoredRecord, encoded_record, page
 from objmeta.store.sqlite_connections import Connections
 from objmeta.store.sqlite_view import Identity, TransactionView
 from objmeta.store.steps import answer, check_reads, check_tag, check_term, refusal
@@ -64,8 +64,8 @@ _ROW_AFTER: Final = _SELECT_ROWS + "ORDER BY name LIMIT 1"
 _ROW_BEFORE: Final = _SELECT_ROWS.replace(">=", "<") + "ORDER BY name DESC LIMIT 1"
 _SELECT_CHANGES: Final = "SELECT number, name, checksum FROM changes WHERE number > ? ORDER BY number LIMIT ?"
 _SELECT_RECORDS: Final = (
-    "SELECT sequence, version_id, digest, parent, body FROM records WHERE name = ? "
-    "ORDER BY version_id, sequence, digest"
+    "SELECT name, sequence, version_id, digest, parent, body FROM records WHERE name >= ? AND name <= ? "
+    "ORDER BY name, version_id, sequence, digest"
 )
 _SELECT_HELD_RECORDS: Final = (
     "SELECT name, version_id, sequence, digest, parent FROM records "
@@ -343,8 +343,11 @@ class _Snapshot:
                 self._check_beside(_ROW_AFTER, start)
                 return found
 
-    def record_rows(self, name: bytes) -> list[tuple[int, bytes, bytes, bytes, bytes]]:
-        return [row for row in self._cursor.execute(_SELECT_RECORDS, (name,)).fetchall() if proves_itself(*row)]
+    def record_rows(self, first: bytes, last: bytes) -> Iterator[StoredRecord]:
+        with contextlib.closing(self._cursor.connection.cursor()) as cursor:
+            for name, sequence, version_id, digest, parent, body in cursor.execute(_SELECT_RECORDS, (first, last)):
+                if type(name) is bytes and proves_itself(sequence, version_id, digest, parent, body):
+                    yield name, encoded_record(name, sequence, version_id, digest, parent, body)
 
     def held_rows(self, start: bytes, end: bytes) -> Iterator[HeldRow]:
         self._check_beside(_ROW_BEFORE, start)

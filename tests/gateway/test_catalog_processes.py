@@ -22,13 +22,16 @@ import objmeta
 from gateway.catalog import kept
 from gateway.catalog.query import sql
 
-def halting(self, *given, add=kept.Catalog.add):
-    add(self, *given)
-    print("halted", flush=True)
-    sys.stdin.read()
+def halting(act):
+    def halt(self, *given):
+        found = act(self, *given)
+        print("halted", flush=True)
+        sys.stdin.read()
+        return found
+    return halt
 
-if sys.argv[3] == "halting":
-    kept.Catalog.add = halting  # in the middle of it, with rows that are not committed
+if sys.argv[3] == "halting":  # in the middle of it, with rows that are not committed
+    kept.Catalog.load, kept.Catalog.change = halting(kept.Catalog.load), halting(kept.Catalog.change)
 with objmeta.connect(sys.argv[1]) as client:
     print(sql(client, {ALL!r}, catalog=sys.argv[2]).rows(), flush=True)
 """

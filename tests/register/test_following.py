@@ -138,7 +138,8 @@ class Kept:
         continuation: bytes | None = None
         while True:
             page = await self._side.feed.load(await self._side.buckets.get(bucket), cursor, continuation, 2)
-            for key, size in zip(page.columns.key, page.columns.size, strict=True):
+            columns = page.columns()
+            for key, size in zip(columns.key, columns.size, strict=True):
                 found.setdefault(key, []).append(size)
             cursor, continuation = page.cursor, page.continuation
             if continuation is None:

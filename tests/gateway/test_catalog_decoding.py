@@ -1,0 +1,106 @@
+"""Pages are taken apart the same way here and by helpers, and helpers are missed by nobody."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import objmeta
+from gateway.catalog import decoding
+from gateway.catalog.decoding import Decoders, decoded
+from objmeta import Chunk, EncodedVersions
+from objmeta.errors import IntegrityError
+
+PAGES = 2 * decoding._ALONE
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> EncodedVersions:
+    """Objects of several versions, one with a delete marker, one with a version removed, one with nothing left."""
+    with objmeta.connect(tmp_path_factory.mktemp("decoding") / "store") as client:
+        bucket = client.create_bucket("data")
+        for key in ("ä b", "plain", "%?#*[", "gone", "marked", "removed"):
+            for number in range(3):
+                client.put_object("data", key, data=bytes(number), metadata={"number": str(number)})
+        client.delete_object("data", "marked")
+        for key, some in (("removed", 1), ("gone", 3)):
+            for version in client.list_versions("data", key).versions[:some]:
+                client.remove_version("data", key, version.version_id)
+        return client.load_versions(bucket, client.changes(None).cursor).versions
+
+
+@pytest.fixture
+def decoders() -> Iterator[Decoders]:
+    with Decoders(_unwanted, helpers=2) as made:
+        yield made
+
+
+def _unwanted(*_: object) -> None:
+    raise AssertionError("no version has lists of chunks")
+
+
+def _children() -> set[int]:
+    found = set()
+    for each in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(each.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.add(int(each.parent.name))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def test_a_helper_says_the_same(page: EncodedVersions, decoders: Decoders) -> None:
+    here = decoded(page, _unwanted)
+    before = _children()
+    found = [each.result() for each in [decoders.submit(page) for _ in range(PAGES)]]
+    assert len(_children() - before) == 2
+    assert here.objects == 5
+    assert all(each.versions.equals(here.versions) and each.objects == 5 for each in found)
+    assert all(each.removals is not None and each.removals.equals(here.removals) for each in found)
+
+
+def test_a_helper_that_dies_is_done_without(page: EncodedVersions, decoders: Decoders) -> None:
+    before = _children()
+    for _ in range(PAGES):
+        assert decoders.submit(page).result().objects == 5
+    killed = _children() - before
+    for process in killed:
+        os.kill(process, signal.SIGKILL)
+    found = [each.result() for each in [decoders.submit(page) for _ in range(8)]]
+    assert killed
+    assert [each.objects for each in found] == [5] * 8
+
+
+def test_none_that_can_be_started_is_done_without(
+    page: EncodedVersions, decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
+    found = [each.result() for each in [decoders.submit(page) for _ in range(PAGES)]]
+    assert [each.objects for each in found] == [5] * PAGES
+
+
+def test_damage_is_told_by_its_error(page: EncodedVersions, decoders: Decoders) -> None:
+    broken = EncodedVersions(page.bucket, page.base, page.rows, b"\x90")
+    for _ in range(PAGES):
+        with pytest.raises(IntegrityError, match="missing"):
+            decoders.submit(broken).result()
+
+
+def test_lists_of_chunks_are_read_here(tmp_path: Path) -> None:
+    lists = (Chunk(bytes(32), 10),)
+    with objmeta.connect(tmp_path / "store") as client:
+        bucket = client.create_bucket("data")
+        client.put_object("data", "long", lists=lists, size=5, etag="ab" * 32)
+        page = client.load_versions(bucket, client.changes(None).cursor).versions
+    found = (Chunk(b"\x01" * 32, 5),)
+    with Decoders(lambda *_: found, helpers=1) as decoders:
+        for _ in range(PAGES):
+            rows = decoders.submit(page).result().versions.to_pylist()
+            assert [row["chunks"] for row in rows] == [[{"digest": "01" * 32, "length": 5}]]
+            assert [row["is_inline"] for row in rows] == [False]

@@ -62,8 +62,12 @@ _MEMTABLE_BLOOM: Final = 0.02
 _BLOCK_BYTES: Final = 8 << 10
 _NEVER: Final = 1 << 20
 _LOG_BLOCK_BYTES: Final = 32 << 10
-_LOG_HEADERS_BYTES: Final = (7, 11)
-"""Of a record in a log that is used once, and in one that is used again: that has the log's number too."""
+_LOG_HEADER_BYTES: Final = 7
+_LOG_HEADER_NUMBERED_BYTES: Final = 11
+"""In a log that may be used again: its number is there as well."""
+_LOG_TYPE_AT: Final = 6
+_LOG_TYPES_NUMBERED: Final = frozenset(bytes((kind,)) for kind in (5, 6, 7, 8, 11, 131))
+"""The kinds of record in such a log."""
 _LOGS_KEPT: Final = 1
 """Logs that are kept when they are no longer needed, to be written over. That a file has grown the file system has to
 write down at each sync: it made a commit a third longer."""
@@ -221,29 +225,39 @@ def _check_logs(directory: Path, logs: Iterable[Path], mark: bytes, replayed: in
     """
     for log in logs:
         raw = log.read_bytes()
-        numbers = max((_batch_numbers(raw, mark, header) for header in _LOG_HEADERS_BYTES), key=len)
+        numbers = _batch_numbers(raw, mark)
         if not numbers:
             continue
         first, last = numbers[0], max(numbers)
         own = last - first + 1
-        follow = numbers[:own] == list(range(first, last + 1)) and all(older < first for older in numbers[own:])
-        if not follow or last > replayed + 1 or not any(raw[: min(_LOG_HEADERS_BYTES)]):
+        follow = own <= len(numbers) and numbers[:own] == list(range(first, last + 1))
+        follow = follow and all(older < first for older in numbers[own:])
+        if not follow or last > replayed + 1 or not any(raw[:_LOG_HEADER_BYTES]):
             raise IntegrityError(
                 f"the log of the store in {directory} is damaged: batches up to {last} are in {log.name}, but "
                 f"only those up to {replayed} can be read; {_REPLACE}"
             )
 
 
-def _batch_numbers(raw: bytes, mark: bytes, header: int) -> list[int]:
+def _batch_numbers(raw: bytes, mark: bytes) -> list[int]:
     """The numbers of the batches in a log, in the order they lie there.
 
     The log is 32 KiB blocks; each record, or part of one, has a header, and parts end where their block ends.  Without
-    the header that begins each block, what was cut apart is together again.
+    the header that begins each block, what was cut apart is together again.  How long it is, its type says: the other
+    length would find a number that lies across two blocks as well, and read it wrong.
     """
-    starts = range(0, len(raw), _LOG_BLOCK_BYTES)
-    joined = b"".join(raw[at + header : at + _LOG_BLOCK_BYTES] for at in starts)
+    joined = b"".join(
+        raw[at + _header_bytes(raw, at) : at + _LOG_BLOCK_BYTES] for at in range(0, len(raw), _LOG_BLOCK_BYTES)
+    )
     found = re.finditer(re.escape(mark) + rb"(.{%d})" % _NUMBER_BYTES, joined, re.DOTALL)
     return [int.from_bytes(match[1]) for match in found]
+
+
+def _header_bytes(raw: bytes, at: int) -> int:
+    """The length of the header of a record in a log: a checksum, a length, a type, and the log's number in one that may
+    be used again (RocksDB, ``db/log_format.h``)."""
+    numbered = raw[at + _LOG_TYPE_AT : at + _LOG_TYPE_AT + 1] in _LOG_TYPES_NUMBERED
+    return _LOG_HEADER_NUMBERED_BYTES if numbered else _LOG_HEADER_BYTES
 
 
 def removed_keys(database: Rdict) -> tuple[int, int]:

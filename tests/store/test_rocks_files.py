@@ -193,6 +193,30 @@ def test_what_a_killed_writer_acknowledged_is_there(tmp_path: Path, acknowledged
     store.close()
 
 
+def test_a_batch_whose_number_lies_across_two_blocks_of_the_log_is_read(rocks: RocksStore) -> None:
+    ask(rocks, put(b"k", 1, record(1)))
+    log, written = log_of(rocks.path), 1
+
+    def write(body_bytes: int) -> int:
+        nonlocal written
+        written += 1
+        before = log.stat().st_size
+        ask(rocks, put(b"k%06d" % written, 1, record(written, body=b"b" * body_bytes)))
+        return log.stat().st_size - before
+
+    block, number_at = 32 << 10, 11 + 12 + 6 + 16  # headers of record and batch, the key of the position, the mark
+    beside = write(4000) - 4000
+    for cut in range(1, 8):
+        begin = block - cut - number_at
+        while missing := (begin - log.stat().st_size) % block:
+            write(missing - beside if 300 <= missing - beside <= 8000 else 4000)
+        write(1000)
+    rocks.close()
+    with_all = RocksStore.open(rocks.path)
+    assert len(names_in(with_all)) == written
+    with_all.close()
+
+
 def test_a_forked_child_is_refused(rocks: RocksStore) -> None:
     ask_one(rocks, put(b"k", 1, record(1)))
     child = os.fork()

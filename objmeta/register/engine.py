@@ -7,6 +7,7 @@ configuration that all of them follow.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -183,10 +184,7 @@ class Engine:
         answers = Answers(len(requests), answered)
 
         def alone(place: int, tried: Tried | None) -> None:
-            def ended() -> None:
-                if tried is not None:
-                    self._changer.let_go(tried)
-
+            ended = None if tried is None else functools.partial(self._changer.let_go, tried)
             answers.work(place, self._change(requests[place], deadlines[place], tried), ended)
 
         self._changer.first_writes(requests, deadlines, answers.give, alone)

@@ -268,6 +268,13 @@ class MemoryStore:
                 found.append(StoredRow(name, row.state.flag, row.accepted.pack(), _ENCODER.encode(row.state)))
         return found
 
+    def named_rows(self, names: Sequence[bytes]) -> list[StoredRow]:
+        return [row for name in names for row in self.rows(name, name + b"\0", 1)]
+
+    def named_record_rows(self, names: Sequence[bytes]) -> Iterator[StoredRecord]:
+        for name in names:
+            yield from self.record_rows(name, name)
+
     def record_rows(self, first: bytes, last: bytes) -> Iterator[StoredRecord]:
         for name in self._names(first, last + b"\0"):
             own = self._view.kept.get(name, {})

@@ -25,6 +25,8 @@ WITNESS_ROWS_MAX: Final = 64
 """How many rows of a common prefix are looked at for a live one: a hint is not worth more."""
 _CHUNK_ROWS: Final = 1024
 _PREFIX_CHUNK_ROWS: Final = 2 * WITNESS_ROWS_MAX
+_NAMES_AT_ONCE: Final = 200
+"""Few enough that little is read in vain where the page ends among them."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _BALLOT: Final = struct.Struct(">QQQ")
@@ -63,6 +65,10 @@ class Snapshot(Protocol):
         """
         ...
 
+    def named_rows(self, names: Sequence[bytes]) -> Sequence[tuple[bytes, int, bytes, bytes]]:
+        """Those of :meth:`rows` that have one of these names, which are in order."""
+        ...
+
     def record_rows(self, first: bytes, last: bytes) -> Iterator[StoredRecord]:
         """Every :class:`StoredRecord` of the registers from ``first`` to ``last``.
 
@@ -70,22 +76,26 @@ class Snapshot(Protocol):
         """
         ...
 
+    def named_record_rows(self, names: Sequence[bytes]) -> Iterator[StoredRecord]:
+        """Those of :meth:`record_rows` that belong to registers of these names, which are in order."""
+        ...
+
 
 class _Records:
-    """The records of registers that are asked for in order: in one go where a range was named before, else each."""
+    """The records of registers that are asked for in order: in one go what was begun before, else each."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self._found: Iterator[StoredRecord] = iter(())
         self._next: StoredRecord | None = None
 
-    def begin(self, first: bytes, last: bytes) -> None:
-        """What comes next is from ``first`` to ``last``."""
-        self._found = self._snapshot.record_rows(first, last)
-        self._next = next(self._found, None)
+    def begin(self, found: Iterator[StoredRecord]) -> None:
+        """What comes next is among these."""
+        self._found = found
+        self._next = next(found, None)
 
     def of(self, name: bytes) -> list[bytes]:
-        """All of one register. A damaged name in the range can hide others, so where none is found we look again."""
+        """All of one register. A damaged name among them can hide others, so where none is found we look again."""
         found = []
         record = self._next
         while record is not None and record[0] <= name:
@@ -100,6 +110,7 @@ class _Page:
     """Collects rows until the page is full."""
 
     def __init__(self, snapshot: Snapshot, request: ScanRequest) -> None:
+        self._snapshot = snapshot
         self._held = _Records(snapshot) if request.with_records else None
         self._limit = max(1, request.limit)
         self._parts: list[bytes] = []
@@ -133,7 +144,12 @@ class _Page:
     def begin(self, first: bytes, last: bytes) -> None:
         """The rows that are added next are from ``first`` to ``last``: their records can be had in one go."""
         if self._held is not None:
-            self._held.begin(first, last)
+            self._held.begin(self._snapshot.record_rows(first, last))
+
+    def begin_named(self, names: Sequence[bytes]) -> None:
+        """The same for rows of these names."""
+        if self._held is not None:
+            self._held.begin(self._snapshot.named_record_rows(names))
 
     def answer(self, covered: bytes) -> ScanAnswer:
         return ScanAnswer(
@@ -171,10 +187,12 @@ def _plain(building: _Page, snapshot: Snapshot, request: ScanRequest) -> bytes:
 
 
 def _named(building: _Page, snapshot: Snapshot, names: Sequence[bytes]) -> bytes:
-    for name in names:
-        for row in snapshot.rows(name, _after(name), 1):
+    for at in range(0, len(names), _NAMES_AT_ONCE):
+        rows = snapshot.named_rows(names[at : at + _NAMES_AT_ONCE])
+        building.begin_named([row[0] for row in rows])
+        for row in rows:
             if not building.add(row, _PLAIN):
-                return name
+                return row[0]
     return END
 
 

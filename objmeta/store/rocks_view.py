@@ -171,10 +171,22 @@ class View:
         found: list[tuple[bytes, int, bytes, bytes]] = []
         for key, stored in self._tree.items(_ROW + start, _ROW + end if end else _ROWS_END):
             if len(stored) > _BALLOT_BYTES:
-                found.append((key[1:], stored[_FLAG_AT] & ~_WHOLE, stored[_BALLOT_BYTES:_FLAG_AT], stored[_STATE_AT:]))
+                found.append(_accepted(key[1:], stored))
                 if len(found) == limit:
                     break
         return found
+
+    def named_rows(self, names: Sequence[bytes]) -> Sequence[tuple[bytes, int, bytes, bytes]]:
+        found: list[tuple[bytes, int, bytes, bytes]] = []
+        for name in names:
+            stored = self._tree.get(_ROW + name)
+            if stored is not None and len(stored) > _BALLOT_BYTES:
+                found.append(_accepted(name, stored))
+        return found
+
+    def named_record_rows(self, names: Sequence[bytes]) -> Iterator[StoredRecord]:
+        for name in names:
+            yield from self.record_rows(name, name)
 
     def record_rows(self, first: bytes, last: bytes) -> Iterator[StoredRecord]:
         prefix = b""
@@ -357,6 +369,11 @@ def _stored_row(row: Row) -> bytes:
         return row.promised.pack()
     flag = state.flag | (_WHOLE if row.whole else 0)
     return _ROW_HEAD.pack(*row.promised, *row.accepted, flag) + _ENCODER.encode(state)
+
+
+def _accepted(name: bytes, stored: bytes) -> tuple[bytes, int, bytes, bytes]:
+    """A row as pages have it."""
+    return name, stored[_FLAG_AT] & ~_WHOLE, stored[_BALLOT_BYTES:_FLAG_AT], stored[_STATE_AT:]
 
 
 def _row(stored: bytes) -> Row:

@@ -63,10 +63,9 @@ _SELECT_ROWS: Final = "SELECT name, promised, accepted, flag, whole, state, chec
 _ROW_AFTER: Final = _SELECT_ROWS + "ORDER BY name LIMIT 1"
 _ROW_BEFORE: Final = _SELECT_ROWS.replace(">=", "<") + "ORDER BY name DESC LIMIT 1"
 _SELECT_CHANGES: Final = "SELECT number, name, checksum FROM changes WHERE number > ? ORDER BY number LIMIT ?"
-_SELECT_RECORDS: Final = (
-    "SELECT name, sequence, version_id, digest, parent, body FROM records WHERE name >= ? AND name <= ? "
-    "ORDER BY name, version_id, sequence, digest"
-)
+_SELECT_NAMED: Final = "SELECT name, promised, accepted, flag, whole, state, checksum FROM registers WHERE name IN "
+_RECORDS: Final = "SELECT name, sequence, version_id, digest, parent, body FROM records WHERE name "
+_RECORD_ORDER: Final = " ORDER BY name, version_id, sequence, digest"
 _SELECT_HELD_RECORDS: Final = (
     "SELECT name, version_id, sequence, digest, parent FROM records "
     "WHERE (name, version_id, sequence, digest) > (?, ?, ?, ?) "
@@ -343,9 +342,28 @@ class _Snapshot:
                 self._check_beside(_ROW_AFTER, start)
                 return found
 
+    def named_rows(self, names: Sequence[bytes]) -> list[tuple[bytes, int, bytes, bytes]]:
+        # One statement for all that is as it should be; of what is missing or damaged all the rest must be looked at.
+        sound = {row[0]: row for row in self._cursor.execute(_SELECT_NAMED + _some(names), names) if is_sound(*row)}
+        found: list[tuple[bytes, int, bytes, bytes]] = []
+        for name in names:
+            row = sound.get(name)
+            if row is None:
+                found += self.rows(name, name + b"\0", 1)
+            elif row[5] is not None:
+                found.append((name, row[3], row[2], row[5]))
+        return found
+
     def record_rows(self, first: bytes, last: bytes) -> Iterator[StoredRecord]:
+        return self._records(">= ? AND name <= ?", (first, last))
+
+    def named_record_rows(self, names: Sequence[bytes]) -> Iterator[StoredRecord]:
+        return self._records("IN " + _some(names), names)
+
+    def _records(self, which: str, names: Sequence[bytes]) -> Iterator[StoredRecord]:
         with contextlib.closing(self._cursor.connection.cursor()) as cursor:
-            for name, sequence, version_id, digest, parent, body in cursor.execute(_SELECT_RECORDS, (first, last)):
+            found = cursor.execute(_RECORDS + which + _RECORD_ORDER, names)
+            for name, sequence, version_id, digest, parent, body in found:
                 if type(name) is bytes and proves_itself(sequence, version_id, digest, parent, body):
                     yield name, encoded_record(name, sequence, version_id, digest, parent, body)
 
@@ -386,6 +404,10 @@ class _Snapshot:
         if end:
             return cursor.execute(f"{select} AND name < ? {order}", (*start, end))
         return cursor.execute(select + order, start)
+
+
+def _some(names: Sequence[bytes]) -> str:
+    return f"({','.join('?' * len(names))})"
 
 
 def _roll_back(cursor: sqlite3.Cursor) -> None:

@@ -3,13 +3,18 @@
 Rules.
 * It reaches neither files nor the network unless that was asked for; only the catalog's own files are allowed.
 * Transactions are ours: bringing the tables up to date is one, each statement is one.
+* Making a database costs more than most queries.  So one in which only single SELECTs ran, which leave nothing behind,
+  is kept for the next query of the process over the same catalog, one at most; the file of the catalog is let go of all
+  the same.  DuckDB does not survive a fork, so what is kept is closed before one.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import re
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +27,7 @@ from gateway.catalog import batches, kept, macros, schema
 from gateway.upkeep import tables
 from objmeta.client import Location, StoreStatus
 from objmeta.errors import InvalidArgument, StoreError
+from objmeta.forking import tell_of_forks
 
 EMPTY: Final = "the query is empty; an example: SELECT bucket, count(*) FROM objects GROUP BY 1"
 LASTING: Final = frozenset({"view", "macro", "function", "prepare"})
@@ -46,6 +52,7 @@ class Database:
 
     def __init__(self, place: kept.Place | None, external_access: bool) -> None:
         self.place = place
+        self.external_access = external_access
         self._held = contextlib.ExitStack()
         self._connection = self._held.enter_context(contextlib.closing(_connect(place, external_access)))
         self._to_make: list[str] = [*schema.VIEWS]
@@ -79,8 +86,8 @@ class Database:
             self._in_memory.roll_back()
             raise
 
-    def check(self, query: str) -> None:
-        """Refuse a wrong query before anything is read."""
+    def check(self, query: str) -> bool:
+        """Refuse a wrong query before anything is read; whether it leaves nothing behind."""
         with refusing():
             statements = self._connection.extract_statements(query)
             if not statements:
@@ -96,6 +103,7 @@ class Database:
                     self._make(with_macros)
                     if select:
                         self._connection.execute(f"EXPLAIN {query}").fetchall()
+        return select
 
     def run(self, query: str) -> pa.Table:
         """Its rows; of several statements those of the last."""
@@ -166,6 +174,60 @@ class Database:
             self._connection.unregister("batch")
 
 
+class _Idle:
+    """The database that waits for the next query, if any does."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._database: Database | None = None
+        atexit.register(self.put, None)
+        tell_of_forks(self)
+
+    def take(self, place: kept.Place) -> Database | None:
+        """The one over this catalog."""
+        with self._lock:
+            found = self._database
+            if found is None or not place.is_same(found.place):
+                return None
+            self._database = None
+            return found
+
+    def put(self, database: Database | None) -> None:
+        """Keep this one instead of the one that is kept; or none."""
+        with self._lock:
+            before, self._database = self._database, database
+        if before is not None:
+            before.close()
+
+    def before_fork(self) -> None:
+        """Close it; what is open a child could neither use nor close."""
+        self._lock.acquire()
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
+
+    def after_fork(self, in_child: bool) -> None:
+        """Go on, with none."""
+        self._lock.release()
+
+
+_IDLE: Final = _Idle()
+
+
+def opened(place: kept.Place | None, external_access: bool) -> Database:
+    """A database for queries, perhaps one that was kept; close it, or :func:`keep` it."""
+    found = None if place is None or external_access else _IDLE.take(place)
+    return found or Database(place, external_access)
+
+
+def keep(database: Database) -> None:
+    """Have it for the next query, if it is one that may be kept; the queries that ran in it left nothing behind."""
+    if database.place is None or database.external_access:
+        database.close()
+    else:
+        _IDLE.put(database)
+
+
 def words_of(query: str) -> set[str]:
     """The words in it, in small letters."""
     return {word.lower() for word in re.findall(r"\w+", query)}
@@ -190,6 +252,10 @@ def _connect(place: kept.Place | None, external_access: bool) -> Any:
     database.execute("SET TimeZone = 'UTC'")
     # Finding out that random ids and digests hardly compress is most of what a load would cost.
     database.execute("SET disabled_compression_methods = 'dict_fsst,fsst'")
+    # With a log as long as this (DuckDB estimates what a commit adds) a commit goes to the file, and not to the log
+    # before, which would cost as much again.  A shorter one costs less to read at every query than a checkpoint.
+    database.execute("SET checkpoint_threshold = '256KB'")
+    database.execute("SET checkpoint_on_detach = 'DISABLED'")
     if not external_access:
         if place is not None:
             files = ", ".join(kept.quoted(str(path)) for path in place.files())

@@ -2,7 +2,8 @@
 
 Rules.
 * Rows and the cursor they belong to are committed in one transaction, so a crash leaves an older catalog, not a wrong
-  one.  A catalog is built anew beside its place and renamed to it.
+  one.  A catalog is built anew beside its place and renamed to it.  Small changes wait in DuckDB's log beside the
+  file until they are worth a checkpoint; what is in the log is part of the catalog.
 * A file is built anew when it is damaged, when another version of DuckDB or of this module made it, or when the feed
   says reload.  What somebody names (``path``) and was not made by us is refused, never overwritten.
 * DuckDB lets one process write a file, or several read it.  An advisory lock beside the file says who: exclusive to
@@ -77,10 +78,13 @@ class Place:
         """The file ``path``."""
         return cls(path, named, _beside(path, f"{_PRIVATE}-{os.getpid()}-{os.urandom(4).hex()}"))
 
+    def is_same(self, other: Place | None) -> bool:
+        """Whether the other is the same file, and was chosen in the same way."""
+        return other is not None and (self.path, self.named) == (other.path, other.named)
+
     def files(self) -> list[Path]:
         """What DuckDB opens beside the private copy."""
-        mains = (self.path, _beside(self.path, _BUILDING))
-        return [each for main in mains for each in (main, _beside(main, "wal"), _beside(main, "wal.checkpoint"))]
+        return [*_files_of(self.path), *_files_of(_beside(self.path, _BUILDING))]
 
 
 class Catalog:
@@ -140,6 +144,7 @@ class Catalog:
         self._say(cursor)
         self._database.execute("COMMIT")
         if self._path is not None:
+            self._database.execute("CHECKPOINT building")  # it is to be one file
             self._detach("building")
             building = _beside(self._path, _BUILDING)
             remove(self._path)
@@ -321,7 +326,7 @@ def is_damage(error: BaseException) -> bool:
 
 def remove(path: Path) -> None:
     """Forget a catalog; the next query builds it anew."""
-    for each in (path, _beside(path, "wal"), _beside(path, "wal.checkpoint")):
+    for each in _files_of(path):
         each.unlink(missing_ok=True)
 
 
@@ -394,6 +399,11 @@ def _locked(lock: int, kind: int, patience_s: float, stop: threading.Event) -> b
                 raise StoreError("the query was stopped while another process had the catalog") from None
         else:
             return True
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A database and what DuckDB may have beside it."""
+    return [path, *(_beside(path, what) for what in ("wal", "wal.checkpoint", "wal.recovery"))]
 
 
 def _beside(path: Path, what: str) -> Path:

@@ -34,6 +34,7 @@ from typing import Any, Final
 import duckdb
 
 from gateway.catalog import batches, kept, schema
+from gateway.catalog import database as databases
 from gateway.catalog.database import EMPTY, LASTING, Database, Names, refusing, tables_of, words_of
 from gateway.catalog.decoding import Decoders
 from gateway.catalog.live import Ask, LiveVersions
@@ -197,8 +198,9 @@ class _Options:
     then: datetime.datetime | None = None
 
     def __post_init__(self) -> None:
-        if self.live and self.catalog is not None:
-            raise InvalidArgument("a live query uses no catalog: leave one of both out")
+        if self.from_store and self.catalog is not None:
+            what = "live query" if self.then is None else "query of the past"
+            raise InvalidArgument(f"a {what} uses no catalog: leave one of both out")
 
     @property
     def from_store(self) -> bool:
@@ -221,6 +223,7 @@ class _Options:
 _Call = Callable[[Any], Any]
 """A call of one method of a client, blocking or not."""
 _Plan = Generator[_Call, Any, Result]
+_Answer = Generator[_Call, Any, tuple[Result, bool]]
 _Step = Generator[_Call, Any, None]
 
 
@@ -231,22 +234,29 @@ class _Work:
         self._options = options
         self._database: Database | None = None
         self._lasting: set[str] = set()
+        self._as_new = True
+        """Nothing that ran in the database left anything there."""
 
     def plan(self, query: str) -> _Plan:
         """One query from its beginning to its result."""
         if not query.strip():
             raise InvalidArgument(EMPTY)
+        as_new, self._as_new = self._as_new, False
         try:
-            return (yield from self._answer(query))
+            result, leaves_nothing = yield from self._answer(query)
         except duckdb.Error as error:
             place = self._opened().place
             if place is None or not kept.is_damage(error):
                 with refusing():
                     raise
+        else:
+            self._as_new = as_new and leaves_nothing
+            return result
         self.close()  # a database that met damage answers nothing more
         kept.remove(place.path)
         with refusing():
-            return (yield from self._answer(query))
+            result, _ = yield from self._answer(query)
+            return result
 
     def names(self) -> Names:
         """What a query may name."""
@@ -258,20 +268,23 @@ class _Work:
             self._database.interrupt()
 
     def close(self) -> None:
-        """Throw the database away; it would be made anew."""
+        """Let go of the database; another one would be made."""
         database, self._database = self._database, None
-        if database is not None:
+        if database is not None and self._as_new:
+            databases.keep(database)
+        elif database is not None:
             database.close()
 
     def _opened(self) -> Database:
         if self._database is None:
-            self._database = Database(self._options.place(), self._options.external_access)
+            self._database = databases.opened(self._options.place(), self._options.external_access)
         return self._database
 
-    def _answer(self, query: str) -> _Plan:
+    def _answer(self, query: str) -> _Answer:
+        """The result, and whether the query left nothing in the database."""
         options = self._options
         database = self._opened()
-        database.check(query)
+        select = database.check(query)
         words = words_of(query)
         if words & LASTING:
             self._lasting |= words
@@ -292,7 +305,7 @@ class _Work:
                 }
                 buckets: list[Bucket] = yield lambda client: client.buckets()
                 catalog.take_buckets(buckets)
-                return _live(database, query, rows, as_of)
+                return _live(database, query, rows, as_of), False
             if use:
                 refreshing = _Refresh(catalog, resolve)
                 yield from refreshing.run()
@@ -300,7 +313,7 @@ class _Work:
                 if "chunks" in words or "chunk_count" in words:
                     catalog.fill(functools.partial(resolve, needed="chunks" in words))
                 catalog.settle()
-            return Result(database.run(query), as_of, looked_at)
+            return Result(database.run(query), as_of, looked_at), select and named <= schema.KEPT
 
 
 def _live(database: Database, query: str, rows: dict[str, LiveVersions], as_of: datetime.datetime | None) -> Result:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gateway.cli import asking, errors, output, rows
-from gateway.cli.options import common, current
+from gateway.cli.options import common, current, reading
 from gateway.cli.session import with_store
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @common
+@reading
 @click.argument("query", required=False)
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values with a header.")
 @click.option("-o", "--output", "target", metavar="FILE", help="Write FILE.parquet, FILE.csv or FILE.json (lines).")
@@ -33,6 +34,7 @@ def sql(query: str | None, as_csv: bool, target: str | None, catalog: str | None
     \b
       gateway sql "SELECT bucket, count(*), sum(size) FROM objects GROUP BY ALL"
       gateway sql "SELECT * FROM versions WHERE key LIKE 'logs/%'" -o versions.parquet
+      gateway sql --as-of 2d "SELECT count(*), sum(size) FROM objects"
 
     Tables: buckets, objects, versions, chunks, nodes; what happened: changes; what is really stored: places, copies,
     stored. The usual questions: largest_prefixes(depth := 1), growth_per_day(), duplicates(), versions_per_key(),
@@ -40,6 +42,9 @@ def sql(query: str | None, as_csv: bool, target: str | None, catalog: str | None
 
     Every change that finished before is in the answer, and what was read is kept, so that the next query costs only
     what has changed since. QUERY may be - for one query from standard input. The dialect is DuckDB's.
+
+    With --as-of buckets, objects, versions and chunks are as they were then, and nothing is kept; nodes, places, copies
+    and stored are as they are now, and there is no changes.
     """
     if as_csv and current().json:
         raise click.UsageError("--csv and --json exclude each other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import duckdb
@@ -53,6 +54,29 @@ def test_a_catalog_that_cannot_be(gateway: Run, shell: Shell, keys: None) -> Non
 def test_what_is_asked_of_a_bucket_that_is_not_there(gateway: Run, keys: None) -> None:
     for options in (["--catalog", ":memory:"], ["--live"]):
         assert gateway("sql", "--json", *options, "SELECT * FROM versions WHERE bucket = 'none'").records == []
+
+
+def test_as_it_was(gateway: Run, shell: Shell, keys: None) -> None:
+    then = gateway("stat", "--json", "box/empty").records[0]["last_modified"]
+    gateway("rm", f"box/{ODD}")
+    shell("put", "-", "box/empty", data=b"more")
+    shell("put", "-", "box/later", data=b"123")
+    gateway("mb", "younger")
+    found = gateway("sql", "--json", "--as-of", then, KEYS)
+    assert found.records == [{"key": ODD, "size": 2}, {"key": "empty", "size": 0}]
+    assert json.loads(found.err)["as_of"] == then.replace("Z", "+00:00")
+    several = "SELECT count(*) FROM versions WHERE is_latest; SELECT count(*) AS n FROM buckets"
+    assert gateway("sql", "--json", "--as-of", then, several).records == [{"n": 1}]
+    assert gateway("sql", "--json", "--as-of", then, "SELECT count(*) AS n FROM versions").records == [{"n": 2}]
+    one = f"SELECT size FROM objects WHERE bucket = 'box' AND key = '{ODD}'"
+    assert gateway("sql", "--json", "--as-of", then, one).records == [{"size": 2}]
+    assert gateway("sql", "--json", one).records == []
+    asked = shell("sql", "--json", "--as-of", then, data=f"{KEYS}; {KEYS};".encode())
+    assert asked.records == found.records * 2
+    assert "changes" in gateway("sql", "--as-of", then, "FROM changes", code=2).err
+    assert "uses no catalog" in gateway("sql", "--as-of", then, "--catalog", "x", KEYS, code=2).err
+    assert not (shell.directory / "x").exists()
+    assert "not come yet" in gateway("sql", "--as-of", "2999-01-01", KEYS, code=2).err
 
 
 def exported(directory: Path) -> list[tuple[str, str, int]]:

@@ -111,6 +111,73 @@ def test_what_is_no_good_is_built_anew(client: objmeta.Client, damage: str) -> N
     assert sql(client, ALL).looked_at == 0
 
 
+@pytest.mark.parametrize("damage", ["none", "cut", "torn", "flipped", "gone"])
+def test_small_changes_wait_in_a_log(client: objmeta.Client, damage: str) -> None:
+    """It is part of the catalog; what is damaged there leads to an older catalog or none, never to a wrong answer."""
+    path = kept.default_path(client.location)
+    client.put_object("demo", "first", data=b"x")
+    sql(client, ALL)
+    before = path.read_bytes()
+    for number in range(3):
+        client.put_object("demo", f"{number}", data=bytes(number))
+        assert sql(client, ALL).looked_at == 1
+    assert path.read_bytes() == before
+    log = path.with_name(f"{path.name}.wal")
+    content = log.read_bytes()
+    if damage == "gone":
+        log.unlink()
+    elif damage != "none":
+        half = len(content) // 2
+        kept_part = {"cut": content[:half], "torn": content[:-1], "flipped": content[:half]}[damage]
+        rest = bytes(byte ^ 0x5A for byte in content[half:]) if damage == "flipped" else b""
+        log.write_bytes(kept_part + rest)
+    client.delete_object("demo", "first")
+    found = sql(client, ALL)
+    assert found.rows() == sql(client, ALL, catalog=":memory:").rows()
+    assert (found.looked_at == 1) is (damage == "none")
+    assert sql(client, ALL).looked_at == 0
+
+
+def test_the_log_does_not_grow_for_ever(client: objmeta.Client, path: Path) -> None:
+    sql(client, ALL, catalog=path)
+    before = path.read_bytes()
+    for number in range(10):
+        client.put_object("demo", f"{number}", data=b"", metadata={"text": f"{number}" * 60_000})
+    for key in ("one", "more"):
+        client.put_object("demo", key, data=b"")
+        sql(client, ALL, catalog=path)
+    assert path.read_bytes() != before
+    assert not path.with_name(f"{path.name}.wal").exists()
+    assert sql(client, ALL, catalog=path).rows() == sql(client, ALL, catalog=":memory:").rows()
+
+
+def test_a_query_finds_nothing_that_another_one_left(client: objmeta.Client, path: Path) -> None:
+    client.put_object("demo", "key", data=b"x")
+    for _ in range(2):
+        assert sql(client, ALL, catalog=path).rows() == [("demo", "key", 1)]
+        sql(client, "CREATE TABLE mine AS SELECT 1 AS a", catalog=path)
+        with pytest.raises(InvalidArgument, match="mine"):
+            sql(client, "FROM mine", catalog=path)
+        sql(client, "SET VARIABLE mine = 2", catalog=path)
+        assert sql(client, "SELECT getvariable('mine')", catalog=path).rows() == [(None,)]
+
+
+def test_a_query_after_a_fork(client: objmeta.Client, path: Path, tmp_path: Path) -> None:
+    client.put_object("demo", "key", data=b"x")
+    expected = sql(client, ALL, catalog=path).rows()
+    child = os.fork()
+    if not child:
+        found = 1
+        try:
+            with objmeta.connect(tmp_path / "store") as own:
+                found = int(sql(own, ALL, catalog=path).rows() != expected)
+        finally:
+            os._exit(found)
+    assert sql(client, ALL, catalog=path).rows() == expected
+    assert os.waitpid(child, 0)[1] == 0
+    assert sql(client, ALL, catalog=path).looked_at == 0
+
+
 def test_a_file_that_somebody_names_is_not_written_over(client: objmeta.Client, tmp_path: Path) -> None:
     text = tmp_path / "important.csv"
     text.write_text("a,b\n1,2\n" * 1000)

@@ -73,6 +73,7 @@ def test_a_damaged_row_has_no_vote_and_the_others_have(sqlite: SqliteStore, colu
     rows, answer = scan(store, ScanRequest(b""))
     assert [row.name for row in rows] == [b"a", b"c"]
     assert answer.unknown == (b"b",)
+    assert scan(store, ScanRequest(b"a", names=(b"a", b"b", b"bb", b"c")))[1] == answer
     inventory = store.inventory(TAG, InventoryRequest())
     assert [(row.name, row.damaged) for row in inventory.rows] == [(b"a", False), (b"b", True), (b"c", False)]
     store.close()
@@ -100,6 +101,9 @@ def test_a_row_whose_name_is_damaged_is_neither_absent_nor_passed_by(sqlite: Sql
     assert reply.reason is Refusal.DAMAGED
     with pytest.raises(IntegrityError, match="damaged"):
         scan(store, ScanRequest(b""))
+    with pytest.raises(IntegrityError, match="damaged"):
+        scan(store, ScanRequest(b"a", names=(b"a", b"bb")))
+    assert [row.name for row in scan(store, ScanRequest(b"a", names=(b"a", b"c")))[0]] == [b"a", b"c"]
     assert [row.name for row in scan(store, ScanRequest(b"d"))[0]] == [b"d"]
     assert isinstance(read_one(store, Read(b"a")), Found)
     assert read_one(store, Read(b"new")) == Found(ballot(0, 0)._replace(incarnation=0), None)

@@ -211,3 +211,19 @@ def test_names_alone_are_looked_at(store: Store) -> None:
     assert [named.name for named in decode_records(answer.records)] == [b"1", b"4"]
     rows, answer = scan(store, msgspec.structs.replace(wanted, limit=1))
     assert ([row.name for row in rows], answer.covered) == ([b"1"], b"4")
+
+
+def test_many_names_are_looked_at_together(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the bounds of what is read at once, and of a page, it is the page of the range without the others."""
+    monkeypatch.setattr("objmeta.store.pages._NAMES_AT_ONCE", 3)
+    held = [b"%02d" % number for number in range(20) if number % 3]
+    ask(store, *[put(name, 1, record(number + 1)) for number, name in enumerate(held)], Prepare(b"99", ballot(1)))
+    names = (*(b"%02d" % number for number in range(20)), b"99")
+    wanted = ScanRequest(b"", limit=len(names), with_records=True, names=names)
+    assert scan(store, wanted)[1] == scan(store, ScanRequest(b"", with_records=True))[1]
+    found: list[bytes] = []
+    while names:
+        rows, answer = scan(store, msgspec.structs.replace(wanted, names=names, limit=4))
+        found += [row.name for row in rows]
+        names = names[names.index(answer.covered) :] if answer.covered else ()
+    assert found == held

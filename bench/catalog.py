@@ -135,7 +135,7 @@ def main() -> int:
         if given.nodes:
             with LocalCluster(directory, given.nodes) as cluster:
                 bucket_id = _prepare(",".join(cluster.endpoints))
-            stores = [RocksStore.open(directory / f"node-{node}" / "acceptor") for node in (1, 2, 3)]
+            stores = [RocksStore.open(directory / f"node-{node}" / "data" / "acceptor") for node in (1, 2, 3)]
         else:
             bucket_id = _prepare(str(directory / "store"))
             stores = [SqliteStore.open(directory / "store" / "acceptor")]

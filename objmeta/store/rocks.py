@@ -81,16 +81,12 @@ class _Files:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
 
     def _first_instant(self, directory: Path, mark: bytes) -> _Instant:
-        snapshot = self.database.snapshot()
-        tree = Durable(directory, snapshot)
-        try:
-            membership, position = tree.get(MEMBERSHIP_KEY), tree.get(POSITION_KEY)
-        finally:
-            tree.release()
+        tree = Live(directory, self.database)
+        membership, position = tree.get(MEMBERSHIP_KEY), tree.get(POSITION_KEY)
         if membership is None:
             raise IntegrityError(f"the store in {directory} has lost its membership: replace the node")
         return _Instant(
-            snapshot,
+            self.database.snapshot(),  # last: the traceback of an error must not keep the database open
             _MEMBERSHIP.decode(membership),
             Position(mark) if position is None else Position.unpack(position),
         )

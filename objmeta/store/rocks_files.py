@@ -18,8 +18,9 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -68,6 +69,10 @@ _LOG_HEADER_NUMBERED_BYTES: Final = 11
 _LOG_TYPE_AT: Final = 6
 _LOG_TYPES_NUMBERED: Final = frozenset(bytes((kind,)) for kind in (5, 6, 7, 8, 11, 131))
 """The kinds of record in such a log."""
+_OLDEST_LOG: Final = "rocksdb.min-log-number-to-keep"
+_AHEAD_MAX: Final = 1 << 22
+"""No log is so long that it holds more batches: a number further ahead is one that was written in part, over other
+bytes, when the machine stopped."""
 _LOGS_KEPT: Final = 1
 """Logs that are kept when they are no longer needed, to be written over. That a file has grown the file system has to
 write down at each sync: it made a commit a third longer."""
@@ -170,8 +175,9 @@ def open_database(directory: Path, position_key: bytes) -> tuple[Rdict, Identity
             looked_at = _open(path, AccessType.read_only(False), paranoid=True)
             identity = _identity(directory, looked_at)
             replayed = _batch_number(looked_at.get(position_key))
+            oldest = looked_at.property_int_value(_OLDEST_LOG) or 0
             release(looked_at)
-            _check_logs(directory, logs, identity.mark, replayed)
+            _check_logs(directory, [log for log in logs if _number_of(log) >= oldest], identity.mark, replayed)
         database = _open(path, AccessType.read_write())
         try:
             identity = _identity(directory, database)
@@ -217,26 +223,47 @@ def _batch_number(position: bytes | None) -> int:
 
 
 def _check_logs(directory: Path, logs: Iterable[Path], mark: bytes, replayed: int) -> None:
-    """Raise IntegrityError unless at most the last batch in the logs is missing from what was replayed.
+    """Raise IntegrityError unless at most the last batch in the logs that are needed is missing from what was replayed.
 
-    A log that is used again holds the rest of older batches, with lower numbers, behind its own.  Zeros in place of
-    records are skipped silently by RocksDB (they may have been reserved in advance), so numbers must also follow one
-    another.
+    Zeros in place of records are skipped silently by RocksDB (they may have been reserved in advance), so numbers must
+    also follow one another, from log to log too.  A log that is used again holds the rest of older batches, with lower
+    numbers, behind its own: all that is in it if not even the beginning of a batch of its own has reached the disk.
     """
-    for log in logs:
+    ended: int | None = None
+    for log in sorted(logs, key=_number_of):
         raw = log.read_bytes()
-        numbers = _batch_numbers(raw, mark)
-        if not numbers:
-            continue
-        first, last = numbers[0], max(numbers)
-        own = last - first + 1
-        follow = own <= len(numbers) and numbers[:own] == list(range(first, last + 1))
-        follow = follow and all(older < first for older in numbers[own:])
-        if not follow or last > replayed + 1 or not any(raw[:_LOG_HEADER_BYTES]):
+        numbers = [number for number in _batch_numbers(raw, mark) if number <= replayed + _AHEAD_MAX]
+        own = _own_numbers(numbers) if _is_begun(raw, _number_of(log)) else []
+        last = max(numbers, default=0)
+        follow = all(older < own[0] for older in numbers[len(own) :]) if own else True
+        if not follow or last > replayed + 1 or (numbers and not any(raw[:_LOG_HEADER_BYTES])):
             raise IntegrityError(
                 f"the log of the store in {directory} is damaged: batches up to {last} are in {log.name}, but "
                 f"only those up to {replayed} can be read; {_REPLACE}"
             )
+        if ended is not None and own[:1] not in ([], [ended + 1]):
+            raise IntegrityError(
+                f"the log of the store in {directory} is damaged: batches up to {ended} are before {log.name}, which "
+                f"begins with {own[0]}; {_REPLACE}"
+            )
+        ended = own[-1] if own else 0
+
+
+def _number_of(log: Path) -> int:
+    return int(log.stem)
+
+
+def _is_begun(raw: bytes, number: int) -> bool:
+    """Whether a log begins with a record of its own, and not with one of the log that it was before."""
+    if raw[_LOG_TYPE_AT : _LOG_TYPE_AT + 1] not in _LOG_TYPES_NUMBERED:
+        return True  # it was never used again
+    return int.from_bytes(raw[_LOG_HEADER_BYTES:_LOG_HEADER_NUMBERED_BYTES], "little") == number & 0xFFFF_FFFF
+
+
+def _own_numbers(numbers: Sequence[int]) -> list[int]:
+    """Those at the beginning that follow one another."""
+    following = takewhile(lambda pair: pair[0] == pair[1], zip(numbers, count(numbers[0] if numbers else 0)))
+    return [number for number, _ in following]
 
 
 def _batch_numbers(raw: bytes, mark: bytes) -> list[int]:

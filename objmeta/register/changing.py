@@ -226,10 +226,10 @@ class Changer:
                 others(place, Tried(requests[place].name, outcome))
 
         if writes:
-            together = FirstWrites(self._engine, min(deadlines[place] for place in writes), ended)
+            together = FirstWrites(self._engine, writes, deadlines, ended)
             together.outcome.add_done_callback(lambda _: self._runs.pop(together, None))
             self._watch(together)
-            together.start(writes)
+            together.start()
         for place in rest:
             others(place, None)
 

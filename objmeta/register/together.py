@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from objmeta.core.firstwrite import FirstWrite
-from objmeta.core.messages import Refused, Reply, Request
+from objmeta.core.messages import Accept, Refused, Reply, Request
 from objmeta.core.proposer import Effect, Finish, Outcome, Send
 from objmeta.interfaces import ChangeReply
+
+_PARCEL_BYTES_MAX: Final = 4 << 20
+"""Of the records sent in one message, beyond a single longer one: far below what may wait for a peer."""
 
 if TYPE_CHECKING:
     from objmeta.register.engine import Engine
@@ -88,36 +91,67 @@ class Tried:
     """Whether it has the lead of its register still."""
 
 
+def _parcels(sent: list[tuple[int, Request]]) -> Iterator[list[tuple[int, Request]]]:
+    begin = size = 0
+    for at, (_, request) in enumerate(sent):
+        assert isinstance(request, Accept), "first writes send nothing else"
+        own = sum(len(record.body) + len(record.data) for record in request.records)
+        if size and size + own > _PARCEL_BYTES_MAX:
+            yield sent[begin:at]
+            begin, size = at, 0
+        size += own
+    yield sent[begin:]
+
+
 class FirstWrites:
     """First writes in flight, each under its place; ``limit`` and ``outcome`` are as of a :class:`changing.Run`."""
 
-    __slots__ = ("_ended", "_engine", "_to_send", "_writes", "limit", "outcome")
+    __slots__ = ("_deadlines", "_ended", "_engine", "_last", "_to_send", "_writes", "limit", "outcome")
 
-    def __init__(self, engine: Engine, deadline: float, ended: Callable[[int, Outcome], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        writes: Mapping[int, FirstWrite],
+        deadlines: Sequence[float],
+        ended: Callable[[int, Outcome], None],
+    ) -> None:
         self._engine = engine
         self._ended = ended
-        self._writes: dict[int, FirstWrite] = {}
+        self._deadlines = deadlines
+        self._writes = dict(writes)
         self._to_send: dict[tuple[int, ...], list[tuple[int, Request]]] = {}
-        self.limit = min(deadline, engine.loop.time() + engine.settings.round_timeout_s)
+        self._last = engine.loop.time() + engine.settings.round_timeout_s
+        self.limit = self._next_limit()
         self.outcome: asyncio.Future[None] = engine.loop.create_future()
         """Done when all have ended."""
 
-    def start(self, writes: dict[int, FirstWrite]) -> None:
+    def start(self) -> None:
         """Propose them."""
-        self._writes.update(writes)
-        for place, write in writes.items():
+        for place, write in list(self._writes.items()):
             self._perform(place, write.start())
         self._flush()
 
     def time_out(self) -> None:
-        """No quorum in time."""
-        for place, write in list(self._writes.items()):
-            self._perform(place, write.on_timeout())
-        self._flush()
+        """No quorum in time for some of them, or for all."""
+        if self.limit >= self._last:
+            self._end(list(self._writes))
+            return
+        due = self.limit
+        self._end([place for place in self._writes if self._deadlines[place] <= due])
+        self.limit = self._next_limit()
 
     def abort(self) -> None:
-        """End them now: the configuration they were begun in is no more."""
-        self.time_out()
+        """End them now: the configuration they were begun in is no more, and what is not sent yet was meant for it."""
+        self._to_send.clear()
+        self._end(list(self._writes))
+
+    def _next_limit(self) -> float:
+        return min((self._last, *(self._deadlines[place] for place in self._writes)))
+
+    def _end(self, places: Sequence[int]) -> None:
+        for place in places:
+            self._perform(place, self._writes[place].on_timeout())
+        self._flush()
 
     def _perform(self, place: int, effects: Sequence[Effect]) -> None:
         for effect in effects:
@@ -132,10 +166,11 @@ class FirstWrites:
         to_send, self._to_send = self._to_send, {}
         send_all = self._engine.transport.send_all
         for acceptors, sent in to_send.items():
-            requests = [request for _, request in sent]
-            on_replies = functools.partial(self._on_replies, [place for place, _ in sent])
-            for acceptor in acceptors:
-                send_all(acceptor, requests, on_replies)
+            for parcel in _parcels(sent):
+                requests = [request for _, request in parcel]
+                on_replies = functools.partial(self._on_replies, [place for place, _ in parcel])
+                for acceptor in acceptors:
+                    send_all(acceptor, requests, on_replies)
         if not self._writes and not self.outcome.done():
             self.outcome.set_result(None)
 

@@ -209,6 +209,7 @@ class _Client:
         self._service = service
         self._loop = asyncio.get_running_loop()
         self._taken = 0
+        self._room: asyncio.Future[None] | None = None
         self.in_flight = 0
         self.outbox: Outbox[bytes] = Outbox(self._loop, _ANSWERS_A_MESSAGE_MAX)
         self.tasks: dict[int, asyncio.Task[None]] = {}
@@ -228,7 +229,8 @@ class _Client:
         if together:
             self._begin(self._work_together(self._taken + 1, together))
         while self.in_flight > _IN_FLIGHT_MAX and self.tasks:
-            await asyncio.wait(tuple(self.tasks.values()), return_when=asyncio.FIRST_COMPLETED)
+            self._room = self._loop.create_future()
+            await self._room
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         self._taken += 1
@@ -238,17 +240,29 @@ class _Client:
         try:
             self._put(await self._service.answer(number, timeout_s, operation))
         finally:
-            del self.tasks[place]
+            self._end(place)
 
     async def _work_together(self, place: int, changes: list[_NumberedChange]) -> None:
         try:
             await self._service.answer_changes(changes, self._put)
         finally:
-            del self.tasks[place]
+            self._end(place)
 
     def _put(self, item: bytes) -> None:
         self.in_flight -= 1
         self.outbox.put(item, len(item))
+        if self._room is not None and self.in_flight <= _IN_FLIGHT_MAX:
+            self._make_room(self._room)
+
+    def _end(self, place: int) -> None:
+        del self.tasks[place]
+        if self._room is not None and not self.tasks:
+            self._make_room(self._room)
+
+    def _make_room(self, room: asyncio.Future[None]) -> None:
+        self._room = None
+        if not room.done():
+            room.set_result(None)
 
     async def cancel(self) -> None:
         """Give up what is under way."""

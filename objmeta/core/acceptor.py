@@ -200,7 +200,7 @@ def _accept(view: AcceptorView, request: Accept, row: Row) -> Accepted | Refused
             held = view.held(request.name, ref.version_id)
             if held and (other := tuple(h for h in held if h.sequence < refs[0].sequence and h not in request.dead)):
                 return Refused(ballot, Refusal.HELD_ELSEWHERE, held=other)
-            if ref not in brought and ref not in held:
+            if ref not in brought and (ref not in held or ref in request.dead):
                 return Refused(ballot, Refusal.RECORD_MISSING)
         whole = _whole_after(view, request, row, brought)
     if request.dead:

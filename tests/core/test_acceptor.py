@@ -106,6 +106,8 @@ def test_a_state_without_its_record_is_refused() -> None:
     assert reason(step(table, accept(1, bring=False))) is Refusal.RECORD_MISSING
     step(table, accept(2))
     assert step(table, accept(3, bring=False)) == Accepted(ballot(3)), "it is held"
+    own = accept(4, bring=False, dead=(record("X").ref,))
+    assert reason(step(table, own)) is Refusal.RECORD_MISSING, "it would be dropped"
 
 
 def test_an_operation_held_under_another_sequence_is_refused_unless_that_is_dead() -> None:

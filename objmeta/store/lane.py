@@ -105,15 +105,14 @@ class Lane:
         """
         if self._closed:
             return
-        if not self._writes and not self._reads:
-            self._check_process()
-            self._loop.call_soon(self._hand_over)
+        self._begin_turn()
         (self._writes if isinstance(request, WRITES) else self._reads).append(((tag, request), on_reply))
 
     def submit_all(
         self, tag: ConfigurationTag, requests: Sequence[Request], on_replies: Callable[[list[Reply]], None]
     ) -> None:
-        """Queue requests, all of which write or none; ``on_replies`` is called with all replies, in order.
+        """Queue requests that go the same way, if any writes that of writes; ``on_replies`` is called with all replies,
+        in order.
 
         It is called at most once, and only when every one of them has been answered.
         """
@@ -127,9 +126,10 @@ class Lane:
 
         if not requests or self._closed:
             return
-        for request in requests[:-1]:
-            self.submit(tag, request, replies.append)
-        self.submit(tag, requests[-1], last)
+        self._begin_turn()
+        queue = self._writes if any(isinstance(request, WRITES) for request in requests) else self._reads
+        queue.extend(((tag, request), replies.append) for request in requests[:-1])
+        queue.append(((tag, requests[-1]), last))
 
     async def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
         """One page. Raises ConfigurationMismatch and StoreError as the store does."""
@@ -157,6 +157,11 @@ class Lane:
         self._hand_over()
         self._closed = True
         await asyncio.gather(self._writer.finish(), self._reader.finish())
+
+    def _begin_turn(self) -> None:
+        if not self._writes and not self._reads:
+            self._check_process()
+            self._loop.call_soon(self._hand_over)
 
     def _hand_over(self) -> None:
         writes, self._writes = self._writes, []

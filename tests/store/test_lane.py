@@ -222,3 +222,31 @@ async def test_over_sqlite(sqlite: SqliteStore) -> None:
     assert all(isinstance(reply, Found) and reply.state is not None for reply in found)
     assert len(decode_rows((await lane.scan(TAG, ScanRequest(b""))).rows)) == 500
     await lane.close()
+
+
+async def test_requests_that_came_together_are_answered_in_their_order_whatever_they_are(
+    slow: SlowStore, lane: Lane
+) -> None:
+    answered: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
+    slow.allowed.release(2)
+    lane.submit_all(TAG, [put(b"k", 1, record(1)), Read(b"k"), put(b"k", 2, record(2))], answered.set_result)
+    async with asyncio.timeout(5):
+        first, second, third = await answered
+    assert (first, third) == (Accepted(ballot(1)), Accepted(ballot(2)))
+    assert isinstance(second, Found)
+
+
+async def test_requests_that_came_together_over_two_commits_one_of_which_fails(slow: SlowStore, lane: Lane) -> None:
+    answers: list[list[Reply]] = []
+    requests = [Prepare(b"%d" % n, ballot(1)) for n in range(BATCH_REQUESTS_MAX + 2)]
+    slow.failures = [StoreFull("the disk is full")]
+    slow.allowed.release(2)
+    lane.submit_all(TAG, requests, answers.append)
+    await submit(lane, Prepare(b"behind", ballot(1)))
+    (replies,) = answers
+    assert [type(reply) for reply in replies] == [Refused] * BATCH_REQUESTS_MAX + [Promise] * 2
+    slow.failures = [UnknownOutcome("?")]
+    slow.allowed.release(2)
+    lane.submit_all(TAG, requests, answers.append)
+    await submit(lane, Prepare(b"behind", ballot(2)))
+    assert len(answers) == 1, "nobody is told what is not certain of all"

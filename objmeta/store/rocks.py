@@ -309,6 +309,8 @@ class RocksStore:
     def _open_again(self) -> None:
         self._close_files()
         self._files = _Files(self._directory)
+        assert self._files.instant is not None, "it has just been opened"
+        self._known, self._position = self._files.instant.membership, self._files.instant.position.batch
 
     def _close_files(self) -> None:
         if self._tidying.locked() and self._files is not None:

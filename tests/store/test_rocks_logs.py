@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from objmeta.core.messages import Accepted
-from objmeta.errors import IntegrityError
+from objmeta.core.configuration import Configuration, Membership
+from objmeta.core.messages import Accepted, Adopt, Prepare, Refused
+from objmeta.errors import IntegrityError, StoreError, UnknownOutcome
 from objmeta.store import rocks_files
 from objmeta.store.rocks import RocksStore
 from objmeta.store.rocks_files import open_database, release
@@ -154,3 +155,22 @@ def test_an_error_at_opening_does_not_keep_the_database_open(tmp_path: Path) -> 
     with pytest.raises(IntegrityError, match="lost its membership"):
         RocksStore.open(tmp_path)
     assert first.value.__traceback__ is not None
+
+
+def test_a_membership_that_was_durable_after_all_is_known_when_the_store_is_open_again(
+    rocks: RocksStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = Membership(Configuration(CONFIGURATION.store_id, 2, ((1, 2),)))
+
+    def fails(*snapshot_and_others: object) -> None:
+        del snapshot_and_others  # or the traceback would keep the database open
+        raise StoreError("the disk is away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("objmeta.store.rocks._Instant", fails)  # the sync went well, and then something failed
+        with pytest.raises(UnknownOutcome):
+            ask_one(rocks, Adopt(newer))
+    refused = ask_one(rocks, Prepare(b"k", ballot(1)))
+    assert isinstance(refused, Refused)
+    assert refused.membership == newer
+    assert (rocks.membership, rocks.position) == (newer, 1)

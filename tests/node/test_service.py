@@ -26,7 +26,7 @@ def message(*names: bytes) -> bytes:
     items = []
     for number, name in enumerate(names):
         request = change(name)
-        operation = wire.encode(wire.ChangeName(name, request.change, None, 1))  # type: ignore[arg-type]
+        operation = wire.encode(wire.ChangeName(name, request.change, None, 1))
         items.append((number, 10.0, msgspec.Raw(operation)))
     return wire.encode((items,))
 

@@ -92,15 +92,17 @@ class Tried:
 
 
 def _parcels(sent: list[tuple[int, Request]]) -> Iterator[list[tuple[int, Request]]]:
+    """``sent`` in parts none of which is too long."""
     begin = size = 0
     for at, (_, request) in enumerate(sent):
         assert isinstance(request, Accept), "first writes send nothing else"
-        own = sum(len(record.body) + len(record.data) for record in request.records)
-        if size and size + own > _PARCEL_BYTES_MAX:
+        before = size
+        for record in request.records:
+            size += len(record.body) + len(record.data)
+        if size > _PARCEL_BYTES_MAX and before:
             yield sent[begin:at]
-            begin, size = at, 0
-        size += own
-    yield sent[begin:]
+            begin, size = at, size - before
+    yield sent[begin:] if begin else sent
 
 
 class FirstWrites:

@@ -250,18 +250,23 @@ class RocksStore:
     def _commit(self, opened: _Files, view: BatchView) -> None:
         self._check_room()
         position = view.finish()
-        batch = WriteBatch(raw_mode=True)
         oldest = position.changes_pruned
         surplus = position.changes - oldest - CHANGES_KEPT
         if surplus > CHANGES_KEPT // 2:  # in big steps, as each leaves a mark that readers step over
-            batch.delete_range(*changes_range(oldest, oldest + surplus))
             position = position._replace(changes_pruned=oldest + surplus)
-        batch.put(POSITION_KEY, position.pack())
-        for key, value in view.writes.items():
-            if value is None:
-                batch.delete(key)
-            else:
-                batch.put(key, value)
+
+        def batch() -> WriteBatch:
+            made = WriteBatch(raw_mode=True)
+            if position.changes_pruned > oldest:
+                made.delete_range(*changes_range(oldest, position.changes_pruned))
+            made.put(POSITION_KEY, position.pack())
+            for key, value in view.writes.items():
+                if value is None:
+                    made.delete(key)
+                else:
+                    made.put(key, value)
+            return made
+
         try:
             self._write(opened.database, batch)
             opened.database.flush_wal(True)
@@ -272,11 +277,11 @@ class RocksStore:
             self._settle(position.batch, files.explain(self._directory, error) or error)
         self._position = position.batch
 
-    def _write(self, database: Rdict, batch: WriteBatch) -> None:
+    def _write(self, database: Rdict, batch: Callable[[], WriteBatch]) -> None:
         give_up_at_s = time.monotonic() + _STALL_S_MAX
         while True:
             try:
-                database.write(batch, self._options)
+                database.write(batch(), self._options)  # one that was refused is used up
                 return
             except Exception as error:
                 if "Write stall" not in str(error):

@@ -1,4 +1,7 @@
-"""RocksStore's logs as they follow one another: a hole between two is found, what a power cut leaves is none."""
+"""RocksStore's logs as they follow one another: a hole between two is found, what a power cut leaves is none.
+
+And what else is written, or opened, only at the second try.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rocksdict import Options, Rdict, WriteBatch
 
 from objmeta.core.configuration import Configuration, Membership
 from objmeta.core.messages import Accepted, Adopt, Prepare, Refused
@@ -155,6 +160,36 @@ def test_an_error_at_opening_does_not_keep_the_database_open(tmp_path: Path) -> 
     with pytest.raises(IntegrityError, match="lost its membership"):
         RocksStore.open(tmp_path)
     assert first.value.__traceback__ is not None
+
+
+def test_a_batch_that_must_wait_for_memory_is_written_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stalls = 2
+    elsewhere = Rdict(str(tmp_path / "elsewhere"), Options(raw_mode=True))
+
+    class Crowded:
+        """A database whose memory is full at first."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self._database = Rdict(*arguments, **options)
+
+        def write(self, batch: WriteBatch, *options: Any) -> None:
+            nonlocal stalls
+            if options and stalls:
+                stalls -= 1
+                elsewhere.write(batch)  # as RocksDB does, it uses the batch up
+                raise Exception("Operation aborted: Write stall")
+            self._database.write(batch, *options)
+
+        def __getattr__(self, method: str) -> Any:
+            return getattr(self._database, method)
+
+    RocksStore.create(tmp_path / "store", 1, CONFIGURATION).close()
+    monkeypatch.setattr(rocks_files, "Rdict", Crowded)
+    store = RocksStore.open(tmp_path / "store")
+    assert ask_one(store, put(b"k", 1, record(1))) == Accepted(ballot(1))
+    assert (stalls, names_in(store)) == (0, [b"k"])
+    store.close()
+    elsewhere.close()
 
 
 def test_a_membership_that_was_durable_after_all_is_known_when_the_store_is_open_again(

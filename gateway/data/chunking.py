@@ -37,7 +37,7 @@ class Cutter:
             max_size=CHUNK_BYTES_MAX,
             normalized_chunking=_NORMALIZED,
         )
-        self._left: bytes | memoryview = b""
+        self._left = b""
         self._parts: list[bytes | memoryview] = []
         self._added = 0
 
@@ -63,23 +63,24 @@ class Cutter:
         """All that waits to be taken, as one; it stays."""
         return joined([self._left, *self._parts] if self._left else self._parts)
 
-    def cut(self, window: list[bytes | memoryview], ended: bool = False) -> list[bytes | memoryview]:
+    def cut(self, window: list[bytes | memoryview], ended: bool = False) -> list[bytes]:
         """The chunks that are complete; with ``ended``, when no more content follows, all that is left.
 
-        Takes milliseconds; another thread may do it, one window at a time.
+        They are copies, so that one that waits keeps no window in memory.  Empties the list it is given.  Takes
+        milliseconds; another thread may do it, one window at a time.
         """
         whole = joined(window)
-        view = memoryview(whole)
-        found: list[bytes | memoryview] = []
+        window.clear()
+        found: list[bytes] = []
         start = 0
         if whole:
             for piece in self._cdc.cut_buf(whole):
                 stop = start + piece.length
                 if stop == len(whole) and not ended:
                     break  # what follows may have a say
-                found.append(whole if piece.length == len(whole) else view[start:stop])
+                found.append(whole[start:stop])
                 start = stop
-        self._left = bytes(view[start:])
+        self._left = whole[start:]
         return found
 
 

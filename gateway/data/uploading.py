@@ -264,17 +264,20 @@ class ChunkWriter:
             cutting = asyncio.get_running_loop().run_in_executor(self._cutting, self._cut, window, ended)
             pieces, chunks = await cutting
         generation, there = await self._ask(chunks)
-        for chunk, piece, is_there in zip(chunks, pieces, there, strict=True):
+        pieces.reverse()
+        for chunk, is_there in zip(chunks, there, strict=True):
             while self._under_way and self._in_flight + chunk.length > IN_FLIGHT_BYTES:
                 await self._take()
+            piece = pieces.pop()  # whoever stores it is the only one who holds it
             if is_there:
                 storing = _given(generation)
             else:
                 storing = self._commits.put_chunk(chunk, piece, generation, self._replicas)
+            del piece
             self._under_way.append((chunk, asyncio.create_task(storing)))
             self._in_flight += chunk.length
 
-    def _cut(self, window: list[bytes | memoryview], ended: bool) -> tuple[list[bytes | memoryview], list[Chunk]]:
+    def _cut(self, window: list[bytes | memoryview], ended: bool) -> tuple[list[bytes], list[Chunk]]:
         pieces = self._cutter.cut(window, ended)
         for piece in pieces:
             self._hasher.update(piece)

@@ -53,7 +53,7 @@ test: lint
 	$(BIN)/pytest -n 2 -m 'not slow'
 
 slow: $(READY)
-	$(BIN)/pytest -n 2 -m slow
+	$(BIN)/pytest -m slow
 
 sim: $(READY)
 	$(BIN)/python -m objmeta.testing.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))

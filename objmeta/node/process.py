@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import ctypes
 import gc
-import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -20,17 +19,12 @@ _SWITCH_INTERVAL_S: Final = 0.0005
 _GARBAGE_THRESHOLD: Final = 100_000
 """Objects made between two looks for cycles: a node's requests make none, and each look costs."""
 
-_GRPC_EXPERIMENTS: Final = "-event_engine_client,-event_engine_listener"
-"""gRPC reads and writes its sockets on the thread that waits for them, as it did before it had an "event engine" with
-threads of its own: a message costs a third less processor time so, and half the time (bench/README.md)."""
-
 _M_ARENA_MAX: Final = -8
 _HEAPS: Final = 2
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Run a node's coroutine in this process: on uvloop where it is installed, and with Python set for a server."""
-    os.environ.setdefault("GRPC_EXPERIMENTS", _GRPC_EXPERIMENTS)  # read when gRPC is first used, in this process alone
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     _share_heaps()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -230,13 +230,7 @@ class PeerTransport:
         if acceptor == self._node_id:
             self._acceptor.submit(self._tag, request, functools.partial(on_reply, acceptor))
             return
-        if request is not self._last:
-            self._number += 1
-            self._last = request
-            self._item = wire.encode((self._number, (request,)))
-        link = self.links.get(acceptor)
-        if link is not None:  # else its address is not known yet: a message to nowhere is lost
-            link.send(self._number, self._item, functools.partial(_take_one, on_reply))
+        self._send_on(acceptor, request, (request,), functools.partial(_take_one, on_reply))
 
     def send_all(self, acceptor: int, requests: Sequence[Request], on_replies: OnReplies) -> None:
         """Queue a group of requests, which everybody gets who is asked: it is encoded once as well."""
@@ -244,12 +238,17 @@ class PeerTransport:
         if acceptor == self._node_id:
             self._acceptor.submit_all(self._tag, requests, functools.partial(on_group, acceptor))
             return
-        if requests is not self._last:
+        self._send_on(acceptor, requests, requests, on_group)
+
+    def _send_on(
+        self, acceptor: int, sent: Request | Sequence[Request], group: Sequence[Request], on_group: _OnGroup
+    ) -> None:
+        if sent is not self._last:
             self._number += 1
-            self._last = requests
-            self._item = wire.encode((self._number, requests))
+            self._last = sent
+            self._item = wire.encode((self._number, group))
         link = self.links.get(acceptor)
-        if link is not None:
+        if link is not None:  # else its address is not known yet: a message to nowhere is lost
             link.send(self._number, self._item, on_group)
 
     def adopt(self, membership: Membership) -> None:

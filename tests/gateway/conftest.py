@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from gateway.fs.filesystem import ObjmetaFileSystem
+from tests.gateway.blobnodes import BlobNode
 
 
 @pytest.fixture
@@ -36,3 +37,13 @@ def fs(home: Path, no_settings: None) -> Iterator[ObjmetaFileSystem]:
     yield found
     found.close()
     ObjmetaFileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[BlobNode]:
+    """The blobs of one node, served."""
+    started = BlobNode(tmp_path / "blobs")
+    await started.start()
+    yield started
+    await started.stop()
+    await started.blobs.close()

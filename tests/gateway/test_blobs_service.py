@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any, cast
 
 import grpc
@@ -15,15 +13,6 @@ from blake3 import blake3
 from gateway.blobs.service import NAMED, SERVICE, AskFor
 from objmeta import Chunk
 from tests.gateway.blobnodes import BlobNode
-
-
-@pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[BlobNode]:
-    found = BlobNode(tmp_path / "blobs")
-    await found.start()
-    yield found
-    await found.stop()
-    await found.blobs.close()
 
 
 def announced(*lengths: int) -> bytes:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -14,15 +12,6 @@ from gateway.blobs.places import ChunkMissing
 from gateway.upkeep.asking import Nodes
 from objmeta import Chunk, errors
 from tests.gateway.blobnodes import BlobNode
-
-
-@pytest.fixture
-async def node(tmp_path: Path) -> AsyncIterator[BlobNode]:
-    started = BlobNode(tmp_path / "blobs")
-    await started.start()
-    yield started
-    await started.stop()
-    await started.blobs.close()
 
 
 async def test_short_chunks_are_fetched_together(node: BlobNode) -> None:

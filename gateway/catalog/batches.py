@@ -21,8 +21,7 @@ def versions(columns: VersionColumns, resolve: Resolve) -> pa.RecordBatch:
     """Rows of ``version_rows``."""
     marker = pa.array(columns.is_delete_marker, pa.bool_())
     chunks: Sequence[Sequence[Chunk] | None] = columns.chunks
-    listed = _chunk_lists(columns.lists)
-    with_chunks = pc.greater(pc.add(pc.list_value_length(_chunk_lists(chunks)), pc.list_value_length(listed)), 0)
+    inline = [not (some or others) for some, others in zip(chunks, columns.lists, strict=True)]
     if any(columns.lists):
         chunks = list(chunks)
         for at, lists in enumerate(columns.lists):
@@ -42,9 +41,9 @@ def versions(columns: VersionColumns, resolve: Resolve) -> pa.RecordBatch:
         "metadata": _maps(columns.metadata),
         "sequence": pa.array(columns.sequence, pa.int64()),
         "parent_version_id": _hex(columns.parent_version_id),
-        "is_inline": pc.invert(pc.or_(marker, with_chunks)),
+        "is_inline": pc.and_not(pa.array(inline, pa.bool_()), marker),
         "chunks": _chunk_lists(chunks),
-        "lists": listed,
+        "lists": _chunk_lists(columns.lists),
     }
     return pa.RecordBatch.from_arrays([arrays[name] for name in VERSION_ROWS.names], schema=VERSION_ROWS)
 
@@ -153,6 +152,8 @@ def _maps(metadata: Sequence[dict[str, str]]) -> pa.Array:
 
 
 def _chunk_lists(lists: Sequence[Sequence[Chunk] | None]) -> pa.Array:
+    if not any(lists) and None not in lists:
+        return pa.ListArray.from_arrays(pa.array([0] * (len(lists) + 1), pa.int32()), pa.array([], CHUNKS.value_type))
     offsets = pa.array(itertools.accumulate((len(each or ()) for each in lists), initial=0), pa.int32())
     flat = [chunk for each in lists if each for chunk in each]
     digests = _hex([chunk.digest for chunk in flat])

@@ -194,7 +194,9 @@ class MemoryPlace:
     def damage(self, digest: bytes) -> None:
         """Change bytes behind its back."""
         row = self._durable[digest]
-        self._rows[digest] = self._durable[digest] = msgspec.structs.replace(row, data=bytes((row.data[0] ^ 1,)) + row.data[1:])
+        self._rows[digest] = self._durable[digest] = msgspec.structs.replace(
+            row, data=bytes((row.data[0] ^ 1,)) + row.data[1:]
+        )
 
     def lose(self, digest: bytes) -> None:
         """Lose bytes behind its back."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 
-from objmeta.core.listing import NamedRecord, decode_records, decode_rows
-from objmeta.core.messages import TOMBSTONE, Record, RecordRef, State
-from objmeta.model.values import Chunk, Manifest, decode_body, tip_of
+from objmeta.core.listing import NamedRecord, ScanRow, decode_records, decode_rows
+from objmeta.core.messages import TOMBSTONE, RecordRef
+from objmeta.model.values import Chunk, Manifest, RecordBody, decode_body, tip_of
 from objmeta.objects.history import by_ref, walk
 from objmeta.objects.types import RemovedVersion
 
@@ -55,81 +55,48 @@ class EncodedVersions(msgspec.Struct, frozen=True, array_like=True):
     records: bytes
 
     def columns(self) -> VersionColumns:
-        """The versions. Raises IntegrityError."""
-        found = _Collected(self.bucket)
-        records = decode_records(self.records)
-        count = len(records)
-        beyond = 0
-        for row in decode_rows(self.rows):
-            name = row.name
-            while beyond < count and records[beyond].name < name:
-                beyond += 1
-            first = beyond
-            while beyond < count and records[beyond].name == name:
-                beyond += 1
-            held = records[first:beyond]
-            key = name[self.base :].decode()
-            if not found.take_plain(key, row.state, held):
-                found.take(key, row.state, by_ref(named.record for named in held))
-        return found.columns()
+        """The versions; those of the few objects that are not plain come last. Raises IntegrityError.
 
-
-class _Collected:
-    """Versions object by object, before they are turned into columns."""
-
-    def __init__(self, bucket: str) -> None:
-        self._bucket = bucket
-        self._keys: list[str] = []
-        self._refs: list[RecordRef] = []
-        self._latest: list[bool] = []
-        self._manifests: list[Manifest] = []
-        self._removals: list[tuple[str, RemovedVersion]] = []
-
-    def take_plain(self, key: str, state: State, held: list[NamedRecord]) -> bool:
-        """Nearly every object: ``held`` is its chain, and nothing of it was removed, so that its tip is current.
-
-        False, and nothing done, if it is not so.
+        An object is *plain* if what is held of it is its chain, and nothing of that was removed: its tip is current.
+        Whole lists are made and compared: a step of Python for each record would cost as much as all the rest.
         """
-        if len(held) > 1:
-            held.sort(key=_sequence, reverse=True)
-        refs: list[RecordRef] = []
-        manifests: list[Manifest] = []
-        cursor = tip_of(state)
-        for named in held:
-            record = named.record
-            ref, parent = record.ref, record.parent
-            if ref != cursor or (parent is not None and parent.sequence >= ref.sequence):
-                return False
-            body = decode_body(record)
-            if type(body) is not Manifest:
-                return False
-            refs.append(ref)
-            manifests.append(body)
-            cursor = parent
-        if cursor is not None or not refs:
-            return False
-        self._add(key, refs, manifests, 0)
-        return True
-
-    def take(self, key: str, state: State, held: Mapping[RecordRef, Record]) -> None:
-        """Any object. Raises IntegrityError."""
-        history = walk(state, held)
-        if state.flag != TOMBSTONE:
-            refs = [entry.ref for entry in history.entries]
-            current = history.current
-            latest = refs.index(current.ref) if current is not None and current.ref in refs else None
-            self._add(key, refs, [entry.manifest for entry in history.entries], latest)
-        self._removals += ((key, removal) for removal in history.public_removals(self._bucket, key))
-
-    def columns(self) -> VersionColumns:
-        """All of them."""
-        refs, manifests = self._refs, self._manifests
+        rows, named = decode_rows(self.rows), decode_records(self.records)
+        ranges = _newest_first(rows, named)
+        records = [each.record for each in named]
+        refs = [record.ref for record in records]
+        parents = [record.parent for record in records]
+        bodies = [decode_body(record) for record in records]
+        keys: list[str] = []
+        latest: list[bool] = []
+        others: list[tuple[ScanRow, range]] = []
+        for row, held in zip(rows, ranges, strict=True):
+            chain = refs[held.start : held.stop]
+            expected = [tip_of(row.state), *parents[held.start : held.stop]]
+            if chain and expected == [*chain, None] and _is_plain(chain, bodies[held.start : held.stop]):
+                keys += [row.name[self.base :].decode()] * len(chain)
+                latest += [True, *[False] * (len(chain) - 1)]
+            else:
+                others.append((row, held))
+        for _, held in reversed(others):
+            del refs[held.start : held.stop], bodies[held.start : held.stop]
+        manifests = cast("list[Manifest]", bodies)  # of plain objects
+        removals: list[tuple[str, RemovedVersion]] = []
+        for row, held in others:
+            key = row.name[self.base :].decode()
+            history = walk(row.state, by_ref(records[held.start : held.stop]))
+            if row.state.flag != TOMBSTONE:
+                keys += [key] * len(history.entries)
+                refs += [entry.ref for entry in history.entries]
+                manifests += [entry.manifest for entry in history.entries]
+                current = history.current.ref if history.current is not None else None
+                latest += [entry.ref == current for entry in history.entries]
+            removals += ((key, removal) for removal in history.public_removals(self.bucket, key))
         return VersionColumns(
-            self._bucket,
-            self._keys,
+            self.bucket,
+            keys,
             [ref.version_id for ref in refs],
             [ref.sequence for ref in refs],
-            self._latest,
+            latest,
             [manifest.delete_marker for manifest in manifests],
             [manifest.size for manifest in manifests],
             [manifest.etag for manifest in manifests],
@@ -139,21 +106,32 @@ class _Collected:
             [manifest.parent_version_id or None for manifest in manifests],
             [manifest.chunks for manifest in manifests],
             [manifest.lists for manifest in manifests],
-            self._removals,
+            removals,
         )
 
-    def _add(self, key: str, refs: Sequence[RecordRef], manifests: Sequence[Manifest], latest: int | None) -> None:
-        count = len(refs)
-        start = len(self._refs)
-        self._keys += [key] * count
-        self._refs += refs
-        self._manifests += manifests
-        self._latest += _NONE_LATEST * count
-        if latest is not None:
-            self._latest[start + latest] = True
+
+def _newest_first(rows: Sequence[ScanRow], named: list[NamedRecord]) -> list[range]:
+    """Where the records of each row are among ``named``; there they are put in order, the newest first."""
+    names = [each.name for each in named]
+    count = len(names)
+    found = []
+    stop = 0
+    for row in rows:
+        name = row.name
+        while stop < count and names[stop] < name:
+            stop += 1
+        start = stop
+        while stop < count and names[stop] == name:
+            stop += 1
+        if stop - start > 1:
+            named[start:stop] = sorted(named[start:stop], key=_sequence, reverse=True)
+        found.append(range(start, stop))
+    return found
 
 
-_NONE_LATEST: Final = [False]
+def _is_plain(chain: Sequence[RecordRef], bodies: Sequence[RecordBody]) -> bool:
+    """Whether a chain, sorted by sequence, has only versions and no sequence twice."""
+    return len({ref.sequence for ref in chain}) == len(chain) and all(type(body) is Manifest for body in bodies)
 
 
 def _sequence(named: NamedRecord) -> int:

@@ -33,7 +33,7 @@ from objmeta.client import (
 from objmeta.model.values import BucketSettings, Chunk, Manifest
 from objmeta.objects.columns import EncodedVersions, VersionColumns
 from objmeta.objects.elections import AsyncElection
-from objmeta.objects.feed import LoadedPage
+from objmeta.objects.feed import ChangedVersions, LoadedPage
 from objmeta.objects.locks import AsyncLease, AsyncLock, LockHolder
 from objmeta.objects.marks import Marked, Named
 from objmeta.objects.types import (
@@ -57,6 +57,7 @@ __all__ = [
     "BucketSettings",
     "ChangePage",
     "ChangedObject",
+    "ChangedVersions",
     "Chunk",
     "Client",
     "Cluster",

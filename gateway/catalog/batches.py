@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gateway.catalog.schema import BUCKETS, CHUNKS, REMOVALS, TIME, VERSION_ROWS
-from objmeta import Bucket, ChangedObject, Chunk, ObjectVersion, RemovedVersion, VersionColumns
+from objmeta import Bucket, Chunk, ObjectVersion, RemovedVersion, VersionColumns
 
 Resolve = Callable[[str, str, str, Sequence[Chunk]], Sequence[Chunk] | None]
 """From a version (bucket, key, version id, lists) to its chunks; None where they cannot be read now."""
@@ -48,16 +48,6 @@ def versions(columns: VersionColumns, resolve: Resolve) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([arrays[name] for name in VERSION_ROWS.names], schema=VERSION_ROWS)
 
 
-def columns_of(bucket: str, objects: Iterable[ChangedObject]) -> VersionColumns:
-    """The versions and removals of changed objects of one bucket."""
-    columns = VersionColumns(bucket)
-    for each in objects:
-        for version in each.versions:
-            add(columns, version)
-        columns.removals += ((each.key, removal) for removal in each.removals)
-    return columns
-
-
 def add(columns: VersionColumns, version: ObjectVersion) -> None:
     """One more version."""
     columns.key.append(version.key)
@@ -81,10 +71,9 @@ def removals(columns: VersionColumns) -> pa.Table:
     return table([_removal_row(columns.bucket, key, removal) for key, removal in columns.removals], REMOVALS)
 
 
-def changed(objects: Iterable[ChangedObject]) -> pa.Table:
+def names(objects: Iterable[tuple[str, str]]) -> pa.Table:
     """Bucket and key of each."""
-    names = [(each.bucket, each.key) for each in objects]
-    return table(names, pa.schema([("bucket", pa.string()), ("key", pa.string())]))
+    return table(list(objects), pa.schema([("bucket", pa.string()), ("key", pa.string())]))
 
 
 def buckets(found: Iterable[Bucket]) -> pa.Table:

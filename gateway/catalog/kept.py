@@ -23,7 +23,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ import pyarrow as pa
 
 from gateway.catalog import batches, schema
 from gateway.catalog.decoding import Decoded
-from objmeta import Bucket, ChangedObject, Chunk, Cluster
+from objmeta import Bucket, Chunk, Cluster
 from objmeta.client import Location
 from objmeta.errors import InvalidArgument, StoreError
 
@@ -172,21 +172,17 @@ class Catalog:
         self._add(found)
         return found.objects
 
-    def change(self, objects: Sequence[ChangedObject], resolve: batches.Resolve) -> None:
-        """Replace all rows of these objects."""
+    def change(self, objects: Collection[tuple[str, str]], pages: Iterable[Decoded]) -> None:
+        """Replace all rows of these objects, each by bucket and key, by those of the pages."""
         if not objects:
             return
-        by_bucket: dict[str, list[ChangedObject]] = {}
-        for each in {(each.bucket, each.key): each for each in objects}.values():
-            by_bucket.setdefault(each.bucket, []).append(each)
-        with self._given("changed", batches.changed(objects)):
+        with self._given("changed", batches.names(objects)):
             found = self._database.sql(schema.FIND_ROWS).to_arrow_table()
             with self._given("rows_found", found):
                 self._database.execute(schema.DELETE_ROWS)
             self._database.execute(schema.DELETE_REMOVALS)
-        for bucket, some in by_bucket.items():
-            columns = batches.columns_of(bucket, some)
-            self._add(Decoded(batches.versions(columns, resolve), batches.removals(columns), len(some)))
+        for page in pages:
+            self._add(page)
         self._write()
 
     def fill(self, resolve: batches.Resolve) -> None:

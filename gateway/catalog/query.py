@@ -25,7 +25,7 @@ import datetime
 import functools
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +36,12 @@ import duckdb
 from gateway.catalog import batches, kept, schema
 from gateway.catalog import database as databases
 from gateway.catalog.database import EMPTY, LASTING, Database, Names, refusing, tables_of, words_of
-from gateway.catalog.decoding import Decoders
+from gateway.catalog.decoding import Decoders, decoded
 from gateway.catalog.live import Ask, LiveVersions
 from gateway.catalog.results import Result
 from gateway.data.past import Past
 from gateway.upkeep import tables
-from objmeta import AsyncClient, Bucket, ChangedObject, Chunk, Client, ObjectVersion
+from objmeta import AsyncClient, Bucket, Chunk, Client, EncodedVersions, ObjectVersion
 from objmeta.client import Location, StoreStatus
 from objmeta.errors import IntegrityError, InvalidArgument, NoSuchBucket, ObjmetaError, Unavailable
 
@@ -340,7 +340,8 @@ class _Refresh:
     def run(self) -> _Step:
         catalog = self._catalog
         cursor = catalog.cursor
-        found: list[ChangedObject] = []
+        objects: set[tuple[str, str]] = set()
+        pages: list[EncodedVersions] = []
         begun = False
         while cursor is not None:
             page = yield functools.partial(_changes, cursor=cursor)
@@ -349,24 +350,37 @@ class _Refresh:
                 yield from self._load(page.cursor)
                 return
             cursor = page.cursor
-            found += page.objects
             self.looked_at += len(page.objects)
-            if page.more and len(found) < 10 * _CHANGES:
-                continue
             if not begun:
                 catalog.begin_change()
                 begun = True
-            buckets: list[Bucket] = yield lambda client: client.buckets()
-            catalog.forget_renewed(buckets)
-            catalog.change(
-                [each for each in found if each.bucket in {bucket.name for bucket in buckets}], self._resolve
-            )
-            found = []
+            if not objects.isdisjoint(page.objects):  # what was read later counts
+                yield from self._change(objects, pages)
+                objects, pages = set(), []
+            objects.update(page.objects)
+            pages += page.pages
+            if page.more and len(objects) < 10 * _CHANGES:
+                continue
+            buckets = yield from self._change(objects, pages)
+            objects, pages = set(), []
             if not page.more:
                 catalog.end_change(buckets, cursor)
                 return
         page = yield functools.partial(_changes, cursor=None)
         yield from self._load(page.cursor)
+
+    def _change(
+        self, objects: Collection[tuple[str, str]], pages: Iterable[EncodedVersions]
+    ) -> Generator[_Call, Any, list[Bucket]]:
+        """Take these changes in; the buckets as they are now."""
+        buckets: list[Bucket] = yield lambda client: client.buckets()
+        there = {bucket.name for bucket in buckets}
+        self._catalog.forget_renewed(buckets)
+        self._catalog.change(
+            [each for each in objects if each[0] in there],
+            (decoded(page, self._resolve) for page in pages if page.bucket in there),
+        )
+        return buckets
 
     def _load(self, cursor: str) -> _Step:
         """Read everything; pages are taken apart, and rows are written, while the next page is read."""
@@ -394,7 +408,7 @@ class _Refresh:
 
 
 def _changes(client: Any, *, cursor: str | None) -> Any:
-    return client.changes(cursor, limit=_CHANGES)
+    return client.changed_versions(cursor, limit=_CHANGES)
 
 
 def _load_versions(client: Any, *, bucket: Bucket, cursor: str, continuation: bytes | None) -> Any:

@@ -20,7 +20,7 @@ from objmeta.model.changes import ConfigureBucket
 from objmeta.model.names import check_bucket, check_key
 from objmeta.model.values import Chunk
 from objmeta.objects.elections import AsyncElection
-from objmeta.objects.feed import LoadedPage
+from objmeta.objects.feed import ChangedVersions, LoadedPage
 from objmeta.objects.locks import TTL_S, AsyncLock, Locks
 from objmeta.objects.marks import Marked, marks
 from objmeta.objects.types import Bucket, ChangePage, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
@@ -282,6 +282,10 @@ class AsyncClient:
         gap.  Raises InvalidArgument (not a cursor), NoQuorum.
         """
         return await (await self._open()).feed.changes(cursor, limit)
+
+    async def changed_versions(self, cursor: str | None = None, *, limit: int = 1000) -> ChangedVersions:
+        """What :meth:`changes` says, column by column, for who keeps very many versions. Raises as that does."""
+        return await (await self._open()).feed.changed_versions(cursor, limit)
 
     async def load_versions(
         self, bucket: Bucket, cursor: str, *, continuation: bytes | None = None, limit: int = 5000

@@ -21,7 +21,7 @@ from objmeta.core.configuration import Membership
 from objmeta.errors import ForkedClient
 from objmeta.interfaces import Collected, Cycle, MembersStatus, StoreStatus
 from objmeta.model.values import Chunk
-from objmeta.objects.feed import LoadedPage
+from objmeta.objects.feed import ChangedVersions, LoadedPage
 from objmeta.objects.locks import TTL_S
 from objmeta.objects.types import Bucket, ChangePage, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
 
@@ -288,6 +288,10 @@ class Client:
     def changes(self, cursor: str | None = None, *, limit: int = 1000) -> ChangePage:
         """What changed since ``cursor``; see :meth:`AsyncClient.changes`. Raises InvalidArgument, NoQuorum."""
         return self._run(self._current().changes(cursor, limit=limit))
+
+    def changed_versions(self, cursor: str | None = None, *, limit: int = 1000) -> ChangedVersions:
+        """The same, column by column; see :meth:`AsyncClient.changed_versions`."""
+        return self._run(self._current().changed_versions(cursor, limit=limit))
 
     def load_versions(
         self, bucket: Bucket, cursor: str, *, continuation: bytes | None = None, limit: int = 5000

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
 
 from objmeta.core.listing import ScanRequest, decode_records, decode_rows, successor
-from objmeta.core.messages import TOMBSTONE, Record, RecordRef
+from objmeta.core.messages import TOMBSTONE, Record
 from objmeta.errors import InvalidArgument, NoSuchBucket
 from objmeta.interfaces import ScanPage, Watermarks
 from objmeta.model.names import BUCKET_ID_BYTES, OBJECTS, object_prefix
@@ -29,7 +29,7 @@ from objmeta.model.values import BucketHead
 from objmeta.objects.buckets import Buckets, fence
 from objmeta.objects.columns import EncodedVersions, VersionColumns
 from objmeta.objects.context import Context
-from objmeta.objects.history import walk
+from objmeta.objects.history import by_ref, walk
 from objmeta.objects.types import Bucket, ChangedObject, ChangePage
 
 LIMIT_MAX: Final = 5000
@@ -57,6 +57,19 @@ class LoadedPage(msgspec.Struct, frozen=True):
         return self.versions.columns()
 
 
+class ChangedVersions(msgspec.Struct, frozen=True):
+    """What :class:`ChangePage` tells, as it was read: ``objects`` by bucket and key, and all versions they have now.
+
+    A page of them has some of the objects; those that are on none have no versions any more.
+    """
+
+    objects: tuple[tuple[str, str], ...]
+    pages: tuple[EncodedVersions, ...]
+    cursor: str
+    more: bool = False
+    reload: bool = False
+
+
 class Feed:
     """What changes in a store."""
 
@@ -66,15 +79,23 @@ class Feed:
 
     async def changes(self, cursor: str | None, limit: int) -> ChangePage:
         """What has changed since ``cursor``; see :meth:`objmeta.AsyncClient.changes`."""
+        found = await self.changed_versions(cursor, limit)
+        there = {(each.bucket, each.key): each for page in found.pages for each in _objects(page)}
+        objects = tuple(there.get(name) or ChangedObject(*name, ()) for name in found.objects)
+        return ChangePage(objects, found.cursor, found.more, found.reload)
+
+    async def changed_versions(self, cursor: str | None, limit: int) -> ChangedVersions:
+        """The same, undecoded; see :meth:`objmeta.AsyncClient.changed_versions`."""
         if limit < 1:
             raise InvalidArgument(f"a page's limit must be at least 1, not {limit}")
         since = None if cursor is None else _decoded(cursor)
         registers, timeout_s = self._context.registers, self._context.timeout_s
         changed = await registers.changes(since, min(limit, LIMIT_MAX), timeout_s)
         if changed.reload or since is None:
-            return ChangePage((), _encoded(changed.marks), reload=True)
+            return ChangedVersions((), (), _encoded(changed.marks), reload=True)
         reached = dict(changed.marks.marks)
-        objects: list[ChangedObject] = []
+        objects: list[tuple[str, str]] = []
+        pages: list[EncodedVersions] = []
         named = [name for name in changed.names if name.startswith(OBJECTS)]
         if named:
             by_bucket: dict[bytes, list[bytes]] = {}
@@ -82,11 +103,15 @@ class Feed:
                 by_bucket.setdefault(name[len(OBJECTS) : len(OBJECTS) + BUCKET_ID_BYTES], []).append(name)
             buckets = {bucket.bucket_id: bucket.name for bucket in await self._buckets.list()}
             for bucket_id, names in by_bucket.items():
-                if bucket_id in buckets:  # else it is gone, and its objects with it: ids are never used again
-                    objects += await self._look_at(buckets[bucket_id], bucket_id, names, reached)
+                bucket = buckets.get(bucket_id)
+                found = await self._look_at(bucket, bucket_id, names, reached) if bucket is not None else None
+                if bucket is not None and found is not None:
+                    base = len(object_prefix(bucket_id))
+                    objects += ((bucket, name[base:].decode()) for name in names)
+                    pages += found
         marks = dict(since.marks) | reached
         following = Watermarks(since.store_id, since.epoch, tuple(sorted(marks.items())))
-        return ChangePage(tuple(objects), _encoded(following), changed.more)
+        return ChangedVersions(tuple(objects), tuple(pages), _encoded(following), changed.more)
 
     async def load(self, bucket: Bucket, cursor: str, continuation: bytes | None, limit: int) -> LoadedPage:
         """All versions of at most ``limit`` objects of a bucket. Raises NoSuchBucket once it is gone, NoQuorum."""
@@ -109,10 +134,13 @@ class Feed:
 
     async def _look_at(
         self, bucket: str, bucket_id: bytes, names: Sequence[bytes], reached: dict[int, int]
-    ) -> list[ChangedObject]:
-        """What is left of these objects. Takes those out of ``reached`` that did not answer."""
+    ) -> list[EncodedVersions] | None:
+        """What is left of these objects; None if their bucket is gone, and they with it: ids are never used again.
+
+        Takes those out of ``reached`` that did not answer.
+        """
         base = len(object_prefix(bucket_id))
-        found: dict[bytes, ChangedObject] = {}
+        found: list[EncodedVersions] = []
         at = 0
         while at < len(names):
             some = tuple(names[at : at + _NAMES_A_SCAN])
@@ -122,21 +150,12 @@ class Feed:
             try:
                 page = await self._page(bucket, bucket_id, request)
             except NoSuchBucket:
-                return []
+                return None
             for acceptor in reached.keys() - set(page.covering):
                 del reached[acceptor]
-            records: dict[bytes, dict[RecordRef, Record]] = {}
-            for each in decode_records(page.records):
-                records.setdefault(each.name, {})[each.record.ref] = each.record
-            for row in decode_rows(page.rows):
-                history = walk(row.state, records.get(row.name, {}))
-                key = row.name[base:].decode()
-                versions = () if row.state.flag == TOMBSTONE else history.public(bucket, key)
-                found[row.name] = ChangedObject(
-                    bucket, key, tuple(versions), tuple(history.public_removals(bucket, key))
-                )
+            found.append(EncodedVersions(bucket, base, page.rows, page.records))
             at += _before(some, page.next)
-        return [found.get(name) or ChangedObject(bucket, name[base:].decode(), ()) for name in names]
+        return found
 
     async def _page(self, bucket: str, bucket_id: bytes, request: ScanRequest) -> ScanPage:
         async def ask(head: BucketHead) -> ScanPage:
@@ -146,6 +165,17 @@ class Feed:
             return await self._context.registers.scan(stated, self._context.timeout_s)
 
         return await self._buckets.under_term(bucket, ask)
+
+
+def _objects(page: EncodedVersions) -> Iterator[ChangedObject]:
+    records: dict[bytes, list[Record]] = {}
+    for each in decode_records(page.records):
+        records.setdefault(each.name, []).append(each.record)
+    for row in decode_rows(page.rows):
+        history = walk(row.state, by_ref(records.get(row.name, ())))
+        key = row.name[page.base :].decode()
+        versions = () if row.state.flag == TOMBSTONE else history.public(page.bucket, key)
+        yield ChangedObject(page.bucket, key, tuple(versions), tuple(history.public_removals(page.bucket, key)))
 
 
 def _before(names: Sequence[bytes], horizon: bytes) -> int:

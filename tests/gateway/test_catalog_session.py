@@ -77,7 +77,7 @@ async def test_what_breaks_off_is_made_up_for(client: objmeta.AsyncClient, monke
         raise NoQuorum("no majority")
 
     async with Session(client, catalog=":memory:") as session:
-        for method in ("load_versions", "buckets", "changes"):
+        for method in ("load_versions", "buckets", "changed_versions"):
             with monkeypatch.context() as broken:
                 broken.setattr(client, method, unreachable)
                 with pytest.raises(NoQuorum):

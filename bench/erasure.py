@@ -89,12 +89,11 @@ def _at_rest(cluster: LocalCluster, directory: Path) -> int:
     return size
 
 
-def _tidied(directory: Path, goal: float) -> int:
-    """Wait until the nodes have given the room back, which they look after once a minute; what they keep."""
+def _tidied(directory: Path, goal: float) -> None:
+    """Wait until the nodes have given the room back, which they look after once a minute."""
     begin = time.monotonic()
-    while (size := _bytes(directory)) > goal and time.monotonic() - begin < _TIDY_S_MAX:
+    while _bytes(directory) > goal and time.monotonic() - begin < _TIDY_S_MAX:
         time.sleep(1)
-    return size
 
 
 async def _measure(cluster: LocalCluster, directory: Path, names: int, kept: int, direct: bool) -> bool:
@@ -109,7 +108,8 @@ async def _measure(cluster: LocalCluster, directory: Path, names: int, kept: int
         await _make_and_delete(",".join(cluster.endpoints), b"gone", names, True)
     full = await asyncio.to_thread(_at_rest, cluster, directory)
     erased = await _erase(",".join(cluster.endpoints), kept)
-    after = await asyncio.to_thread(_tidied, directory, TARGET * before)
+    await asyncio.to_thread(_tidied, directory, TARGET * before)
+    after = await asyncio.to_thread(_at_rest, cluster, directory)
     print(
         f"bytes on the three disks: {before:,} before, {full:,} with what was deleted, {after:,} after erasing "
         f"({after / before:.2f} of before)"

@@ -7,6 +7,8 @@ directory: the same cluster can be started again from it, under other ports.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import signal
 import socket
 import subprocess
@@ -25,6 +27,10 @@ _READY_TIMEOUT_S: Final = 20.0
 _POLL_S: Final = 0.02
 _HELLO_TIMEOUT_S: Final = 1.0
 _STOP_GRACE_S: Final = 5.0
+_PORTS_FROM: Final = 20_000
+_PORTS_EACH: Final = 64
+_RANGES: Final = 190
+_TURNS: Final = itertools.count()
 
 
 class LocalCluster:
@@ -193,7 +199,19 @@ class LocalCluster:
 
 
 def _free_addresses(count: int) -> list[str]:
-    """Addresses nobody listens on; held all at once, so that no two are the same."""
-    with contextlib.ExitStack() as held:
-        listeners = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [f"127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
+    """Addresses nobody listens on.
+
+    A node takes its port a while after it was found free.  So they come from a range that other processes which look
+    at the same moment do not use, below the one from which connections are given theirs, and each in its turn.
+    """
+    first = _PORTS_FROM + os.getpid() % _RANGES * _PORTS_EACH
+    found: list[str] = []
+    for turn in itertools.islice(_TURNS, _PORTS_EACH):
+        if len(found) == count:
+            break
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", first + turn % _PORTS_EACH)) as listener:
+            found.append(f"127.0.0.1:{listener.getsockname()[1]}")
+    if len(found) < count:
+        last = first + _PORTS_EACH - 1
+        raise Unavailable(f"of the ports {first} to {last} not {count} are free: stop what holds them")
+    return found

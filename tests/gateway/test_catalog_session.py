@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import objmeta
@@ -78,12 +79,38 @@ async def test_what_breaks_off_is_made_up_for(client: objmeta.AsyncClient, monke
 
     async with Session(client, catalog=":memory:") as session:
         for method in ("load_versions", "buckets", "changed_versions"):
+            await client.put_object("demo", method, data=b"xx")
             with monkeypatch.context() as broken:
                 broken.setattr(client, method, unreachable)
                 with pytest.raises(NoQuorum):
                     await session.sql("FROM objects")
-            await client.put_object("demo", method, data=b"xx")
             assert len(await session.sql("FROM objects")) == len([each async for each in client.iter_objects("demo")])
+
+
+async def test_changes_are_taken_in_though_the_cursor_stays(
+    client: objmeta.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does where the acceptor that listed them was gone before the objects were read."""
+    asked = client.changed_versions
+
+    async def stays(cursor: str | None = None, *, limit: int = 1000) -> objmeta.ChangedVersions:
+        found = await asked(cursor, limit=limit)
+        return msgspec.structs.replace(found, cursor=cursor or found.cursor)
+
+    async with Session(client, catalog=":memory:") as session:
+        assert len(await session.sql("FROM objects")) == 1
+        monkeypatch.setattr(client, "changed_versions", stays)
+        await client.put_object("demo", "more", data=b"xx")
+        assert len(await session.sql("FROM objects")) == 2
+
+
+async def test_buckets_are_seen_to_come_and_go(client: objmeta.AsyncClient) -> None:
+    async with Session(client, catalog=":memory:") as session:
+        assert len(await session.sql("FROM buckets")) == 1
+        await client.create_bucket("second")
+        assert len(await session.sql("FROM buckets")) == 2
+        await client.remove_bucket("second")
+        assert len(await session.sql("FROM buckets")) == 1
 
 
 async def test_a_query_that_is_cancelled_stops(client: objmeta.AsyncClient, tmp_path: Path) -> None:

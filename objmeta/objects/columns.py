@@ -63,23 +63,24 @@ class EncodedVersions(msgspec.Struct, frozen=True, array_like=True):
         rows, named = decode_rows(self.rows), decode_records(self.records)
         ranges = _newest_first(rows, named)
         records = [each.record for each in named]
-        refs = [record.ref for record in records]
+        names = [record.ref for record in records]
         parents = [record.parent for record in records]
         bodies = [decode_body(record) for record in records]
         keys: list[str] = []
+        refs: list[RecordRef] = []
+        manifests: list[Manifest] = []
         latest: list[bool] = []
         others: list[tuple[ScanRow, range]] = []
         for row, held in zip(rows, ranges, strict=True):
-            chain = refs[held.start : held.stop]
+            chain, contents = names[held.start : held.stop], bodies[held.start : held.stop]
             expected = [tip_of(row.state), *parents[held.start : held.stop]]
-            if chain and expected == [*chain, None] and _is_plain(chain, bodies[held.start : held.stop]):
+            if chain and expected == [*chain, None] and _is_plain(chain, contents):
                 keys += [row.name[self.base :].decode()] * len(chain)
+                refs += chain
+                manifests += cast("list[Manifest]", contents)
                 latest += [True, *[False] * (len(chain) - 1)]
             else:
                 others.append((row, held))
-        for _, held in reversed(others):
-            del refs[held.start : held.stop], bodies[held.start : held.stop]
-        manifests = cast("list[Manifest]", bodies)  # of plain objects
         removals: list[tuple[str, RemovedVersion]] = []
         for row, held in others:
             key = row.name[self.base :].decode()

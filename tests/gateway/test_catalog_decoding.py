@@ -14,6 +14,7 @@ import objmeta
 from gateway.catalog import decoding
 from gateway.catalog.decoding import Decoders, decoded
 from objmeta import Chunk, EncodedVersions
+from objmeta.core.listing import decode_rows, encode_rows
 from objmeta.errors import IntegrityError
 
 PAGES = 2 * decoding._ALONE
@@ -104,3 +105,15 @@ def test_lists_of_chunks_are_read_here(tmp_path: Path) -> None:
             rows = decoders.submit(page).result().versions.to_pylist()
             assert [row["chunks"] for row in rows] == [[{"digest": "01" * 32, "length": 5}]]
             assert [row["is_inline"] for row in rows] == [False]
+
+
+def test_records_without_a_row_are_left_out(page: EncodedVersions) -> None:
+    rows = decode_rows(page.rows)
+    some = EncodedVersions(page.bucket, page.base, encode_rows(rows[2:]), page.records)
+    whole, left = page.columns(), some.columns()
+    missing = {row.name[page.base :].decode() for row in rows[:2]}
+    assert left.key == [key for key in whole.key if key not in missing]
+    assert [(key, ref) for key, ref in zip(whole.key, whole.version_id, strict=True) if key not in missing] == list(
+        zip(left.key, left.version_id, strict=True)
+    )
+    assert len(left.etag) == len(left) < len(whole)

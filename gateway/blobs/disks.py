@@ -19,6 +19,9 @@ from gateway.blobs.places import BlobStatus, ChunkMissing, digest_of
 from objmeta import Chunk, errors
 
 BLOBS: Final = "blobs"
+_OPEN_TRIES: Final = 50
+_OPEN_PAUSE_S: Final = 0.25
+"""A disk that could not be opened is tried again after five seconds, so all tries take more than that."""
 
 _T = TypeVar("_T")
 
@@ -90,9 +93,8 @@ class DiskBlobs:
 
         Raises StoreFull, StoreError, NoQuorum if the generation cannot be asked for.
         """
-        self._stale = True
+        new = await self._opened(path)
         places = await self.places()
-        new = self._places[path]
         brought = 0
         for place in places:
             after = b""
@@ -105,6 +107,17 @@ class DiskBlobs:
                         await new.put(data, generation=await self._generation(), chunk=each.chunk)
                         brought += 1
         return brought
+
+    async def _opened(self, path: Path) -> LocalBlobs:
+        """The disk at ``path``, which may have joined just now. Raises StoreError if it is not opened in time."""
+        for _ in range(_OPEN_TRIES):
+            self._stale = True
+            places = await self.places()
+            new = self._places.get(path)
+            if new is not None and new in places:
+                return new
+            await asyncio.sleep(_OPEN_PAUSE_S)
+        raise errors.StoreError(f"{path} has joined and could not be opened: give the same command once more")
 
     async def status(self) -> tuple[BlobStatus, ...]:
         """Each disk that can be used."""

@@ -95,8 +95,11 @@ def test_a_disk_that_comes_back_is_used_and_brought_up_to_date(filled: objmeta.C
 
 
 def become(client: objmeta.Client, wanted: dict[str, str]) -> bool:
-    """Whether the disks come to be in these states; each look waits a while for one that is being opened."""
-    return any(states(client) == wanted for _ in range(30))
+    """Whether the disks come to be in these states; one that could not be opened is tried again after five seconds."""
+    until = time.monotonic() + 20
+    while (is_so := states(client) == wanted) is False and time.monotonic() < until:
+        time.sleep(0.1)
+    return is_so
 
 
 def test_a_lost_disk_is_replaced_by_an_empty_one(filled: objmeta.Client, paths: list[Path]) -> None:

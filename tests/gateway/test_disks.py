@@ -131,3 +131,22 @@ async def test_a_copy_that_is_made_counts_as_touched_now(
         held = [await place.has([chunk]) for place in every]
         assert held == [[there]] * 3, f"after the sweep of cycle {number}"
     await store.close()
+
+
+async def test_a_disk_that_joined_just_now_is_waited_for(tmp_path: Path) -> None:
+    one, other, new = (tmp_path / name for name in "acd")
+    asked = 0
+
+    async def disks() -> list[tuple[Path, bool]]:
+        nonlocal asked
+        asked += 1
+        return [(one, True), (other, True), (new, asked > 3)]
+
+    async def generation() -> int:
+        return 1
+
+    blobs = DiskBlobs(disks, generation)
+    chunk = await blobs.put(BIG, generation=1)
+    assert await blobs.fill(new) == 1
+    assert [await place.has([chunk]) for place in await blobs.places()] == [[True]] * 3
+    await blobs.close()

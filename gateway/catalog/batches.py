@@ -141,8 +141,6 @@ def _maps(metadata: Sequence[dict[str, str]]) -> pa.Array:
 
 
 def _chunk_lists(lists: Sequence[Sequence[Chunk] | None]) -> pa.Array:
-    if not any(lists) and None not in lists:
-        return pa.ListArray.from_arrays(pa.array([0] * (len(lists) + 1), pa.int32()), pa.array([], CHUNKS.value_type))
     offsets = pa.array(itertools.accumulate((len(each or ()) for each in lists), initial=0), pa.int32())
     flat = [chunk for each in lists if each for chunk in each]
     digests = _hex([chunk.digest for chunk in flat])

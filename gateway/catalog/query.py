@@ -349,8 +349,6 @@ class _Refresh:
                 catalog.roll_back()
                 yield from self._load(page.cursor)
                 return
-            if page.cursor == catalog.cursor and not page.objects:
-                return  # nothing at all has changed, buckets neither
             cursor = page.cursor
             self.looked_at += len(page.objects)
             if not begun:

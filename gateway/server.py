@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from gateway.blobs.listener import Listener
 from gateway.blobs.placement import Said
 from gateway.blobs.service import BlobService
 from gateway.collection.collectors import SPOOLS, NodeCollector
@@ -71,8 +72,10 @@ class DataNode(Node):
             settings.data / SPOOLS,
             upkeep.collect_interval_s,
         )
+        service = BlobService(self._blobs, self.registers, settings.node_id)
+        self._listener = Listener(service)
         handlers = (
-            BlobService(self._blobs, self.registers, settings.node_id).handler(),
+            service.handler(),
             self._keeper.service.handler(),
             self._collector.handler(),
         )
@@ -83,6 +86,7 @@ class DataNode(Node):
         """As Node.start; what is done in the background begins when the node is ready."""
         await super().start()
         host, _, port = self.address.rpartition(":")
+        await self._listener.start(host)
         self._store = await open_store(f"{_REACHED_AT.get(host, host)}:{port}", timeout_s=_TIMEOUT_S)
         self._keeping = asyncio.create_task(self._keep(), name=f"upkeep of node {self.settings.node_id}")
 
@@ -97,6 +101,7 @@ class DataNode(Node):
         if self._store is not None:
             store, self._store = self._store, None
             await store.close()
+        await self._listener.stop(grace_s)
         await super().stop(grace_s)
         await self._blobs.close()
 

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 import grpc
 import msgspec
 
+from gateway.blobs.channel import REFUSED, Channel, NoChannel, Offer
 from gateway.blobs.places import BlobStatus, ChunkMissing, Held, Usage, digest_now, digest_of
 from gateway.blobs.room import Room
 from gateway.blobs.service import (
@@ -50,6 +51,7 @@ CALLS_MAX: Final = 2
 """The same for calls that bring long chunks, each of"""
 CALL_BYTES_MAX: Final = FRAME_BYTES
 """at most so many bytes: what a call costs, at both ends and until it is durable, is shared by some three chunks."""
+OFFER_TIMEOUT_S: Final = 2.0
 FORGET_S: Final = 10.0
 """How long the pace of a node is believed: a slow one gets another try."""
 
@@ -125,6 +127,8 @@ class Peer:
         self._put_frames = self._channel.stream_unary(f"/{SERVICE}/Put")
         self._get_frame = self._channel.unary_unary(f"/{SERVICE}/Get")
         self._get_frames = self._channel.unary_stream(f"/{SERVICE}/Get")
+        self._ask_for_channel = self._channel.unary_unary(f"/{SERVICE}/Channel")
+        self._direct = Channel(address, self._offer)
         self._room = Room(PENDING_MAX)
         self._sending = 0
         self._short = _Queue(self._send_message, MANY_BYTES_MAX, MESSAGES_MAX)
@@ -213,32 +217,66 @@ class Peer:
         return self._outcomes(await self._ask("PutMany", request, list[Refusal | None], batch[0].timeout_s), batch)
 
     async def _send_frames(self, batch: Sequence[_Waiting]) -> list[Exception | None]:
-        chunks = tuple(each.payload.chunk for each in batch)
-        named = ((NAMED, msgspec.msgpack.encode(AskFor(batch[0].generation, chunks))),)
+        asked = msgspec.msgpack.encode(AskFor(batch[0].generation, tuple(each.payload.chunk for each in batch)))
         frames = [frame for each in batch for frame in each.payload.frames]
         timeout_s = batch[0].timeout_s
+        try:
+            answer = await self._directly(self._direct.put(asked, frames, timeout_s))
+        except NoChannel:
+            answer = await self._send_in_messages(asked, frames, timeout_s)
+        finally:
+            frames.clear()
+        return self._outcomes(self._decoded(answer, list[Refusal | None]), batch)
+
+    async def _directly(self, calling: Awaitable[tuple[int, bytes]]) -> bytes:
+        """What a call over the channel answers. Raises NoChannel, Unreachable, and what the node says."""
+        problem: Exception
+        try:
+            kind, answer = await calling
+        except TimeoutError:
+            self._failed()
+            problem = Unreachable(f"{self.address}: no answer in time")
+        except (OSError, EOFError):
+            self._failed()
+            problem = Unreachable(f"{self.address}: cannot be reached")
+        except grpc.aio.AioRpcError as error:
+            problem = self._translated(error)
+        else:
+            self._answered()
+            if kind != REFUSED:
+                return answer
+            problem = self._outcome(self._decoded(answer, Refusal))
+        raise problem  # without the traceback of the other, which may keep the chunks
+
+    async def _offer(self) -> Offer | None:
+        try:
+            answer = await self._ask_for_channel(b"", timeout=OFFER_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # an older node
+                return None
+            raise
+        (offer,) = self._decoded(answer, tuple[Offer | None])
+        return offer
+
+    async def _send_in_messages(self, asked: bytes, frames: list[bytes], timeout_s: float) -> bytes:
+        named = ((NAMED, asked),)
         if len(frames) == 1:
             call = self._put_frame(frames.pop(), timeout=timeout_s, metadata=named)
         else:
             call = self._put_frames(timeout=timeout_s, metadata=named)
-        problem: Exception | None = None
-        answer = b""
         try:
             with suppress(asyncio.InvalidStateError):  # it has ended already, and its status says why
                 for frame in frames:
                     await call.write(frame)
                 if frames:
                     await call.done_writing()
-            answer = await call
+            return cast("bytes", await call)
         except grpc.aio.AioRpcError as error:
             problem = self._translated(error)
         finally:
             call.cancel()
-            frames.clear()
             del call
-        if problem is not None:
-            raise problem  # without the traceback of the other, which would keep the call, and that the chunks
-        return self._outcomes(self._decoded(answer, list[Refusal | None]), batch)
+        raise problem  # without the traceback of the other, which would keep the call, and that the chunks
 
     def _outcomes(self, refusals: list[Refusal | None], batch: Sequence[_Waiting]) -> list[Exception | None]:
         if len(refusals) != len(batch):
@@ -261,8 +299,6 @@ class Peer:
         begun = loop.time()
         try:
             data = await self._fetch(chunk, progress, timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise self._translated(error) from error
         finally:
             self._reads -= 1
             self._paced(loop.time() - begun)
@@ -272,6 +308,18 @@ class Peer:
         return data
 
     async def _fetch(self, chunk: Chunk, progress: Progress, timeout_s: float) -> bytes:
+        def heard() -> None:
+            progress.at = asyncio.get_running_loop().time()
+
+        asked = msgspec.msgpack.encode(AskFor(0, (chunk,)))
+        with suppress(NoChannel):
+            return await self._directly(self._direct.get(asked, chunk.length, heard, timeout_s))
+        try:
+            return await self._fetch_in_messages(chunk, heard, timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error) from error
+
+    async def _fetch_in_messages(self, chunk: Chunk, heard: Callable[[], None], timeout_s: float) -> bytes:
         request = encode_header(chunk)
         if chunk.length <= FRAME_BYTES:
             return cast("bytes", await self._get_frame(request, timeout=timeout_s))
@@ -279,7 +327,7 @@ class Peer:
         frames: list[bytes] = []
         try:
             async for frame in call:
-                progress.at = asyncio.get_running_loop().time()
+                heard()
                 frames.append(frame)
             return b"".join(frames)
         finally:
@@ -361,7 +409,8 @@ class Peer:
         return msgspec.structs.replace(status, address=self.address)
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connections."""
+        self._direct.close()
         await self._channel.close()
         await self._short.ended()
         await self._long.ended()

@@ -15,6 +15,9 @@ together travel in one message.  A header is a digest (32 bytes), a length and a
 * ``Touch`` and ``Has`` (unary): ``[generation, [[digest, length], ...]]``, answered by a list of booleans; ``Held``:
   ``[after, limit]``, by a list of Held; ``Usage`` and ``Status``: nothing, by a Usage, a BlobStatus. In MessagePack.
 
+* ``Channel`` (unary): nothing, answered by ``[offer]``, where long chunks are better sent to and asked for: an Offer
+  of :mod:`gateway.blobs.channel`, or nil.
+
 An error travels as the call's status; where trying again is no use the trailing metadata ``objmeta-kind`` names it.
 The node bounds how many calls it works on; the others wait unread, and a client that stops sending loses its place.
 """
@@ -24,13 +27,14 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar, cast
 
 import grpc
 import grpc.aio
 import msgspec
 
+from gateway.blobs.channel import Offer
 from gateway.blobs.places import CHUNK_LENGTH_MAX, BlobPlace, ChunkMissing
 from gateway.blobs.room import Room
 from objmeta import Chunk, errors
@@ -108,8 +112,12 @@ def decode_header(frame: bytes) -> tuple[Chunk, int]:
     return Chunk(digest, length), generation
 
 
+Contents = Callable[[Chunk], Awaitable[Sequence[bytes | memoryview]]]
+"""Receives the next chunk, in parts."""
+
+
 class BlobService:
-    """The chunks of one node, for its gRPC server.
+    """The chunks of one node, for its gRPC server, and for plain connections where ``offer`` says that there are some.
 
     ``check`` is called before a chunk is stored or read, and raises Unavailable while the node may not serve.
     """
@@ -121,6 +129,7 @@ class BlobService:
         self._puts = asyncio.Semaphore(PUTS_MAX)
         self._room = Room(ARRIVING_BYTES_MAX)
         self._gets = asyncio.Semaphore(GETS_MAX)
+        self.offer: Offer | None = None
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """What to add to a grpc.aio server."""
@@ -135,47 +144,61 @@ class BlobService:
                 "Has": grpc.unary_unary_rpc_method_handler(self._answering(self._has)),
                 "Held": grpc.unary_unary_rpc_method_handler(self._answering(self._held)),
                 "Usage": grpc.unary_unary_rpc_method_handler(self._answering(self._usage)),
+                "Channel": grpc.unary_unary_rpc_method_handler(self._channel),
                 "Status": grpc.unary_unary_rpc_method_handler(self._status),
             },
         )
 
     # -- Long chunks --------------------------------------------------------------------------------------------------
 
-    async def _put(self, _: object, context: Any) -> bytes:
+    async def take_in(self, asked: AskFor, contents: Contents) -> list[Refusal | None]:
+        """Receive and store chunks, as soon as there is room; what went wrong with each. Raises Unavailable."""
         async with self._puts:
-            try:
-                self._check()
-                generation, length, chunks = _announced(context)
-                async with self._room.share(min(length, ARRIVING_BYTES_MAX)):
-                    arrived = [(chunk, await _content(chunk, context)) for chunk in chunks]
-                    refusals = await self._receive(arrived, generation)
-            except errors.ObjmetaError as error:
-                await _abort(context, error)
+            self._check()
+            async with self._room.share(min(total(asked), ARRIVING_BYTES_MAX)):
+                arrived = [(chunk, await contents(chunk)) for chunk in asked.chunks]
+                return await self._receive(arrived, asked.generation)
+
+    @asynccontextmanager
+    async def giving(self, chunk: Chunk) -> AsyncIterator[bytes]:
+        """A chunk, while it is sent. Raises Unavailable, and as BlobPlace.get."""
+        async with self._gets:
+            self._check()
+            yield await self._blobs.get(chunk)
+
+    async def _put(self, _: object, context: Any) -> bytes:
+        async def content(chunk: Chunk) -> Sequence[bytes]:
+            return await _content(chunk, context)
+
+        try:
+            refusals = await self.take_in(_announced(context), content)
+        except errors.ObjmetaError as error:
+            await _abort(context, error)
         return _PACKED.encode(refusals)
 
-    async def _receive(self, arrived: Iterable[tuple[Chunk, Sequence[bytes]]], generation: int) -> list[Refusal | None]:
-        async def one(chunk: Chunk, parts: Sequence[bytes]) -> Refusal | None:
+    async def _receive(
+        self, arrived: Iterable[tuple[Chunk, Sequence[bytes | memoryview]]], generation: int
+    ) -> list[Refusal | None]:
+        async def one(chunk: Chunk, parts: Sequence[bytes | memoryview]) -> Refusal | None:
             try:
                 await self._blobs.receive(chunk, parts, generation=generation)
             except errors.ObjmetaError as error:
-                return Refusal(_kind(error), str(error))
+                return refusal(error)
             return None
 
         return await asyncio.gather(*(one(*each) for each in arrived))
 
     async def _get(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
-        async with self._gets:
-            try:
-                self._check()
-                chunk, _ = decode_header(request)
-                data = await self._blobs.get(chunk)
-            except errors.ObjmetaError as error:
-                await _abort(context, error)
-            if len(data) <= FRAME_BYTES:
-                yield data
-                return
-            for start in range(0, len(data), FRAME_BYTES):
-                yield data[start : start + FRAME_BYTES]
+        try:
+            chunk, _ = decode_header(request)
+            async with self.giving(chunk) as data:
+                if len(data) <= FRAME_BYTES:
+                    yield data
+                    return
+                for start in range(0, len(data), FRAME_BYTES):
+                    yield data[start : start + FRAME_BYTES]
+        except errors.ObjmetaError as error:
+            await _abort(context, error)
 
     # -- Messages -----------------------------------------------------------------------------------------------------
 
@@ -191,13 +214,13 @@ class BlobService:
         return answer
 
     async def _put_many(self, request: bytes) -> list[Refusal | None]:
-        asked = _decoded(request, PutMany)
+        asked = decoded(request, PutMany)
         async with self._puts:
             arrived = ((Chunk(digest, len(data)), (data,)) for digest, data in asked.chunks)
             return await self._receive(arrived, asked.generation)
 
     async def _get_many(self, request: bytes) -> list[bytes | Refusal]:
-        chunks = _decoded(request, AskFor).chunks
+        chunks = decoded(request, AskFor).chunks
         length = sum(chunk.length for chunk in chunks)
         if len(chunks) > MANY_MAX or length > MANY_BYTES_MAX:
             raise errors.InvalidArgument(
@@ -206,45 +229,52 @@ class BlobService:
             )
         async with self._gets:
             found = await self._blobs.get_many(chunks)
-        return [data if isinstance(data, bytes) else Refusal(_kind(data), str(data)) for data in found]
+        return [data if isinstance(data, bytes) else refusal(data) for data in found]
 
     async def _touch(self, request: bytes) -> list[bool]:
-        asked = _decoded(request, AskFor)
+        asked = decoded(request, AskFor)
         return await self._blobs.touch(asked.chunks, generation=asked.generation)
 
     async def _has(self, request: bytes) -> list[bool]:
-        return await self._blobs.has(_decoded(request, AskFor).chunks)
+        return await self._blobs.has(decoded(request, AskFor).chunks)
 
     async def _held(self, request: bytes) -> object:
-        after, limit = _decoded(request, tuple[bytes, int])
+        after, limit = decoded(request, tuple[bytes, int])
         return await self._blobs.held(after, min(limit, NAMES_MAX))
 
     async def _usage(self, request: bytes) -> object:
         return await self._blobs.usage()
+
+    async def _channel(self, request: bytes, context: Any) -> bytes:
+        return _PACKED.encode((self.offer,))
 
     async def _status(self, request: bytes, context: Any) -> bytes:
         (status,) = await self._blobs.status()
         return _PACKED.encode(msgspec.structs.replace(status, node_id=self._node_id))
 
 
-def _decoded(request: bytes, kind: type[_T]) -> _T:
+def decoded(request: bytes, kind: type[_T]) -> _T:
+    """What a request says. Raises InvalidArgument."""
     try:
         return msgspec.msgpack.decode(request, type=kind)
     except msgspec.MsgspecError as wrong:
         raise errors.InvalidArgument(f"a request cannot be read: {wrong}") from None
 
 
-def _announced(context: Any) -> tuple[int, int, Sequence[Chunk]]:
-    """The generation of a call, and the length of all its chunks, and these. Raises InvalidArgument."""
-    said = dict(context.invocation_metadata() or ()).get(NAMED, b"")
-    asked = _decoded(said, AskFor)
+def _announced(context: Any) -> AskFor:
+    """What a call brings. Raises InvalidArgument."""
+    return decoded(dict(context.invocation_metadata() or ()).get(NAMED, b""), AskFor)
+
+
+def total(asked: AskFor) -> int:
+    """The length of all chunks that a call brings. Raises InvalidArgument if it may not bring them together."""
     length = sum(chunk.length for chunk in asked.chunks)
     if not asked.chunks or len(asked.chunks) > MANY_MAX or any(chunk.length < 0 for chunk in asked.chunks):
         raise errors.InvalidArgument(f"a call brings 1 to {MANY_MAX} chunks of 0 bytes or more")
     allowed = CHUNK_LENGTH_MAX if len(asked.chunks) == 1 else ARRIVING_BYTES_MAX
     if length > allowed:
         raise errors.InvalidArgument(f"a call brings at most {allowed} bytes, not {length}")
-    return asked.generation, length, asked.chunks
+    return length
 
 
 async def _content(chunk: Chunk, context: Any) -> list[bytes]:
@@ -264,6 +294,11 @@ async def _content(chunk: Chunk, context: Any) -> list[bytes]:
         parts.append(frame)
         left -= len(frame)
     return parts
+
+
+def refusal(error: errors.ObjmetaError) -> Refusal:
+    """An error as it travels."""
+    return Refusal(_kind(error), str(error))
 
 
 def _kind(error: errors.ObjmetaError) -> str:

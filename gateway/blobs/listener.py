@@ -1,0 +1,177 @@
+"""The node's end of plain connections for long chunks.
+
+``channel`` says what goes over them, ``service`` what is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+
+from gateway.blobs.channel import (
+    CONTENT,
+    GET,
+    HEAD,
+    HELLO,
+    PUT,
+    REFUSED,
+    SAID,
+    TOKEN_BYTES,
+    Offer,
+    receive,
+    receive_into,
+    tune,
+)
+from gateway.blobs.service import FRAME_TIMEOUT_S, AskFor, BlobService, Refusal, decoded, refusal, total
+from objmeta import Chunk, errors
+
+ASKED_BYTES_MAX: Final = 64 << 10
+IDLE_S: Final = 60.0
+"""Clients close what they do not use for 20 s; who does not is gone."""
+_BACKLOG: Final = 128
+_SCRAP: Final = 256 << 10
+
+
+class Listener:
+    """Takes connections for a node's chunks, and offers them through its service."""
+
+    def __init__(self, service: BlobService) -> None:
+        self._service = service
+        self._socket: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._serving: dict[asyncio.Task[None], _Connection] = {}
+
+    async def start(self, host: str, port: int = 0) -> None:
+        """Listen, on a free port if it is 0. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        (family, kind, protocol, _, (address, *_)), *_ = await loop.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((address, port))
+            sock.listen(_BACKLOG)
+            sock.setblocking(False)
+        except BaseException:
+            sock.close()
+            raise
+        self._socket = sock
+        offer = Offer(sock.getsockname()[1], os.urandom(TOKEN_BYTES))
+        self._accepting = asyncio.create_task(self._accept(sock, offer.token))
+        self._service.offer = offer
+
+    async def stop(self, grace_s: float = 2.0) -> None:
+        """Take no more requests, and let those under way finish for a while."""
+        self._service.offer = None
+        if self._accepting is not None and self._socket is not None:
+            self._accepting.cancel()
+            await asyncio.gather(self._accepting, return_exceptions=True)
+            self._socket.close()
+        for task, connection in self._serving.items():
+            connection.ends = True
+            if not connection.is_busy:
+                task.cancel()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=grace_s)
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    async def _accept(self, listening: socket.socket, token: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listening)
+            except OSError:  # too many files are open, say: what is under way closes some
+                await asyncio.sleep(0.1)
+                continue
+            connection = _Connection(sock, self._service, token)
+            task = asyncio.create_task(connection.serve())
+            self._serving[task] = connection
+            task.add_done_callback(self._serving.pop)
+
+
+class _Connection:
+    """A client's connection."""
+
+    def __init__(self, sock: socket.socket, service: BlobService, token: bytes) -> None:
+        self._socket = sock
+        self._service = service
+        self._token = token
+        self.is_busy = False
+        self.ends = False
+
+    async def serve(self) -> None:
+        """Answer requests until the client closes, or breaks the rules."""
+        # A client that breaks off, or goes away, is not told anything.
+        with self._socket, suppress(OSError, EOFError, errors.InvalidArgument):
+            self._socket.setblocking(False)
+            tune(self._socket)
+            async with asyncio.timeout(FRAME_TIMEOUT_S):
+                if await receive(self._socket, len(HELLO) + TOKEN_BYTES) != HELLO + self._token:
+                    return
+            while not self.ends:
+                async with asyncio.timeout(IDLE_S):
+                    kind, length = HEAD.unpack(await receive(self._socket, HEAD.size))
+                self.is_busy = True
+                if length > ASKED_BYTES_MAX:
+                    return
+                async with asyncio.timeout(FRAME_TIMEOUT_S):
+                    asked = decoded(await receive(self._socket, length), AskFor)
+                if kind == PUT:
+                    await self._put(asked)
+                elif kind == GET and len(asked.chunks) == 1:
+                    await self._get(asked.chunks[0])
+                else:
+                    return
+                self.is_busy = False
+
+    async def _put(self, asked: AskFor) -> None:
+        unread = total(asked)
+
+        async def content(chunk: Chunk) -> Sequence[memoryview]:
+            nonlocal unread
+            view = memoryview(bytearray(chunk.length))
+            async with asyncio.timeout(FRAME_TIMEOUT_S):
+                await receive_into(self._socket, view)
+            unread -= chunk.length
+            return (view,)
+
+        try:
+            refusals = await self._service.take_in(asked, content)
+        except errors.ObjmetaError as error:
+            await self._skip(unread)
+            await self._answer(REFUSED, refusal(error))
+        else:
+            await self._answer(SAID, refusals)
+
+    async def _get(self, chunk: Chunk) -> None:
+        try:
+            async with self._service.giving(chunk) as data:
+                await self._send(CONTENT, data)
+        except errors.ObjmetaError as error:
+            await self._answer(REFUSED, refusal(error))
+
+    async def _answer(self, kind: int, said: Refusal | list[Refusal | None]) -> None:
+        await self._send(kind, msgspec.msgpack.encode(said))
+
+    async def _send(self, kind: int, data: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(FRAME_TIMEOUT_S):
+            await loop.sock_sendall(self._socket, HEAD.pack(kind, len(data)))
+            await loop.sock_sendall(self._socket, data)
+
+    async def _skip(self, length: int) -> None:
+        scrap = memoryview(bytearray(min(length, _SCRAP)))
+        async with asyncio.timeout(FRAME_TIMEOUT_S):
+            while length:
+                part = scrap[: min(length, len(scrap))]
+                await receive_into(self._socket, part)
+                length -= len(part)

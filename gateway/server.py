@@ -1,5 +1,7 @@
 """A node with everything: objmeta's node and, on the same port, the chunks in ``DIR/blobs`` and their upkeep.
 
+Long chunks have a port of their own beside it (``gateway.blobs.channel``), which clients are told of.
+
 ``gateway serve`` runs it, ``gateway dev`` and the tests as ``python -m gateway.server``.  When it listens it prints one
 line, ``node ID listens on HOST:PORT``, and the port is the real one.
 """
@@ -31,7 +33,17 @@ from objmeta.node import Node, NodeSettings, parse_peers, run
 from objmeta.node import serve as serve_node
 from objmeta.node.dev import LocalCluster
 
-__all__ = ["DataNode", "LocalCluster", "NodeSettings", "Said", "UpkeepSettings", "local_cluster", "run", "serve"]
+__all__ = [
+    "DataNode",
+    "LocalCluster",
+    "NodeSettings",
+    "Said",
+    "UpkeepSettings",
+    "local_cluster",
+    "parse_data_port",
+    "run",
+    "serve",
+]
 
 _TIMEOUT_S: Final = 10.0
 _REACHED_AT: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
@@ -46,9 +58,13 @@ def local_cluster(directory: Path, nodes: int = 3) -> LocalCluster:
 
 
 class DataNode(Node):
-    """A node that keeps chunks as well, and looks after them from when it is ready until it stops."""
+    """A node that keeps chunks as well, and looks after them from when it is ready until it stops.
 
-    def __init__(self, settings: NodeSettings, upkeep: UpkeepSettings | None = None) -> None:
+    ``data_port`` is where long chunks come in (0: any free one; None: over gRPC, as everything else).
+    """
+
+    def __init__(self, settings: NodeSettings, upkeep: UpkeepSettings | None = None, data_port: int | None = 0) -> None:
+        self._data_port = data_port
         self._blobs = WatchedBlobs(settings.data / "blobs", self._leaves)
         self._store: Store | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -86,7 +102,13 @@ class DataNode(Node):
         """As Node.start; what is done in the background begins when the node is ready."""
         await super().start()
         host, _, port = self.address.rpartition(":")
-        await self._listener.start(host)
+        if self._data_port is not None:
+            try:
+                await self._listener.start(host, self._data_port)
+            except OSError as error:
+                await super().stop(0)
+                problem = error.strerror or error
+                raise errors.StoreError(f"data port {self._data_port} of {host}: {problem}") from error
         self._store = await open_store(f"{_REACHED_AT.get(host, host)}:{port}", timeout_s=_TIMEOUT_S)
         self._keeping = asyncio.create_task(self._keep(), name=f"upkeep of node {self.settings.node_id}")
 
@@ -140,17 +162,30 @@ class DataNode(Node):
         return decode_list(await self._own_store.blobs.get(chunk))
 
 
+def parse_data_port(text: str) -> int | None:
+    """What ``--data-port`` says, as DataNode takes it. Raises InvalidArgument."""
+    if text in ("any", "none"):
+        return 0 if text == "any" else None
+    if text.isdecimal() and 0 < int(text) < 1 << 16:
+        return int(text)
+    raise errors.InvalidArgument(f"--data-port is a number from 1 to 65535, or any, or none, not {text!r}")
+
+
 async def serve(
-    settings: NodeSettings, upkeep: UpkeepSettings | None = None, announce: Callable[[int, str], None] | None = None
+    settings: NodeSettings,
+    upkeep: UpkeepSettings | None = None,
+    announce: Callable[[int, str], None] | None = None,
+    data_port: int | None = 0,
 ) -> None:
     """Run a node until SIGTERM or SIGINT, then stop it cleanly.
 
     ``announce`` is called with the node's id and address when it listens; without it, a line is printed.
+    ``data_port``: see DataNode.
 
     Raises StoreError, StoreFull, ConfigurationMismatch: what keeps the node from serving.
     """
     told = announce or _print
-    node = DataNode(settings, upkeep)
+    node = DataNode(settings, upkeep, data_port)
     await serve_node(node, lambda started: told(settings.node_id, started.address))
 
 
@@ -167,6 +202,7 @@ def main() -> int:
     parser.add_argument("--peers", default="", help="1=host:port,2=host:port,3=host:port")
     parser.add_argument("--join", default="", help="host:port,… of members of the cluster to join")
     parser.add_argument("--insecure", action="store_true", help="listen beyond this machine, without encryption")
+    parser.add_argument("--data-port", default="any", help="where long chunks come in: a port, any, or none")
     parser.add_argument("--zone", default="", help="what the node may fail together with")
     parser.add_argument("--weight", type=float, default=1.0, help="its capacity, in any unit")
     parser.add_argument("--repair-rate", type=float, default=REPAIR_MIB_PER_S, help="MiB/s that repair may fetch")
@@ -189,7 +225,7 @@ def main() -> int:
             scrub_mib_per_s=given.scrub_rate,
             collect_interval_s=given.collect_interval,
         )
-        run(serve(settings, upkeep))
+        run(serve(settings, upkeep, data_port=parse_data_port(given.data_port)))
     except errors.ObjmetaError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1

@@ -4,8 +4,9 @@ gRPC copies each byte several times at both ends; a plain connection is read str
 and written (decision 18).  Where it leads is asked over gRPC: the method ``Channel`` answers ``[port, token]``, the
 port being one of the same host.  Where there is none, or it cannot be reached, chunks go over gRPC.
 
-* A client begins with ``HELLO`` and the token.  A port may have got another owner since it was asked for: who does not
-  know the token closes the connection, so that nobody takes one node's copy for another's.
+* A client begins with ``HELLO`` and the token; the node answers ``HELLO``.  A port may have got another owner since it
+  was asked for: a node that does not know the token closes the connection, so that nobody takes one node's copy for
+  another's.
 * A request is a kind (1 byte), the length of what follows (4 bytes, big-endian), and ``[generation, [[digest,
   length], ...]]`` in MessagePack.  ``PUT``: the contents follow, one after the other, without the frames that gRPC
   would have.  ``GET``: of one chunk.
@@ -45,7 +46,9 @@ CONNECT_S: Final = 1.0
 REST_S: Final = 60.0
 """So long a client uses gRPC when a port that was offered cannot be reached."""
 _USER_TIMEOUT_MS: Final = 4000
-"""A machine that vanished closes no connection: what it does not acknowledge for so long breaks it."""
+"""A machine that vanished closes no connection: what it does not acknowledge for so long breaks it,"""
+_PROBE_S: Final = 2
+"""and after so much silence it is asked whether it is there."""
 
 Heard = Callable[[], None]
 """Called when bytes arrive."""
@@ -151,9 +154,11 @@ class _Connection:
                 async with asyncio.timeout(CONNECT_S):
                     await loop.sock_connect(sock, address)
                     await loop.sock_sendall(sock, HELLO + offer.token)
-            except OSError as error:  # TimeoutError is one
+                    if await receive(sock, len(HELLO)) != HELLO:
+                        raise OSError(f"port {offer.port} of {host} is somebody else's")
+            except (OSError, EOFError) as error:  # TimeoutError is an OSError
                 sock.close()
-                failure = error
+                failure = OSError(str(error))
             except BaseException:
                 sock.close()
                 raise
@@ -172,8 +177,8 @@ class _Connection:
         for frame in frames:
             await self._loop.sock_sendall(self._socket, frame)
         kind, said = HEAD.unpack(await receive(self._socket, HEAD.size))
-        if said > (length if kind == CONTENT else ANSWER_BYTES_MAX):
-            raise errors.StoreError(f"an answer of {said} bytes is longer than what was asked for")
+        if kind not in (SAID, REFUSED, CONTENT) or said > (length if kind == CONTENT else ANSWER_BYTES_MAX):
+            raise errors.StoreError(f"an answer of kind {kind} and {said} bytes cannot be read")
         return kind, await receive(self._socket, said, heard)
 
     def rest(self, idle: list[_Connection]) -> None:
@@ -191,6 +196,8 @@ class _Connection:
         """Close it."""
         if self._resting is not None:
             self._resting.cancel()
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # a child of this process may hold it, too
         self._socket.close()
 
 
@@ -200,6 +207,8 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
 
 
 async def receive(sock: socket.socket, length: int, heard: Heard = lambda: None) -> bytes:

@@ -18,9 +18,10 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
-from gateway.blobs.peer import BACKOFF_S_MIN, LAG_WAIT_S, Payload, Peer, Progress, Unreachable
+from gateway.blobs.peer import BACKOFF_S_MIN, LAG_WAIT_S, Peer, Progress
 from gateway.blobs.placement import Place, copies, enough, order
 from gateway.blobs.places import BlobStatus, ChunkMissing, digest_of
+from gateway.blobs.sending import Payload, Unreachable
 from objmeta import Chunk, errors
 
 HEDGE_S: Final = 0.25

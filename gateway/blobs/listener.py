@@ -47,6 +47,11 @@ class Listener:
         self._accepting: asyncio.Task[None] | None = None
         self._serving: dict[asyncio.Task[None], _Connection] = {}
 
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._serving)
+
     async def start(self, host: str, port: int = 0) -> None:
         """Listen, on a free port if it is 0. Raises OSError."""
         loop = asyncio.get_running_loop()
@@ -117,6 +122,7 @@ class _Connection:
             async with asyncio.timeout(FRAME_TIMEOUT_S):
                 if await receive(self._socket, len(HELLO) + TOKEN_BYTES) != HELLO + self._token:
                     return
+                await asyncio.get_running_loop().sock_sendall(self._socket, HELLO)
             while not self.ends:
                 async with asyncio.timeout(IDLE_S):
                     kind, length = HEAD.unpack(await receive(self._socket, HEAD.size))

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import grpc
 import msgspec
@@ -20,11 +19,11 @@ import msgspec
 from gateway.blobs.channel import REFUSED, Channel, NoChannel, Offer
 from gateway.blobs.places import BlobStatus, ChunkMissing, Held, Usage, digest_now, digest_of
 from gateway.blobs.room import Room
+from gateway.blobs.sending import Payload, Queue, Unreachable, Waiting
 from gateway.blobs.service import (
     FRAME_BYTES,
     KIND,
     MANY_BYTES_MAX,
-    MANY_MAX,
     MISSING,
     NAMED,
     NAMES_MAX,
@@ -81,30 +80,6 @@ _UNARY: Final = ("PutMany", "GetMany", "Touch", "Has", "Held", "Usage", "Status"
 _T = TypeVar("_T")
 
 
-class Unreachable(Exception):
-    """A call failed for a reason that may pass."""
-
-
-class Payload:
-    """The bytes of a chunk on its way to several nodes, cut into frames once; they can be let go of.
-
-    What fails or is cancelled inside gRPC stays in cycles until Python looks for those, and a traceback keeps all
-    variables of its frames: they may hold this, but not megabytes.
-    """
-
-    def __init__(self, chunk: Chunk, data: bytes | memoryview) -> None:
-        self.chunk = chunk
-        if len(data) <= FRAME_BYTES:
-            self.frames = [bytes(data)]
-        else:
-            view = memoryview(data)
-            self.frames = [bytes(view[start : start + FRAME_BYTES]) for start in range(0, len(data), FRAME_BYTES)]
-
-    def drop(self) -> None:
-        """Let go."""
-        self.frames = []
-
-
 class Progress:
     """When a download last got a byte, by the event loop's clock."""
 
@@ -131,8 +106,8 @@ class Peer:
         self._direct = Channel(address, self._offer)
         self._room = Room(PENDING_MAX)
         self._sending = 0
-        self._short = _Queue(self._send_message, MANY_BYTES_MAX, MESSAGES_MAX)
-        self._long = _Queue(self._send_frames, CALL_BYTES_MAX, CALLS_MAX)
+        self._short = Queue(self._send_message, MANY_BYTES_MAX, MESSAGES_MAX)
+        self._long = Queue(self._send_frames, CALL_BYTES_MAX, CALLS_MAX)
         self._reads = 0
         self._pace_s = 0.0
         self._paced_at = 0.0
@@ -211,12 +186,12 @@ class Peer:
                 if self._sending == 0:
                     self.lagging = False
 
-    async def _send_message(self, batch: Sequence[_Waiting]) -> list[Exception | None]:
+    async def _send_message(self, batch: Sequence[Waiting]) -> list[Exception | None]:
         contents = tuple((each.payload.chunk.digest, each.payload.frames[0]) for each in batch)
         request = PutMany(batch[0].generation, contents)
         return self._outcomes(await self._ask("PutMany", request, list[Refusal | None], batch[0].timeout_s), batch)
 
-    async def _send_frames(self, batch: Sequence[_Waiting]) -> list[Exception | None]:
+    async def _send_frames(self, batch: Sequence[Waiting]) -> list[Exception | None]:
         asked = msgspec.msgpack.encode(AskFor(batch[0].generation, tuple(each.payload.chunk for each in batch)))
         frames = [frame for each in batch for frame in each.payload.frames]
         timeout_s = batch[0].timeout_s
@@ -278,7 +253,7 @@ class Peer:
             del call
         raise problem  # without the traceback of the other, which would keep the call, and that the chunks
 
-    def _outcomes(self, refusals: list[Refusal | None], batch: Sequence[_Waiting]) -> list[Exception | None]:
+    def _outcomes(self, refusals: list[Refusal | None], batch: Sequence[Waiting]) -> list[Exception | None]:
         if len(refusals) != len(batch):
             raise errors.StoreError(f"{self.address} answered about {len(refusals)} chunks, not {len(batch)}")
         return [None if each is None else self._outcome(each) for each in refusals]
@@ -429,95 +404,6 @@ class Peer:
             return errors.StoreError(f"{self.address} is not a node that keeps data")
         self._failed()
         return Unreachable(message)
-
-
-class _Waiting(NamedTuple):
-    """A chunk that waits to travel with others."""
-
-    payload: Payload
-    generation: int
-    timeout_s: float
-    done: asyncio.Future[None]
-
-
-class _Queue:
-    """Chunks on their way to one node: what waits together, and states one generation, is sent together.
-
-    ``send`` sends some and tells what went wrong with each; ``bytes_max`` is what goes together, unless one chunk alone
-    is longer; ``at_once`` such batches are under way.
-    """
-
-    def __init__(
-        self, send: Callable[[Sequence[_Waiting]], Awaitable[list[Exception | None]]], bytes_max: int, at_once: int
-    ) -> None:
-        self._send = send
-        self._bytes_max = bytes_max
-        self._at_once = at_once
-        self._waiting: deque[_Waiting] = deque()
-        self._running: set[asyncio.Task[None]] = set()
-
-    async def put(self, payload: Payload, generation: int, timeout_s: float) -> None:
-        """Send a chunk; raises what came of it."""
-        waiting = _Waiting(payload, generation, timeout_s, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
-        if len(self._running) < self._at_once:
-            task = asyncio.create_task(self._run())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
-        await waiting.done
-
-    async def ended(self) -> None:
-        """Wait for what is under way."""
-        await asyncio.gather(*self._running, return_exceptions=True)
-
-    async def _run(self) -> None:
-        while self._waiting:
-            if batch := self._next():
-                await self._settle(batch)
-
-    def _next(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
-        length = 0
-        while self._waiting and len(batch) < MANY_MAX:
-            first = self._waiting[0]
-            length += first.payload.chunk.length
-            if batch and (first.generation != batch[0].generation or length > self._bytes_max):
-                break
-            self._waiting.popleft()
-            if not first.done.done() and first.payload.frames:
-                batch.append(first)
-            else:
-                length -= first.payload.chunk.length
-        return batch
-
-    async def _settle(self, batch: list[_Waiting]) -> None:
-        sending = asyncio.ensure_future(self._send(batch))
-
-        def given_up(_: object) -> None:
-            if all(each.done.done() for each in batch):
-                sending.cancel()
-
-        for each in batch:
-            each.done.add_done_callback(given_up)
-        outcomes: list[Exception | None]
-        try:
-            await asyncio.wait((sending,))
-            if sending.cancelled():
-                return
-            outcomes = sending.result()
-        except (Unreachable, errors.ObjmetaError) as error:
-            outcomes = [error] * len(batch)
-        except BaseException:
-            for each in batch:
-                each.done.cancel()  # with the last of them what is sent is given up
-            raise
-        for each, outcome in zip(batch, outcomes, strict=True):
-            if each.done.done():
-                continue
-            if outcome is None:
-                each.done.set_result(None)
-            else:
-                each.done.set_exception(outcome)
 
 
 def _reason(error: Exception) -> str:

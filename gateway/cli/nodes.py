@@ -29,6 +29,13 @@ _LOOK_S: Final = 0.2
 @common
 @click.option("--data", metavar="DIR", required=True, help="Where the node keeps everything; its own directory.")
 @click.option("--listen", metavar="HOST:PORT", default=DEFAULT_LISTEN, show_default=True, help="Port 0: a free one.")
+@click.option(
+    "--data-port",
+    metavar="PORT",
+    default="any",
+    show_default=True,
+    help="Where chunks come in quickly, at the same host: a port, any free one, or none (all goes over the other).",
+)
 @click.option("--node-id", metavar="N", type=int, default=1, show_default=True, help="Which of the nodes this is.")
 @click.option("--peers", metavar="1=HOST:PORT,2=HOST:PORT", default="", help="All nodes; the same list for each.")
 @click.option("--join", metavar="HOST:PORT,HOST:PORT", default="", help="Members of a cluster that this node joins.")
@@ -55,6 +62,7 @@ _LOOK_S: Final = 0.2
 def serve(
     data: str,
     listen: str,
+    data_port: str,
     node_id: int,
     peers: str,
     join: str,
@@ -79,6 +87,9 @@ def serve(
     of --peers; it waits until 'gateway cluster add' (or replace) lets it in. Only that command changes the members:
     what --peers says counts when the cluster is made, and later only for addresses that have changed.
 
+    Clients ask a node where its chunks come in and go out, and connect to that port of the host they know it by; where
+    they cannot (a firewall), chunks take the way of everything else, which costs more of the processor.
+
     The copies of a chunk are spread over zones first, then over nodes by weight. A node that is started with another
     zone or weight than before has its data moved, in the background and at the rate of repair.
     """
@@ -86,7 +97,7 @@ def serve(
     from objmeta.config import parse_endpoints
 
     members = parse_endpoints(join) if join else ()
-    from gateway.server import NodeSettings, Said, UpkeepSettings, run
+    from gateway.server import NodeSettings, Said, UpkeepSettings, parse_data_port, run
     from gateway.server import serve as run_node
 
     def announce(node: int, address: str) -> None:
@@ -108,7 +119,7 @@ def serve(
         scrub_mib_per_s=scrub_rate,
         collect_interval_s=collect_interval,
     )
-    run(run_node(settings, upkeep, announce))
+    run(run_node(settings, upkeep, announce, parse_data_port(data_port)))
 
 
 def _peers(text: str) -> dict[int, str]:

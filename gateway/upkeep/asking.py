@@ -9,9 +9,10 @@ from typing import Any, Final, TypeVar, cast
 import grpc
 import msgspec
 
-from gateway.blobs.peer import Peer, Progress, Unreachable
+from gateway.blobs.peer import Peer, Progress
 from gateway.blobs.placement import Place
 from gateway.blobs.places import Held
+from gateway.blobs.sending import Unreachable
 from gateway.blobs.service import KIND, MANY_BYTES_MAX, MANY_MAX
 from gateway.upkeep.repairing import Answer, Want
 from gateway.upkeep.service import SERVICE, Confirm, Copy, DataStatus, Look, Take, encode_wants

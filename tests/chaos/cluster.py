@@ -190,7 +190,8 @@ class Cluster:
         assert node.pid is None, f"{node.name} runs already"
         data = str(node.home / "disk" / "data")
         command = [*_dying_with_us(), sys.executable, "-m", "gateway", "serve", "--data", data]
-        command += ["--listen", node.listen, "--node-id", str(node.id), *node.options]
+        # What is cut off by a proxy must not have a way around it.
+        command += ["--listen", node.listen, "--data-port", "none", "--node-id", str(node.id), *node.options]
         with node.log.open("ab") as log:
             node.log_begin, node.has_met_full = log.tell(), node.is_full
             node.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -93,6 +93,9 @@ def test_a_node_by_itself(shell: Shell) -> None:
     assert shell("--store", endpoint, "cat", "box/k").raw == b"x" * 50_000
     assert "data" in shell("serve", "--data", "data", "--listen", "127.0.0.1:0", code=1).err
     assert endpoint in shell("serve", "--data", "other", "--listen", endpoint, code=1).err
+    port = endpoint.rpartition(":")[2]
+    taken = ("serve", "--data", "third", "--listen", "127.0.0.1:0", "--data-port", port)
+    assert f"data port {port} of 127.0.0.1: " in shell(*taken, code=1).err
     node.send_signal(signal.SIGTERM)
     assert node.wait(20) == 0
 
@@ -104,6 +107,7 @@ def test_a_node_by_itself(shell: Shell) -> None:
         (["--data", "d", "--listen", "0.0.0.0:0"], "insecure"),
         (["--data", "d", "--listen", "nonsense"], "host:port"),
         (["--data", "d", "--node-id", "0"], "node id 0"),
+        (["--data", "d", "--data-port", "70000"], "a number from 1 to 65535, or any, or none"),
         (["--data", "d", "--peers", "1=a:1,1=b:2"], "an id of its own"),
         (["--data", "d", "--peers", "a:1,b:2"], "ID=HOST:PORT"),
         (["--data", "d", "--peers", "1=nonsense"], "host:port"),

@@ -10,6 +10,7 @@ from typing import Any, cast
 import grpc
 
 from gateway.blobs.client import Members
+from gateway.blobs.listener import Listener
 from gateway.blobs.local import LocalBlobs
 from gateway.blobs.placement import Place
 from gateway.blobs.service import BlobService
@@ -38,22 +39,30 @@ class Troubled(LocalBlobs):
 
 
 class BlobNode:
-    """A server with chunks only; stopping it keeps the address."""
+    """A server with chunks only; stopping it keeps the address. Without ``channel`` it has gRPC alone."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, channel: bool = True) -> None:
         self.blobs = Troubled(path)
         self.address = "127.0.0.1:0"
+        self.service = BlobService(self.blobs)
+        self._channel = channel
+        self.listener = Listener(self.service)
         self._server: Any = None
 
     async def start(self) -> None:
+        self.service = BlobService(self.blobs)
+        self.listener = Listener(self.service)
         self._server = cast(Any, grpc.aio).server(options=(("grpc.so_reuseport", 0),))
-        self._server.add_generic_rpc_handlers((BlobService(self.blobs).handler(),))
+        self._server.add_generic_rpc_handlers((self.service.handler(),))
         port = self._server.add_insecure_port(self.address)
         self.address = f"127.0.0.1:{port}"
+        if self._channel:
+            await self.listener.start("127.0.0.1")
         await self._server.start()
 
     async def stop(self) -> None:
         if self._server is not None:
+            await self.listener.stop(0)
             await self._server.stop(None)
             self._server = None
 

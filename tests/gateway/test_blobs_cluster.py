@@ -18,10 +18,11 @@ from blake3 import blake3
 
 from gateway.blobs.client import ClusterBlobs
 from gateway.blobs.packs import PACKED_BYTES_MAX
-from gateway.blobs.peer import LAG_WAIT_S, PENDING_MAX, Payload, Peer, Unreachable
+from gateway.blobs.peer import LAG_WAIT_S, PENDING_MAX, Peer
 from gateway.blobs.placement import Place, homes, order
 from gateway.blobs.places import ChunkMissing
 from gateway.blobs.room import Room
+from gateway.blobs.sending import Payload, Unreachable
 from gateway.blobs.service import SERVICE
 from objmeta import Chunk, errors
 from tests.gateway.blobnodes import BlobNode, placed, places

@@ -142,7 +142,8 @@ class ClusterBlobs:
     async def touch(self, chunks: Sequence[Chunk], *, generation: int, replicas: int = 0) -> list[bool]:
         """Whether each chunk is there in as many copies as a put waits for, all durably touched with ``generation``.
 
-        Nodes that are down or silent for ``STAND_IN_S`` count as if they had none. Raises StaleGeneration.
+        Nodes that are down or silent for ``STAND_IN_S`` count as if they had none, and who could not change the answer
+        any more is not waited for. Raises StaleGeneration.
         """
         places = await self._known()
         needed = enough(replicas, len(places))
@@ -152,6 +153,7 @@ class ClusterBlobs:
             for place in candidates[: copies(replicas, len(places))]:
                 asked.setdefault(place.address, []).append(index)
         found = [0] * len(chunks)
+        open_for = [sum(index in indexes for indexes in asked.values()) for index in range(len(chunks))]
         tasks = {
             asyncio.create_task(
                 self._peers[address].touch([chunks[index] for index in indexes], generation, self._timeout_s)
@@ -160,11 +162,13 @@ class ClusterBlobs:
         }
         waiting = set(tasks)
         try:
-            while waiting and any(count < needed for count in found):
+            while waiting and any(count < needed <= count + more for count, more in zip(found, open_for, strict=True)):
                 done, waiting = await asyncio.wait(waiting, timeout=STAND_IN_S, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
                     break
                 for task in done:
+                    for index in tasks[task]:
+                        open_for[index] -= 1
                     failure = task.exception()
                     if failure is None:
                         for index, there in zip(tasks[task], task.result(), strict=True):

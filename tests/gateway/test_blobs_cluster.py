@@ -436,6 +436,27 @@ async def test_what_is_there_is_touched_and_what_is_not_is_told(blobs: ClusterBl
     assert await blobs.touch(there, generation=8) == [True, False]
 
 
+async def test_a_silent_node_is_not_waited_for_where_the_others_have_decided(
+    nodes: list[BlobNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent(Peer):
+        async def touch(self, chunks: Sequence[Chunk], generation: int, timeout_s: float) -> list[bool]:
+            if self.address == nodes[0].address:
+                await asyncio.Event().wait()
+            return await super().touch(chunks, generation, timeout_s)
+
+    monkeypatch.setattr("gateway.blobs.client.STAND_IN_S", 1000.0)
+    store = ClusterBlobs(placed(*nodes), connect=Silent)
+    there = await stored(store, nodes, b"there")
+    async with asyncio.timeout(HANGS_S):
+        assert await store.touch([Chunk(b"x" * 32, 10), there], generation=1) == [False, True]
+    monkeypatch.setattr("gateway.blobs.client.STAND_IN_S", 0.1)
+    nodes[1].lose(there)  # one of two has it: the third may be what is missing
+    assert await store.touch([there], generation=1) == [False]
+    monkeypatch.setattr("gateway.blobs.client.CLOSE_S_MAX", 0.0)
+    await store.close()
+
+
 @pytest.mark.parametrize("length", [10, 100_000])
 async def test_an_old_generation_is_refused(blobs: ClusterBlobs, nodes: list[BlobNode], length: int) -> None:
     chunk = await stored(blobs, nodes, os.urandom(length))

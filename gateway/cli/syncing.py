@@ -21,27 +21,18 @@ import click
 
 from gateway.cli import errors, merging, output
 from gateway.cli.ends.entries import Entry, Unlisted
-from gateway.cli.ends.local import LocalEnd
+from gateway.cli.ends.opening import Place, foreign_end, origin, place_of
 from gateway.cli.ends.stores import StoreEnd
 from gateway.cli.filters import FilteringCommand, Filters, current_filters, filter_options
 from gateway.cli.merging import Action
 from gateway.cli.options import common, current, reading
-from gateway.cli.paths import SCHEME, Remote, either_name, is_local, parse_remote
-from gateway.cli.putting import LARGE_AT_ONCE, LARGE_BYTES, store_directory
-from gateway.cli.session import Tally, for_each, resolved_settings, with_store
+from gateway.cli.paths import SCHEME, Remote, either_name
+from gateway.cli.putting import LARGE_AT_ONCE, LARGE_BYTES
+from gateway.cli.session import Tally, for_each, with_store
 
 if TYPE_CHECKING:
-    from gateway.cli.ends.entries import Foreign, Listed
+    from gateway.cli.ends.entries import Foreign, Listed, Origin
     from gateway.data.transfer import Store
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """What an argument names: a directory of the store, one of this machine, or what a URL names."""
-
-    text: str
-    remote: Remote | None = None
-    path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +45,7 @@ class _Wishes:
     verbose: bool
     filters: Filters
     options: dict[str, Any]
+    from_store: str | None
 
 
 def _moving(command: Any) -> Any:
@@ -62,6 +54,9 @@ def _moving(command: Any) -> Any:
             "-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="For the URL's file system."
         ),
         click.option("--endpoint-url", metavar="URL", help="The S3 service to use, such as a MinIO."),
+        click.option(
+            "--from-store", metavar="STORE", help="SOURCE is in this other store: a directory, or host:port,host:port."
+        ),
         click.option("-v", "--verbose", is_flag=True, help="Say what is done to each file."),
         filter_options,
         click.option("--checksum", is_flag=True, help="Compare contents, not times."),
@@ -88,21 +83,22 @@ def sync(source: str, target: str, delete: bool, **options: Any) -> None:
       gateway sync s3://old/photos bucket/photos      from S3 (pip install 'objmeta[s3]')
       gateway sync bucket/photos s3://old/photos --endpoint-url http://minio:9000
       gateway sync bucket/photos ./photos --as-of 2h  as they were two hours ago
+      gateway sync --from-store /srv/old bucket/photos bucket/photos    from another store
 
     A directory of this machine begins with /, ./, ../ or ~. URLs are those of fsspec; -o gives its file systems
     options, such as -o anon=true. One of the two has to be in this store.
 
     What has the same size and the same time is left alone. The source's time is kept as metadata (source-mtime) of an
     object, and as the time of a file. An object without it, and whatever is at a URL, is the same if it was stored
-    after the source was changed. With --checksum contents are compared instead, which are then read. Inside the store,
-    contents are always compared, which costs nothing.
+    after the source was changed. With --checksum contents are compared instead, which are then read. Between stores,
+    and inside of one, contents are always compared, which costs nothing. Of versions the current ones are copied.
 
     --include and --exclude are those of "aws s3 sync": the last pattern that matches a name decides, and * matches /,
     too. What is left out is neither copied nor deleted. Nor is anything deleted where the source could not be read.
 
     A sync that was interrupted is simply made again. A file is replaced all at once, when the new one is complete.
     """
-    with_store(partial(_sync, source=_place(source), target=_place(target), wishes=_wishes(delete, **options)))
+    with_store(partial(_sync, source=place_of(source), target=place_of(target), wishes=_wishes(delete, **options)))
 
 
 @click.command("import", cls=FilteringCommand)
@@ -118,27 +114,40 @@ def import_(source: str, target: str | None, **options: Any) -> None:
       gateway import s3://photos/2026 bucket/2026     what is below 2026/
       gateway import https://host/data.csv bucket/    one file
       gateway import /mnt/old bucket/old              a directory of this machine
+      gateway import --from-store /srv/old bucket     a bucket of another store, to the same bucket here
 
     The bucket is made if there is none. Content types and metadata come along from S3. Nothing is deleted, and what is
     there already is not sent again (see gateway sync, also for the options): after an interruption, give the same
     command again.
     """
-    origin = _place(source)
-    if origin.remote is not None:
-        raise click.UsageError(f"{origin.remote} is in this store already; 'gateway cp' copies it")
+    place = place_of(source)
+    wishes = _wishes(False, **options)
+    if place.remote is not None and wishes.from_store is None:
+        raise click.UsageError(
+            f"{place.remote} is in this store already; 'gateway cp' copies it (--from-store names another store)"
+        )
+    if target is None and place.remote is not None:
+        target = str(place.remote)
     if target is None:
         scheme, found, rest = source.partition("://")
         if not found or "::" in source or scheme in ("http", "https", "file", "local"):
             raise click.UsageError(f"say where {source} is to go, such as bucket/ or bucket/directory")
         target = SCHEME + rest
-    place = _place(target)
-    if place.remote is None:
+    goal = place_of(target).remote
+    if goal is None:
         raise click.UsageError(f"{target} is not in this store; an object is named objmeta://bucket/key or bucket/key")
-    with_store(partial(_import, source=origin, target=place.remote, wishes=_wishes(False, **options)))
+    with_store(partial(_import, source=place, target=goal, wishes=wishes))
 
 
 def _wishes(
-    delete: bool, *, dry_run: bool, checksum: bool, verbose: bool, options: Sequence[str], endpoint_url: str | None
+    delete: bool,
+    *,
+    dry_run: bool,
+    checksum: bool,
+    verbose: bool,
+    options: Sequence[str],
+    endpoint_url: str | None,
+    from_store: str | None,
 ) -> _Wishes:
     given: dict[str, Any] = {}
     for option in options:
@@ -151,54 +160,7 @@ def _wishes(
             given[name] = text
     if endpoint_url is not None:
         given["endpoint_url"] = endpoint_url
-    return _Wishes(delete, dry_run, checksum, verbose, current_filters(), given)
-
-
-def _place(text: str) -> _Place:
-    for scheme in ("file://", "local://"):
-        if text.startswith(scheme + "/"):
-            return _Place(text, path=Path(text.removeprefix(scheme)))
-    if is_local(text):
-        return _Place(text, path=Path(text).expanduser())
-    if text[: len(SCHEME)].lower() != SCHEME and ("://" in text or "::" in text):
-        return _Place(text)
-    try:
-        return _Place(text, remote=parse_remote(text))
-    except ValueError as wrong:
-        raise click.UsageError(str(wrong)) from None
-
-
-# -- Ends -------------------------------------------------------------------------------------------------------------
-
-
-def _foreign_end(store: Store, place: _Place, options: dict[str, Any]) -> Foreign:
-    if place.path is not None:
-        if options:
-            raise click.UsageError("-o and --endpoint-url are for URLs")
-        return LocalEnd(place.path, store_directory(store))
-    from fsspec.core import url_to_fs
-
-    from gateway.cli.ends.urls import UrlEnd, translated
-
-    try:
-        with translated(place.text):
-            fs, root = url_to_fs(place.text, **options)
-    except OSError as failure:
-        cause = failure.__cause__
-        if isinstance(cause, ImportError):
-            extra = "; pip install 'objmeta[s3]' brings it along" if "s3fs" in str(cause) else ""
-            raise click.UsageError(f"{place.text}: {cause}{extra}") from None
-        if isinstance(cause, ValueError):
-            raise click.UsageError(f"{place.text}: {cause}") from None
-        raise
-    except TypeError as wrong:  # an argument that its file system needs, or does not know
-        raise click.UsageError(f"{place.text}: {wrong} (-o NAME=VALUE gives it options)") from None
-    if "s3" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol):
-        from gateway.cli.ends.s3 import S3End
-
-        options = options | {"config_kwargs": {"max_pool_connections": resolved_settings().settings.concurrency}}
-        return S3End(fs, options, root, place.text)
-    return UrlEnd(fs, root, place.text)
+    return _Wishes(delete, dry_run, checksum, verbose, current_filters(), given, from_store)
 
 
 def _hint_at_directory(remote: Remote, text: str) -> str:
@@ -208,38 +170,40 @@ def _hint_at_directory(remote: Remote, text: str) -> str:
 # -- The commands -----------------------------------------------------------------------------------------------------
 
 
-async def _sync(store: Store, *, source: _Place, target: _Place, wishes: _Wishes) -> None:
+async def _sync(store: Store, *, source: Place, target: Place, wishes: _Wishes) -> None:
     from objmeta.errors import NoSuchBucket
 
     if current().as_of is not None and target.remote is not None:
         raise click.UsageError("--as-of is for what is fetched; what was cannot be changed")
     if source.remote is None and target.remote is None:
         raise click.UsageError("one of the two has to be in this store, such as objmeta://bucket/directory")
-    for place in (source, target):
+    for place in (source, target) if wishes.from_store is None else (target,):
         if place.remote is not None:
             try:
                 await store.client.bucket(place.remote.bucket)
             except NoSuchBucket as missing:
                 hint = _hint_at_directory(place.remote, place.text)
                 raise NoSuchBucket(f"{missing}{hint}") from None
-    if source.remote is not None and target.remote is not None:
+    if source.remote is not None and target.remote is not None and wishes.from_store is None:
         _refuse_overlap(source.remote, target.remote)
         inside = StoreEnd(store, source.remote)
         await inside.require_source()
         await _Copying(store, wishes, inside, StoreEnd(store, target.remote)).run()
         return
     if target.remote is not None:
-        end = _foreign_end(store, source, wishes.options)
+        end = await origin(store, source, wishes.options, wishes.from_store)
         try:
             await end.require_source()
             await _Storing(store, wishes, end, StoreEnd(store, target.remote)).run()
         finally:
             await end.close()
         return
+    if wishes.from_store is not None:
+        raise click.UsageError("with --from-store the target is in this store, such as bucket/directory")
     assert source.remote is not None, "one of the two is in the store"
     inside = StoreEnd(store, source.remote)
     await inside.require_source()
-    end = _foreign_end(store, target, wishes.options)
+    end = foreign_end(store, target, wishes.options)
     try:
         if not wishes.dry_run:
             await end.prepare_target()
@@ -248,10 +212,10 @@ async def _sync(store: Store, *, source: _Place, target: _Place, wishes: _Wishes
         await end.close()
 
 
-async def _import(store: Store, *, source: _Place, target: Remote, wishes: _Wishes) -> None:
+async def _import(store: Store, *, source: Place, target: Remote, wishes: _Wishes) -> None:
     from objmeta.errors import AlreadyExists, NoSuchBucket
 
-    end = _foreign_end(store, source, wishes.options)
+    end = await origin(store, source, wishes.options, wishes.from_store)
     try:
         if await end.take_single():
             work = _Storing(store, wishes, end, StoreEnd(store, target), None if target.is_directory else target)
@@ -420,11 +384,11 @@ class _Storing(_Work):
     """From elsewhere into the store; a single file may get another name, ``alone``."""
 
     verb, past = "store", "stored"
-    source: Foreign
+    source: Origin
     target: StoreEnd
 
     def __init__(
-        self, store: Store, wishes: _Wishes, source: Foreign, target: StoreEnd, alone: Remote | None = None
+        self, store: Store, wishes: _Wishes, source: Origin, target: StoreEnd, alone: Remote | None = None
     ) -> None:
         super().__init__(store, wishes, source, target)
         self._alone = alone
@@ -436,6 +400,8 @@ class _Storing(_Work):
     def differs(self, source: Entry, target: Entry) -> str | None:
         if source.size != target.size:
             return merging.SIZE
+        if source.etag:
+            return None if source.etag == target.etag else merging.CONTENT
         if self.wishes.checksum:
             return merging.CONTENT
         if source.mtime_ns is None or target.written_ns is None:

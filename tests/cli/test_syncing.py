@@ -323,3 +323,77 @@ def test_a_directory_as_it_was(gateway: Run, bucket: str, source: Path) -> None:
     gateway("sync", "--as-of", latest, "box/s", "./back")
     assert tree(Path("back")) == tree(source)
     gateway("sync", "--as-of", latest, "./source", "box/s", code=2)
+
+
+# -- Another store ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old(gateway: Run, source: Path) -> str:
+    """Another store, with what is in ``source`` in its bucket ``box``."""
+    gateway("--store", "./old", "mb", "box")
+    gateway("--store", "./old", "sync", "./source", "box/s")
+    gateway("--store", "./old", "put", "--content-type", "text/x", "--meta", "by=me", "source/a0", "box/typed")
+    return "./old"
+
+
+def test_a_bucket_of_another_store_comes_along(gateway: Run, old: str, source: Path) -> None:
+    planned = gateway("import", "--from-store", old, "--dry-run", "box").lines[-1]
+    assert planned == "would store 11 objects, 210K; 0 there already: objmeta://box"
+    assert gateway("import", "--from-store", old, "box").lines[-1] == (
+        "stored 11 objects, 210K; 0 there already: objmeta://box"
+    )
+    gateway("sync", "box/s", "./back")
+    assert tree(Path("back")) == tree(source)
+    assert Path("back/a0").stat().st_mtime_ns == (source / "a0").stat().st_mtime_ns
+    there, here = (gateway(*of, "stat", "--json", "box/typed").records[0] for of in (("--store", old), ()))
+    assert (here["content_type"], here["metadata"]["by"]) == ("text/x", "me")
+    assert here["etag"] == there["etag"]
+    assert gateway("import", "--from-store", old, "box").lines[-1] == (
+        "stored 0 objects, 0; 11 there already: objmeta://box"
+    )
+
+
+def test_two_stores_are_kept_alike(gateway: Run, bucket: str, old: str, source: Path) -> None:
+    gateway("sync", "--from-store", old, "box/s", "box/t")
+    gateway("--store", old, "rm", "box/s/a-b")
+    same_size = (source / "a0").read_bytes().replace(b"x", b"y")
+    Path("changed").write_bytes(same_size)
+    gateway("--store", old, "put", "changed", "box/s/a0")
+    done = gateway("sync", "--from-store", old, "--delete", "--json", "box/s", "box/t").records
+    assert sorted((each["action"], each["target"], each["reason"]) for each in done) == [
+        ("delete", "objmeta://box/t/a-b", "extra"),
+        ("store", "objmeta://box/t/a0", "content"),
+    ]
+    gateway("get", "box/t/a0", "a0")
+    assert Path("a0").read_bytes() == same_size
+
+
+def test_one_object_of_another_store(gateway: Run, old: str) -> None:
+    gateway("import", "--from-store", old, "box/typed", "new/")
+    gateway("import", "--from-store", old, "box/typed", "new/other")
+    assert gateway("ls", "new").lines == ["other", "typed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["import", "--from-store", "./nowhere", "box"], 1, "there is no store in that directory"),
+        (["import", "--from-store", "./source", "box"], 1, "there is no store in that directory"),
+        (["import", "--from-store", "./old", "nothing"], 3, "'nothing' does not exist in ./old"),
+        (["import", "--from-store", "./old", "box/nothing"], 4, "objmeta://box/nothing/ in ./old"),
+        (["import", "--from-store", "./old", "./source", "box"], 2, "the source is in that store"),
+        (["import", "--from-store", "./old", "s3://x/y", "box"], 2, "the source is in that store"),
+        (["import", "--from-store", "./old", "-o", "a=b", "box"], 2, "the source is in that store"),
+        (["import", "--from-store", "", "box"], 2, "not by an empty string"),
+        (["import", "--from-store", "http://x", "box"], 2, "is a URL"),
+        (["sync", "--from-store", "./old", "box", "./here"], 2, "the target is in this store"),
+        (["import", "box"], 2, "--from-store names another store"),
+    ],
+)
+def test_wrong_words_about_another_store(
+    gateway: Run, bucket: str, old: str, arguments: list[str], code: int, says: str
+) -> None:
+    assert says in gateway(*arguments, code=code).err
+    assert not Path("nowhere").exists()
+    assert not Path("source/acceptor").exists()

@@ -81,30 +81,34 @@ class End(Protocol):
         ...
 
 
-class Foreign(End, Protocol):
-    """The end that is not the store."""
-
-    keeps_times: bool
-    """Whether a file that was written there gets the time of its source."""
+class Origin(End, Protocol):
+    """What objects of the store come from."""
 
     async def require_source(self) -> None:
-        """Raise OSError if there is nothing that could be listed: a name that is misspelt must not empty the target."""
+        """Raise OSError or ObjmetaError if there is nothing to list: a misspelt name must not empty the target."""
         ...
 
     async def take_single(self) -> bool:
         """Whether the root is a file; it is then all there is, under its own name."""
         ...
 
-    async def prepare_target(self) -> None:
-        """Make what is needed before files are written."""
-        ...
-
     async def digest(self, entry: Entry) -> str:
-        """The BLAKE3 of the content, in hexadecimal; reads it."""
+        """The BLAKE3 of the content, in hexadecimal; reads it, unless it is known."""
         ...
 
     async def send(self, store: Store, entry: Entry, target: Remote, advance: Advance) -> None:
         """Make ``entry`` an object of the store."""
+        ...
+
+
+class Foreign(Origin, Protocol):
+    """An end that is no store of this kind."""
+
+    keeps_times: bool
+    """Whether a file that was written there gets the time of its source."""
+
+    async def prepare_target(self) -> None:
+        """Make what is needed before files are written."""
         ...
 
     async def fetch(self, store: Store, source: Remote, entry: Entry, advance: Advance) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import attrgetter, gt
+from typing import Final, cast
 
 import msgspec
 
-from objmeta.core.listing import NamedRecord, ScanRow, decode_records, decode_rows
-from objmeta.core.messages import TOMBSTONE, RecordRef
-from objmeta.model.values import Chunk, Manifest, RecordBody, decode_body, tip_of
+from objmeta.core.listing import ScanRow, decode_rows
+from objmeta.core.messages import TOMBSTONE, Record, RecordRef
+from objmeta.model.values import Chunk, Manifest, RecordBody, decode_bodies, tip_of
 from objmeta.objects.history import by_ref, walk
 from objmeta.objects.types import RemovedVersion
 
@@ -60,31 +62,25 @@ class EncodedVersions(msgspec.Struct, frozen=True, array_like=True):
         An object is *plain* if what is held of it is its chain, and nothing of that was removed: its tip is current.
         Whole lists are made and compared: a step of Python for each record would cost as much as all the rest.
         """
-        rows, named = decode_rows(self.rows), decode_records(self.records)
-        ranges = _newest_first(rows, named)
-        records = [each.record for each in named]
-        names = [record.ref for record in records]
-        parents = [record.parent for record in records]
-        bodies = [decode_body(record) for record in records]
+        rows, held = decode_rows(self.rows), _Held(_RECORDS.decode(self.records))
+        odd = held.odd(rows)
+        others: list[tuple[ScanRow, list[Record]]] = []
+        if odd:
+            apart = _by_name(each for each in held.named if each.name in odd)
+            others = [(row, apart.get(row.name, [])) for row in rows if row.name in odd]
+            rows = [row for row in rows if row.name not in odd]
+            held = _Held(each for each in held.named if each.name not in odd)
         keys: list[str] = []
-        refs: list[RecordRef] = []
-        manifests: list[Manifest] = []
         latest: list[bool] = []
-        others: list[tuple[ScanRow, range]] = []
-        for row, held in zip(rows, ranges, strict=True):
-            chain, contents = names[held.start : held.stop], bodies[held.start : held.stop]
-            expected = [tip_of(row.state), *parents[held.start : held.stop]]
-            if chain and expected == [*chain, None] and _is_plain(chain, contents):
-                keys += [row.name[self.base :].decode()] * len(chain)
-                refs += chain
-                manifests += cast("list[Manifest]", contents)
-                latest += [True, *[False] * (len(chain) - 1)]
-            else:
-                others.append((row, held))
+        for row, count in zip(rows, held.counts, strict=True):
+            keys += [row.name[self.base :].decode()] * count
+            latest += _LATEST if count == 1 else [True, *[False] * (count - 1)]
+        refs: list[_Ref | RecordRef] = [*held.refs]
+        manifests = cast("list[Manifest]", held.bodies)
         removals: list[tuple[str, RemovedVersion]] = []
-        for row, held in others:
+        for row, records in others:
             key = row.name[self.base :].decode()
-            history = walk(row.state, by_ref(records[held.start : held.stop]))
+            history = walk(row.state, by_ref(records))
             if row.state.flag != TOMBSTONE:
                 keys += [key] * len(history.entries)
                 refs += [entry.ref for entry in history.entries]
@@ -111,29 +107,97 @@ class EncodedVersions(msgspec.Struct, frozen=True, array_like=True):
         )
 
 
-def _newest_first(rows: Sequence[ScanRow], named: list[NamedRecord]) -> list[range]:
-    """Where the records of each row are among ``named``; there they are put in order, the newest first."""
-    names = [each.name for each in named]
-    count = len(names)
-    found = []
-    stop = 0
-    for row in rows:
-        name = row.name
-        while stop < count and names[stop] < name:
-            stop += 1
-        start = stop
-        while stop < count and names[stop] == name:
-            stop += 1
-        if stop - start > 1:
-            named[start:stop] = sorted(named[start:stop], key=_sequence, reverse=True)
-        found.append(range(start, stop))
+class _Ref(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a RecordRef is, read in less time, and nothing that Python's cycle collector goes through."""
+
+    sequence: int
+    version_id: bytes
+    digest: bytes
+
+
+class _Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A Record without its data."""
+
+    ref: _Ref
+    parent: _Ref | None
+    body: bytes
+
+
+class _Named(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A NamedRecord of these."""
+
+    name: bytes
+    record: _Record
+
+
+_RECORDS: Final = msgspec.msgpack.Decoder(list[_Named])
+_NAME: Final = attrgetter("name")
+_SEQUENCE: Final = attrgetter("record.ref.sequence")
+_LATEST: Final = (True,)
+_NONE: Final = -1
+"""Before every sequence."""
+
+
+class _Held:
+    """Records in order of their registers, those of each newest first, and what is in them, each in a list of its own.
+
+    ``counts``: how many each register has, in the same order.
+    """
+
+    def __init__(self, named: Iterable[_Named]) -> None:
+        self.named: list[_Named] = []
+        self.names: list[bytes] = []
+        self.counts: list[int] = []
+        for name, group in groupby(named, _NAME):
+            own = list(group)
+            if len(own) > 1:
+                own.sort(key=_SEQUENCE, reverse=True)
+            self.named += own
+            self.names.append(name)
+            self.counts.append(len(own))
+        records = [each.record for each in self.named]
+        self.refs = [record.ref for record in records]
+        self.bodies: list[RecordBody] = decode_bodies([record.body for record in records])
+        self._parents = [record.parent for record in records]
+
+    def odd(self, rows: Sequence[ScanRow]) -> set[bytes]:
+        """Of all registers, with a row or with records, those that are not plain; of the others both are in order."""
+        sequences = [ref.sequence for ref in self.refs]
+        # What stands below each record in its register: that must be its parent, and older.
+        below: list[_Ref | None] = [*self.refs, None][1:]
+        older = [*sequences, _NONE][1:]
+        tips = []
+        at = 0
+        for count in self.counts:
+            tips.append(self.refs[at])
+            at += count
+            below[at - 1] = None
+            older[at - 1] = _NONE
+        named = [(name, tip.sequence, tip.version_id, tip.digest) for name, tip in zip(self.names, tips, strict=True)]
+        stated = [(row.name, *(tip_of(row.state) or ())) for row in rows]
+        if (
+            named == stated
+            and self._parents == below
+            and all(map(gt, sequences, older))
+            and set(map(type, self.bodies)) <= {Manifest}
+        ):
+            return set()
+        odd = {name for name, *_ in set(named).symmetric_difference(stated)}
+        found = zip(self.named, self._parents, below, sequences, older, self.bodies, strict=True)
+        for each, parent, ref, sequence, other, content in found:
+            if parent != ref or sequence <= other or type(content) is not Manifest:
+                odd.add(each.name)
+        return odd
+
+
+def _by_name(named: Iterable[_Named]) -> dict[bytes, list[Record]]:
+    found: dict[bytes, list[Record]] = {}
+    for each in named:
+        record = each.record
+        parent = None if record.parent is None else _public(record.parent)
+        found.setdefault(each.name, []).append(Record(_public(record.ref), parent, record.body))
     return found
 
 
-def _is_plain(chain: Sequence[RecordRef], bodies: Sequence[RecordBody]) -> bool:
-    """Whether a chain, sorted by sequence, has only versions and no sequence twice."""
-    return len({ref.sequence for ref in chain}) == len(chain) and all(type(body) is Manifest for body in bodies)
-
-
-def _sequence(named: NamedRecord) -> int:
-    return named.record.ref.sequence
+def _public(ref: _Ref) -> RecordRef:
+    return RecordRef(ref.sequence, ref.version_id, ref.digest)

@@ -31,6 +31,7 @@ def versions(columns: VersionColumns, resolve: Resolve) -> pa.RecordBatch:
     arrays = {
         "bucket": pa.repeat(pa.scalar(columns.bucket, pa.string()), len(columns)),
         "key": pa.array(columns.key, pa.string()),
+        "directory": pa.array([key[: key.rfind("/") + 1] for key in columns.key], pa.string()),
         "version_id": _hex(columns.version_id),
         "is_latest": pa.array(columns.is_latest, pa.bool_()),
         "is_delete_marker": marker,

@@ -250,8 +250,6 @@ def _connect(place: kept.Place | None, external_access: bool) -> Any:
         }
     )
     database.execute("SET TimeZone = 'UTC'")
-    # Finding out that random ids and digests hardly compress is most of what a load would cost.
-    database.execute("SET disabled_compression_methods = 'dict_fsst,fsst'")
     # With a log as long as this (DuckDB estimates what a commit adds) a commit goes to the file, and not to the log
     # before, which would cost as much again.  A shorter one costs less to read at every query than a checkpoint.
     database.execute("SET checkpoint_threshold = '256KB'")

@@ -34,7 +34,18 @@ Ask = Callable[[Callable[[Any], Any]], Any]
 """Calls a client, blocking or not, and waits for the answer."""
 
 _IN_HEADS: Final = frozenset(
-    ("bucket", "key", "version_id", "is_latest", "is_delete_marker", "size", "etag", "last_modified", "sequence")
+    (
+        "bucket",
+        "key",
+        "directory",
+        "version_id",
+        "is_latest",
+        "is_delete_marker",
+        "size",
+        "etag",
+        "last_modified",
+        "sequence",
+    )
 )
 _LIMITS: Final = (100, 1000, 5000)
 """Objects on the first pages: a query for one object must not fetch thousands."""

@@ -13,7 +13,7 @@ MACROS: Final = {
         CREATE MACRO largest_prefixes(depth := 1) AS TABLE
         SELECT bucket, array_to_string(parts[:least(depth, len(parts) - 1)], '/') || '/' AS prefix,
             count(*) AS objects, sum(size) AS bytes
-        FROM (SELECT bucket, size, string_split(key, '/') AS parts FROM objects WHERE key LIKE '%/%')
+        FROM (SELECT bucket, size, string_split(directory, '/') AS parts FROM objects WHERE directory <> '')
         GROUP BY ALL ORDER BY bytes DESC, bucket, prefix
     """,
     "growth_per_day": """

@@ -7,6 +7,7 @@ Columns are named after S3's terms.  A delete marker has no content: its size, e
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import pyarrow as pa
@@ -41,6 +42,7 @@ VERSIONS: Final = pa.schema(
     [
         ("bucket", pa.string()),
         ("key", pa.string()),
+        ("directory", pa.string()),
         ("version_id", pa.string()),
         ("is_latest", pa.bool_()),
         ("is_delete_marker", pa.bool_()),
@@ -55,7 +57,11 @@ VERSIONS: Final = pa.schema(
         ("chunk_count", pa.int64()),
     ]
 )
-"""As a query sees it."""
+"""As a query sees it.
+
+``directory`` is the key up to its last slash, with that; empty where there is none.  It is kept, since to group by it
+takes DuckDB a third of the time that cutting every key does.
+"""
 VERSION_ROWS: Final = pa.schema([*list(VERSIONS)[:-1], ("chunks", CHUNKS), ("lists", CHUNKS)])
 """As it is kept, behind a number for the object.
 
@@ -98,8 +104,14 @@ OF_NODES: Final = {"nodes": NODES, "places": tables.PLACES, "copies": tables.COP
 TABLES: Final = ("buckets", "objects", "versions", "chunks", "changes", "nodes", "places", "copies", "stored")
 """What a query may name."""
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Of the kept file; another one is built anew."""
+
+_LEFT_AS_THEY_ARE: Final = frozenset(
+    ("key", "version_id", "etag", "metadata", "parent_version_id", "chunks", "lists", "object")
+)
+"""Finding out that random ids and digests hardly compress is most of what a load would cost.  What repeats (buckets,
+directories, content types) is kept once and grouped soon."""
 
 KEPT_TABLES: Final = {"buckets": BUCKETS, "version_rows": VERSION_ROWS, "removals": REMOVALS}
 _OBJECT: Final = "hash(bucket, key)"
@@ -165,12 +177,18 @@ def live_views() -> list[str]:
 def kept_statements(schema: str) -> list[str]:
     """What makes the kept tables, empty, in an attached database."""
     made = [f"CREATE TABLE {schema}.{name} ({declared(KEPT_TABLES[name])})" for name in ("buckets", "removals")]
-    rows = f"CREATE TABLE {schema}.version_rows (object UBIGINT, {declared(VERSION_ROWS)})"
+    columns = [f"object UBIGINT{_compressed('object')}"]
+    columns += (f"{declared([each])}{_compressed(each.name)}" for each in VERSION_ROWS)
+    rows = f"CREATE TABLE {schema}.version_rows ({', '.join(columns)})"
     about = f"CREATE TABLE {schema}.about (format INTEGER, duckdb VARCHAR, cursor VARCHAR)"
     return [*made, rows, about]
 
 
-def declared(columns: pa.Schema) -> str:
+def _compressed(column: str) -> str:
+    return " USING COMPRESSION uncompressed" if column in _LEFT_AS_THEY_ARE else ""
+
+
+def declared(columns: Iterable[pa.Field]) -> str:
     """The same columns as SQL declares them (handing DuckDB an empty table takes several times as long)."""
     return ", ".join(f'"{field.name}" {_SQL_TYPES[field.type]}' for field in columns)
 

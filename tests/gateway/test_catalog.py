@@ -111,6 +111,7 @@ def test_a_row_says_all_of_a_version(filled: objmeta.Client) -> None:
     assert row == {
         "bucket": "first",
         "key": "a.txt",
+        "directory": "",
         "version_id": oldest.version_id,
         "is_latest": False,
         "is_delete_marker": False,

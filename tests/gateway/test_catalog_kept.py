@@ -301,5 +301,39 @@ def test_the_usual_questions(client: objmeta.Client, path: Path) -> None:
     assert rows("FROM under_replicated()") == []
 
 
+def test_directories(client: objmeta.Client, path: Path) -> None:
+    expected = {
+        "top": "",
+        "a/b": "a/",
+        "a/b/c": "a/b/",
+        "/x": "/",
+        "a//x": "a//",
+        "a/": "a/",
+        "ä b/%?#*[/🙂": "ä b/%?#*[/",
+        "'; --/x": "'; --/",
+    }
+    for key in expected:
+        client.put_object("demo", key, data=b"")
+        client.put_object("demo", key, data=b"x")
+    for given in ({"catalog": path}, {"live": True}):
+        found = sql(client, "SELECT key, directory FROM versions", **given).rows()
+        assert sorted(found) == sorted(2 * list(expected.items()))
+
+
+def test_rows_of_current_versions_lie_together(client: objmeta.Client, path: Path) -> None:
+    """And none is lost or doubled for that, in a load and in a change."""
+    for number in range(5):
+        for size in range(3):
+            client.put_object("demo", f"{number}", data=bytes(size))
+    query = "SELECT key, size, is_latest FROM versions"
+    every = [(f"{number}", size, size == 2) for number in range(5) for size in range(3)]
+    found = sql(client, query, catalog=path).rows()
+    assert sorted(found) == every
+    assert [latest for _, _, latest in found] == [True] * 5 + [False] * 10
+    client.put_object("demo", "3", data=bytes(9))
+    changed = [(key, size, latest and key != "3") for key, size, latest in every]
+    assert sorted(sql(client, query, catalog=path).rows()) == sorted([*changed, ("3", 9, True)])
+
+
 def test_the_columns_that_are_told(client: objmeta.Client) -> None:
     assert [row[0] for row in sql(client, "DESCRIBE versions").rows()] == schema.VERSIONS.names

@@ -80,6 +80,8 @@ class Counting:
         "SELECT key FROM versions WHERE key > 'b/5' ORDER BY key DESC LIMIT 3",
         "FROM versions WHERE etag IS NULL OR content_type = 'x\"y'",
         "FROM largest_prefixes()",
+        "SELECT directory, count(*) FROM objects GROUP BY ALL",
+        "SELECT key, size FROM objects WHERE directory = 'b/' AND size > 10",
         "SELECT a.key FROM objects a JOIN versions b ON a.key = b.key WHERE b.size = 7 AND a.bucket = b.bucket",
     ],
 )

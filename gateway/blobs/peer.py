@@ -240,7 +240,8 @@ class Peer:
         else:
             call = self._put_frames(timeout=timeout_s, metadata=named)
         try:
-            with suppress(asyncio.InvalidStateError):  # it has ended already, and its status says why
+            # It has ended already, and its status says why.
+            with suppress(asyncio.InvalidStateError, grpc.aio.InternalError):
                 for frame in frames:
                     await call.write(frame)
                 if frames:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from gateway.blobs.service import FRAME_BYTES, MANY_MAX
-from objmeta import Chunk, errors
+from objmeta import Chunk
 
 
 class Unreachable(Exception):
@@ -67,7 +67,6 @@ class Queue:
         if len(self._running) < self._at_once:
             task = asyncio.create_task(self._run())
             self._running.add(task)
-            task.add_done_callback(self._running.discard)
         await waiting.done
 
     async def ended(self) -> None:
@@ -75,9 +74,12 @@ class Queue:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _run(self) -> None:
-        while self._waiting:
-            if batch := self._next():
-                await self._settle(batch)
+        try:
+            while self._waiting:
+                if batch := self._next():
+                    await self._settle(batch)
+        finally:  # not when the task is done: whoever puts before that would wait for the one after it
+            self._running.remove(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def _next(self) -> list[Waiting]:
         batch: list[Waiting] = []
@@ -109,7 +111,7 @@ class Queue:
             if sending.cancelled():
                 return
             outcomes = sending.result()
-        except (Unreachable, errors.ObjmetaError) as error:
+        except Exception as error:  # also one that nobody expected: a put that was not cancelled must not look like it
             outcomes = [error] * len(batch)
         except BaseException:
             for each in batch:

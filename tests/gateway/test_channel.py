@@ -18,7 +18,7 @@ from gateway.blobs.channel import CONTENT, GET, HEAD, HELLO, PUT, REFUSED, SAID,
 from gateway.blobs.listener import Listener
 from gateway.blobs.peer import Peer, Progress
 from gateway.blobs.places import ChunkMissing
-from gateway.blobs.sending import Payload, Unreachable
+from gateway.blobs.sending import Payload, Queue, Unreachable, Waiting
 from gateway.blobs.service import AskFor, BlobService
 from objmeta import Chunk, errors
 from tests.gateway.blobnodes import BlobNode
@@ -139,6 +139,30 @@ async def test_without_a_channel_chunks_go_over_grpc(tmp_path: Path) -> None:
     await peer.close()
     await node.stop()
     await node.blobs.close()
+
+
+async def test_calls_that_end_while_they_are_sent_are_not_cancelled_puts(tmp_path: Path) -> None:
+    node = BlobNode(tmp_path / "blobs", channel=False)
+    await node.start()
+    peer = Peer(node.address)
+    data = os.urandom(9 * MIB)  # in three messages
+    await put(peer, data)
+    outcomes = [await asyncio.gather(put(peer, data, timeout_s=ms / 1e4), return_exceptions=True) for ms in range(100)]
+    assert {type(outcome) for (outcome,) in outcomes} <= {Unreachable, type(None)}
+    await peer.close()
+    await node.stop()
+    await node.blobs.close()
+
+
+async def test_a_put_hears_what_nobody_expected() -> None:
+    async def send(batch: Sequence[Waiting]) -> list[Exception | None]:
+        raise ValueError("nobody thought of this")
+
+    queue = Queue(send, MIB, 1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="nobody thought of this"):
+            await queue.put(Payload(Chunk(b"x" * 32, 5), b"bytes"), 1, 1.0)
+    await queue.ended()
 
 
 @pytest.mark.parametrize("whose", ["nobody's", "silent", "another node's", "a web server's"])

@@ -4,9 +4,9 @@ gRPC copies each byte several times at both ends; a plain connection is read str
 and written (decision 18).  Where it leads is asked over gRPC: the method ``Channel`` answers ``[port, token]``, the
 port being one of the same host.  Where there is none, or it cannot be reached, chunks go over gRPC.
 
-* A client begins with ``HELLO`` and the token; the node answers ``HELLO``.  A port may have got another owner since it
-  was asked for: a node that does not know the token closes the connection, so that nobody takes one node's copy for
-  another's.
+* A client begins with ``HELLO`` and the token; the node answers with the token alone.  A port may have got another owner
+  since it was asked for: a node that does not know the token closes the connection, so that nobody takes one node's
+  copy for another's, and what only echoes (a port may even get connected to itself) does not answer that.
 * A request is a kind (1 byte), the length of what follows (4 bytes, big-endian), and ``[generation, [[digest,
   length], ...]]`` in MessagePack.  ``PUT``: the contents follow, one after the other, without the frames that gRPC
   would have.  ``GET``: of one chunk.
@@ -45,10 +45,11 @@ IDLE_S: Final = 20.0
 CONNECT_S: Final = 1.0
 REST_S: Final = 60.0
 """So long a client uses gRPC when a port that was offered cannot be reached."""
-_USER_TIMEOUT_MS: Final = 4000
-"""A machine that vanished closes no connection: what it does not acknowledge for so long breaks it,"""
 _PROBE_S: Final = 2
-"""and after so much silence it is asked whether it is there."""
+"""A machine that vanished closes no connection: after so much silence it is asked whether it is there,"""
+_PROBES: Final = 2
+"""and so often again.  What is sent is bounded by the time that the call has: a node may read nothing for a while, since
+it has no room yet, and TCP_USER_TIMEOUT would take that for silence."""
 
 Heard = Callable[[], None]
 """Called when bytes arrive."""
@@ -154,7 +155,7 @@ class _Connection:
                 async with asyncio.timeout(CONNECT_S):
                     await loop.sock_connect(sock, address)
                     await loop.sock_sendall(sock, HELLO + offer.token)
-                    if await receive(sock, len(HELLO)) != HELLO:
+                    if await receive(sock, len(offer.token)) != offer.token:
                         raise OSError(f"port {offer.port} of {host} is somebody else's")
             except (OSError, EOFError) as error:  # TimeoutError is an OSError
                 sock.close()
@@ -205,10 +206,10 @@ def tune(sock: socket.socket) -> None:
     """Set a socket for this: nothing waits for more to send, and who vanished is noticed."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
+    if hasattr(socket, "TCP_KEEPIDLE"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_S)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
 
 
 async def receive(sock: socket.socket, length: int, heard: Heard = lambda: None) -> bytes:

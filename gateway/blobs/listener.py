@@ -34,6 +34,9 @@ from objmeta import Chunk, errors
 ASKED_BYTES_MAX: Final = 64 << 10
 IDLE_S: Final = 60.0
 """Clients close what they do not use for 20 s; who does not is gone."""
+STALL_S: Final = 5.0
+"""A client that sends nothing for so long in the middle of a chunk, or takes nothing, is cut off: others want its place.
+(Over gRPC the deadline of the call, which the node knows there, sees to that.)"""
 _BACKLOG: Final = 128
 _SCRAP: Final = 256 << 10
 
@@ -119,10 +122,12 @@ class _Connection:
         with self._socket, suppress(OSError, EOFError, errors.InvalidArgument):
             self._socket.setblocking(False)
             tune(self._socket)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(STALL_S * 1000))
             async with asyncio.timeout(FRAME_TIMEOUT_S):
                 if await receive(self._socket, len(HELLO) + TOKEN_BYTES) != HELLO + self._token:
                     return
-                await asyncio.get_running_loop().sock_sendall(self._socket, HELLO)
+                await asyncio.get_running_loop().sock_sendall(self._socket, self._token)
             while not self.ends:
                 async with asyncio.timeout(IDLE_S):
                     kind, length = HEAD.unpack(await receive(self._socket, HEAD.size))
@@ -145,8 +150,7 @@ class _Connection:
         async def content(chunk: Chunk) -> Sequence[memoryview]:
             nonlocal unread
             view = memoryview(bytearray(chunk.length))
-            async with asyncio.timeout(FRAME_TIMEOUT_S):
-                await receive_into(self._socket, view)
+            await self._receive_into(view)
             unread -= chunk.length
             return (view,)
 
@@ -176,8 +180,12 @@ class _Connection:
 
     async def _skip(self, length: int) -> None:
         scrap = memoryview(bytearray(min(length, _SCRAP)))
-        async with asyncio.timeout(FRAME_TIMEOUT_S):
-            while length:
-                part = scrap[: min(length, len(scrap))]
-                await receive_into(self._socket, part)
-                length -= len(part)
+        while length:
+            part = scrap[: min(length, len(scrap))]
+            await self._receive_into(part)
+            length -= len(part)
+
+    async def _receive_into(self, view: memoryview) -> None:
+        now = asyncio.get_running_loop().time
+        async with asyncio.timeout(STALL_S) as limit:
+            await receive_into(self._socket, view, lambda: limit.reschedule(now() + STALL_S))

@@ -14,12 +14,13 @@ import pytest
 from blake3 import blake3
 
 from gateway.blobs import channel as channels
-from gateway.blobs.channel import CONTENT, GET, HEAD, HELLO, PUT, REFUSED, SAID, Offer
+from gateway.blobs import listener as listeners
+from gateway.blobs.channel import CONTENT, GET, HEAD, HELLO, PUT, REFUSED, SAID, TOKEN_BYTES, Offer
 from gateway.blobs.listener import Listener
 from gateway.blobs.peer import Peer, Progress
 from gateway.blobs.places import ChunkMissing
 from gateway.blobs.sending import Payload, Queue, Unreachable, Waiting
-from gateway.blobs.service import AskFor, BlobService
+from gateway.blobs.service import ARRIVING_BYTES_MAX, GETS_MAX, AskFor, BlobService
 from objmeta import Chunk, errors
 from tests.gateway.blobnodes import BlobNode
 from tests.node.fakes import until
@@ -165,7 +166,7 @@ async def test_a_put_hears_what_nobody_expected() -> None:
     await queue.ended()
 
 
-@pytest.mark.parametrize("whose", ["nobody's", "silent", "another node's", "a web server's"])
+@pytest.mark.parametrize("whose", ["nobody's", "silent", "another node's", "a web server's", "an echo's"])
 async def test_a_port_that_leads_nowhere_or_elsewhere_is_not_used(
     node: BlobNode, tmp_path: Path, whose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +180,9 @@ async def test_a_port_that_leads_nowhere_or_elsewhere_is_not_used(
         asked += 1
         if whose == "a web server's":
             writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
-        await reader.read()
+        while said := await reader.read(MIB):
+            if whose == "an echo's":  # as a port is that connects to itself
+                writer.write(said)
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
@@ -190,7 +193,7 @@ async def test_a_port_that_leads_nowhere_or_elsewhere_is_not_used(
     elif whose == "another node's":
         assert other.service.offer is not None
         port = other.service.offer.port
-    node.service.offer = Offer(port, bytes(16))
+    node.service.offer = Offer(port, bytes(TOKEN_BYTES))
     peer = Peer(node.address)
     data = os.urandom(MIB)
     await put(peer, data)
@@ -254,6 +257,16 @@ async def test_who_gives_up_leaves_nothing_under_way(node: BlobNode, peer: Peer)
     assert await get(peer, chunk_of(data)) == data
 
 
+async def test_a_put_may_wait_for_room_longer_than_a_machine_may_be_silent(node: BlobNode, peer: Peer) -> None:
+    data = os.urandom(20 * MIB)  # more than what is on the way between two sockets
+    async with node.service._room.share(ARRIVING_BYTES_MAX):
+        sending = asyncio.create_task(put(peer, data, timeout_s=30.0))
+        await asyncio.wait((sending,), timeout=6.0)
+        assert not sending.done()
+    await sending
+    assert node.holds(chunk_of(data))
+
+
 async def test_a_node_that_stops_finishes_what_is_under_way(node: BlobNode, peer: Peer) -> None:
     data = os.urandom(MIB)
     await put(peer, os.urandom(MIB))  # a connection that nobody uses just now ends at once
@@ -306,7 +319,7 @@ async def say(node: BlobNode, said: bytes, *, greets: bool = True, hangs_up: boo
     "said",
     [
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        HELLO + bytes(16),
+        HELLO + bytes(TOKEN_BYTES),
         HELLO[:5],
     ],
 )
@@ -331,11 +344,41 @@ async def test_strangers_get_no_answer(node: BlobNode, said: bytes) -> None:
     ],
 )
 async def test_what_breaks_the_rules_ends_the_connection(node: BlobNode, peer: Peer, said: bytes) -> None:
-    assert await say(node, said) == HELLO
+    offer = node.service.offer
+    assert offer is not None
+    assert await say(node, said) == offer.token
     await until(lambda: node.listener.connections == 0)
     assert not await node.blobs.held()
     await put(peer, data := os.urandom(MIB))
     assert node.holds(chunk_of(data))
+
+
+async def greeted(node: BlobNode, said: bytes) -> socket.socket:
+    """A client that said something and then neither sends nor reads."""
+    offer = node.service.offer
+    assert offer is not None
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", offer.port))
+    await asyncio.get_running_loop().sock_sendall(sock, HELLO + offer.token + said)
+    return sock
+
+
+async def test_clients_that_stop_in_the_middle_lose_their_places(
+    node: BlobNode, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "STALL_S", 0.5)
+    request = asked(Chunk(b"x" * 32, 16 * MIB))
+    frozen = [await greeted(node, HEAD.pack(PUT, len(request)) + request + bytes(10)) for _ in range(5)]
+    await put(peer, data := os.urandom(9 * MIB), timeout_s=30.0)
+    assert node.holds(chunk_of(data))
+    request = asked(chunk_of(data))
+    frozen += [await greeted(node, HEAD.pack(GET, len(request)) + request) for _ in range(GETS_MAX + 1)]
+    await until(lambda: node.service._gets.locked())
+    assert await get(peer, chunk_of(data)) == data
+    for sock in frozen:
+        sock.close()
 
 
 async def test_a_wrong_content_is_refused_and_the_others_are_stored(node: BlobNode) -> None:
@@ -344,9 +387,9 @@ async def test_a_wrong_content_is_refused_and_the_others_are_stored(node: BlobNo
     chunks[1] = Chunk(b"x" * 32, 100_000)
     request = asked(*chunks)
     answer = await say(node, HEAD.pack(PUT, len(request)) + request + b"".join(contents))
-    kind, length = HEAD.unpack_from(answer, len(HELLO))
-    refusals = msgspec.msgpack.decode(answer[len(HELLO) + HEAD.size :])
-    assert (kind, length) == (SAID, len(answer) - len(HELLO) - HEAD.size)
+    kind, length = HEAD.unpack_from(answer, TOKEN_BYTES)
+    refusals = msgspec.msgpack.decode(answer[TOKEN_BYTES + HEAD.size :])
+    assert (kind, length) == (SAID, len(answer) - TOKEN_BYTES - HEAD.size)
     assert [refusal and refusal[0] for refusal in refusals] == [None, "integrity", None]
     assert {held.chunk for held in await node.blobs.held()} == {chunks[0], chunks[2]}
 
@@ -365,14 +408,14 @@ async def test_a_wrong_content_is_refused_and_the_others_are_stored(node: BlobNo
 )
 async def test_answers_that_make_no_sense_are_errors(node: BlobNode, answer: bytes) -> None:
     async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(len(HELLO) + 16)
-        writer.write(HELLO + answer)
+        await reader.readexactly(len(HELLO) + TOKEN_BYTES)
+        writer.write(bytes(TOKEN_BYTES) + answer)
         writer.write_eof()
         await reader.read()
         writer.close()
 
     server = await asyncio.start_server(lie, "127.0.0.1", 0)
-    node.service.offer = Offer(server.sockets[0].getsockname()[1], bytes(16))
+    node.service.offer = Offer(server.sockets[0].getsockname()[1], bytes(TOKEN_BYTES))
     peer = Peer(node.address)
     with pytest.raises((errors.StoreError, Unreachable)):
         await get(peer, Chunk(b"x" * 32, MIB))

@@ -47,7 +47,7 @@ class Listener:
     def __init__(self, service: BlobService) -> None:
         self._service = service
         self._socket: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
+        self._token = b""
         self._serving: dict[asyncio.Task[None], _Connection] = {}
 
     @property
@@ -72,16 +72,17 @@ class Listener:
             raise
         self._socket = sock
         offer = Offer(sock.getsockname()[1], os.urandom(TOKEN_BYTES))
-        self._accepting = asyncio.create_task(self._accept(sock, offer.token))
+        self._token = offer.token
+        self._listen()
         self._service.offer = offer
 
     async def stop(self, grace_s: float = 2.0) -> None:
         """Take no more requests, and let those under way finish for a while."""
         self._service.offer = None
-        if self._accepting is not None and self._socket is not None:
-            self._accepting.cancel()
-            await asyncio.gather(self._accepting, return_exceptions=True)
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
+            self._socket = None
         for task, connection in self._serving.items():
             connection.ends = True
             if not connection.is_busy:
@@ -92,18 +93,28 @@ class Listener:
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
 
-    async def _accept(self, listening: socket.socket, token: bytes) -> None:
+    def _listen(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().add_reader(self._socket, self._accept, self._socket)
+
+    def _accept(self, listening: socket.socket) -> None:
+        """Take a connection. (asyncio's sock_accept forgets one that came when it was cancelled.)"""
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(listening)
-            except OSError:  # too many files are open, say: what is under way closes some
-                await asyncio.sleep(0.1)
-                continue
-            connection = _Connection(sock, self._service, token)
-            task = asyncio.create_task(connection.serve())
-            self._serving[task] = connection
-            task.add_done_callback(self._serving.pop)
+        try:
+            sock, _ = listening.accept()
+        except BlockingIOError:
+            return
+        except OSError:  # too many files are open, say: what is under way closes some
+            loop.remove_reader(listening)
+            loop.call_later(0.1, self._listen)
+            return
+        connection = _Connection(sock, self._service, self._token)
+        task = loop.create_task(connection.serve())
+        self._serving[task] = connection
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._serving.pop(task).close()
 
 
 class _Connection:
@@ -119,7 +130,7 @@ class _Connection:
     async def serve(self) -> None:
         """Answer requests until the client closes, or breaks the rules."""
         # A client that breaks off, or goes away, is not told anything.
-        with self._socket, suppress(OSError, EOFError, errors.InvalidArgument):
+        with suppress(OSError, EOFError, errors.InvalidArgument):
             self._socket.setblocking(False)
             tune(self._socket)
             if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -143,6 +154,10 @@ class _Connection:
                 else:
                     return
                 self.is_busy = False
+
+    def close(self) -> None:
+        """Close it."""
+        self._socket.close()
 
     async def _put(self, asked: AskFor) -> None:
         unread = total(asked)

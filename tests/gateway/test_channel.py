@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,17 @@ async def test_a_node_that_stops_finishes_what_is_under_way(node: BlobNode, peer
     await stopping
     assert node.holds(chunk_of(data))
     assert node.listener.connections == 0
+
+
+async def test_a_client_that_comes_while_a_node_stops_is_let_go(node: BlobNode) -> None:
+    offer = node.service.offer
+    assert offer is not None
+    with socket.create_connection(("127.0.0.1", offer.port)) as client:
+        await asyncio.sleep(0)  # the loop knows that it is there
+        await node.listener.stop(0)
+        client.settimeout(10)
+        with suppress(ConnectionResetError):
+            assert client.recv(1) == b""
 
 
 # -- Clients that are wrong -------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ gRPC copies each byte several times at both ends; a plain connection is read str
 and written (decision 18).  Where it leads is asked over gRPC: the method ``Channel`` answers ``[port, token]``, the
 port being one of the same host.  Where there is none, or it cannot be reached, chunks go over gRPC.
 
-* A client begins with ``HELLO`` and the token; the node answers with the token alone.  A port may have got another owner
-  since it was asked for: a node that does not know the token closes the connection, so that nobody takes one node's
-  copy for another's, and what only echoes (a port may even get connected to itself) does not answer that.
+* A client begins with ``HELLO`` and the token; the node answers with the token alone.  A port may have got another
+  owner since it was asked for: a node that does not know the token closes the connection, so that nobody takes one
+  node's copy for another's, and what only echoes (a port may even get connected to itself) does not answer that.
 * A request is a kind (1 byte), the length of what follows (4 bytes, big-endian), and ``[generation, [[digest,
   length], ...]]`` in MessagePack.  ``PUT``: the contents follow, one after the other, without the frames that gRPC
   would have.  ``GET``: of one chunk.
@@ -48,8 +48,8 @@ REST_S: Final = 60.0
 _PROBE_S: Final = 2
 """A machine that vanished closes no connection: after so much silence it is asked whether it is there,"""
 _PROBES: Final = 2
-"""and so often again.  What is sent is bounded by the time that the call has: a node may read nothing for a while, since
-it has no room yet, and TCP_USER_TIMEOUT would take that for silence."""
+"""and so often again.  What is sent is bounded by the time that the call has: a node may read nothing for a while,
+since it has no room yet, and TCP_USER_TIMEOUT would take that for silence."""
 
 Heard = Callable[[], None]
 """Called when bytes arrive."""
@@ -80,6 +80,7 @@ class Channel:
         self._offer: Offer | None = None
         self._rests_until = 0.0
         self._idle: list[_Connection] = []
+        self._is_closed = False
 
     async def put(self, asked: bytes, frames: Sequence[bytes], timeout_s: float) -> tuple[int, bytes]:
         """Send contents; the kind of answer, and what it says."""
@@ -100,7 +101,7 @@ class Channel:
                 except (OSError, EOFError):
                     connection.close()
                     if connection.calls:  # closed while nobody used it, most likely: the node was started anew
-                        self.close()
+                        self._close_idle()
                         continue
                     self._offer = None
                     raise
@@ -108,7 +109,10 @@ class Channel:
                     connection.close()
                     raise
                 connection.calls += 1
-                connection.rest(self._idle)
+                if self._is_closed:
+                    connection.close()
+                else:
+                    connection.rest(self._idle)
                 return answer
 
     async def _open(self) -> _Connection:
@@ -127,7 +131,11 @@ class Channel:
         raise NoChannel
 
     def close(self) -> None:
-        """Close what nobody uses."""
+        """Close what nobody uses, and the others as soon as that is so."""
+        self._is_closed = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         while self._idle:
             self._idle.pop().close()
 

@@ -35,8 +35,8 @@ ASKED_BYTES_MAX: Final = 64 << 10
 IDLE_S: Final = 60.0
 """Clients close what they do not use for 20 s; who does not is gone."""
 STALL_S: Final = 5.0
-"""A client that sends nothing for so long in the middle of a chunk, or takes nothing, is cut off: others want its place.
-(Over gRPC the deadline of the call, which the node knows there, sees to that.)"""
+"""A client that sends nothing for so long in the middle of a chunk, or takes nothing, is cut off: others want its
+place.  (Over gRPC the deadline of the call, which the node knows there, sees to that.)"""
 _BACKLOG: Final = 128
 _SCRAP: Final = 256 << 10
 

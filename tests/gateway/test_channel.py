@@ -268,6 +268,17 @@ async def test_a_put_may_wait_for_room_longer_than_a_machine_may_be_silent(node:
     assert node.holds(chunk_of(data))
 
 
+async def test_what_was_under_way_when_a_client_closed_leaves_no_connection(node: BlobNode) -> None:
+    peer = Peer(node.address)
+    await put(peer, data := os.urandom(MIB))
+    node.blobs.delay_s = 0.2
+    calls = asyncio.gather(get(peer, chunk_of(data)), put(peer, os.urandom(MIB)))
+    await until(lambda: node.listener.connections == 2)
+    await peer.close()
+    await calls
+    await until(lambda: node.listener.connections == 0)
+
+
 async def test_a_node_that_stops_finishes_what_is_under_way(node: BlobNode, peer: Peer) -> None:
     data = os.urandom(MIB)
     await put(peer, os.urandom(MIB))  # a connection that nobody uses just now ends at once
@@ -387,7 +398,7 @@ async def test_clients_that_stop_in_the_middle_lose_their_places(
     assert node.holds(chunk_of(data))
     request = asked(chunk_of(data))
     frozen += [await greeted(node, HEAD.pack(GET, len(request)) + request) for _ in range(GETS_MAX + 1)]
-    await until(lambda: node.service._gets.locked())
+    await until(node.service._gets.locked)
     assert await get(peer, chunk_of(data)) == data
     for sock in frozen:
         sock.close()

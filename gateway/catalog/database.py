@@ -86,8 +86,8 @@ class Database:
             self._in_memory.roll_back()
             raise
 
-    def check(self, query: str) -> bool:
-        """Refuse a wrong query before anything is read; whether it leaves nothing behind."""
+    def parse(self, query: str) -> bool:
+        """Refuse what is no SQL that may be run; whether it leaves nothing behind."""
         with refusing():
             statements = self._connection.extract_statements(query)
             if not statements:
@@ -96,14 +96,22 @@ class Database:
                 raise InvalidArgument(
                     "transactions cannot be begun or ended here: each statement is one; leave that out"
                 )
-            select = len(statements) == 1 and statements[0].type == duckdb.StatementType.SELECT
-            with_macros = bool(words_of(query) & _NAMING_MACROS)
-            if select or with_macros or self._to_make:
-                with self.catalog(use=False):
-                    self._make(with_macros)
-                    if select:
-                        self._connection.execute(f"EXPLAIN {query}").fetchall()
-        return select
+        return len(statements) == 1 and statements[0].type == duckdb.StatementType.SELECT
+
+    def check(self, query: str, select: bool, catalog: kept.Catalog) -> None:
+        """Refuse a wrong query before anything is read, as far as can be told; tables are those of the catalog."""
+        with_macros = bool(words_of(query) & _NAMING_MACROS)
+        if select or with_macros or self._to_make:
+            catalog.stand_in()
+            try:
+                self._make(with_macros)
+                if select:
+                    self._connection.execute(f"EXPLAIN {query}").fetchall()
+            except duckdb.Error as error:
+                if kept.is_damage(error):
+                    raise
+                with refusing():
+                    raise
 
     def run(self, query: str) -> pa.Table:
         """Its rows; of several statements those of the last."""

@@ -9,6 +9,8 @@ Rules.
 * DuckDB lets one process write a file, or several read it.  An advisory lock beside the file says who: exclusive to
   bring it up to date, shared while a query reads it, so that nobody waits for a query.  Whoever cannot get the
   exclusive one in a moment copies the file, as soon as nobody writes it, and brings the copy up to date.
+* A catalog is opened for reading, and for writing only once there is something to write.  What is asked of the store
+  does not depend on that.  In between somebody else may write it, so whoever opens it for writing begins anew.
 * The lock goes with its process, and so does a private copy.  What a process left that was killed, the next one that
   gets the exclusive lock removes: a catalog that was being built, and private copies that nobody holds a lock on.
 """
@@ -91,12 +93,17 @@ class Place:
 class Catalog:
     """The kept tables of one store, attached to a connection as ``kept``; made by :func:`opened`."""
 
-    def __init__(self, database: Any, path: Path | None, named: bool, share: Callable[[], None]) -> None:
+    def __init__(self, database: Any, place: Place | None, locks: contextlib.ExitStack) -> None:
         self._database = database
-        self._path = path
-        self._named = named
-        self._share = share
+        self._place = place
+        self._locks = locks
+        self._reading = locks.enter_context(contextlib.ExitStack())
+        self._path: Path | None = None
+        self._share = _nothing
         self._target = "kept"
+        self._begun = False
+        self.is_read_only = False
+        """Nothing can be written before :meth:`write`."""
         self._waiting: list[pa.RecordBatch] = []
         self._rows_waiting = 0
         self.cursor: str | None = None
@@ -104,27 +111,49 @@ class Catalog:
 
     # -- Where it is --------------------------------------------------------------------------------------------------
 
-    def attach(self) -> None:
-        """Open what is kept, if it is good, else nothing, so that it must be loaded."""
-        self.cursor = None
-        if self._path is None:
+    def read(self) -> None:
+        """Open what is kept for reading, if it is good and nobody writes it; else as :meth:`write` does."""
+        if self._place is None:
             self._attach(MEMORY)
             self._make()
-        elif self._path.exists():
+            return
+        if _is_shared(self._place, self._reading):
+            with contextlib.suppress(duckdb.Error):
+                self._open(self._place.path, "(READ_ONLY)")
+        if self.cursor is not None:
+            self._path = self._place.path
+            self.is_read_only = True
+        else:
+            self.write()
+
+    def write(self) -> None:
+        """Open what is kept by now, if it is good, else nothing, so that it must be loaded."""
+        assert self._place is not None, "what is in memory can always be written"
+        self._detach("kept")
+        self._reading.close()
+        self.is_read_only = False
+        self.cursor = None
+        path, self._share = _taken(self._place, self._locks)
+        self._path = path
+        if path.exists():
             try:
-                self._attach(str(self._path))
-                found = self._database.execute("SELECT format, duckdb, cursor FROM kept.about").fetchall()
+                self._open(path)
             except duckdb.Error:
-                if self._named:
+                if self._place.named and path == self._place.path:
                     raise InvalidArgument(
-                        f"{self._path} is no catalog that can be read: name another file, or remove this one"
+                        f"{path} is no catalog that can be read: name another file, or remove this one"
                     ) from None
-                return
-            if [row[:2] for row in found] == [(schema.FORMAT, duckdb.__version__)]:
-                self.cursor = found[0][2]
+
+    def stand_in(self) -> None:
+        """Where nothing is kept yet, have empty tables, so that what names them can be checked."""
+        if self.cursor is None and self._path is not None:
+            self._detach("kept")
+            self._attach(MEMORY)
+            self._make()
 
     def begin_load(self) -> None:
         """From here on rows go to new, empty tables, and what was kept is let go of."""
+        self.cursor = None
         if self._path is None:
             self._detach("kept")
             self._attach(MEMORY)
@@ -136,14 +165,14 @@ class Catalog:
             remove(building)
             self._attach(str(building), "building")
         self._make()
-        self._database.execute("BEGIN")
+        self._begin()
 
     def end_load(self, buckets: Sequence[Bucket], cursor: str) -> None:
         """All rows are there: put them in the place of what was kept."""
         self._write()
         self.take_buckets(buckets)
         self._say(cursor)
-        self._database.execute("COMMIT")
+        self._commit()
         if self._path is not None:
             self._database.execute("CHECKPOINT building")  # it is to be one file
             self._detach("building")
@@ -155,7 +184,7 @@ class Catalog:
 
     def settle(self) -> None:
         """Nothing is written any more, whatever a query says."""
-        if self._path is not None:
+        if self._path is not None and not self.is_read_only:
             self._detach("kept")
             self._share()
             self._database.execute(f"ATTACH {quoted(str(self._path))} AS kept (READ_ONLY)")
@@ -186,6 +215,11 @@ class Catalog:
             self._add(page)
         self._write()
 
+    @property
+    def lacks_chunks(self) -> bool:
+        """Whether there are lists of chunks that could not be read."""
+        return bool(self._database.execute("SELECT 1 FROM kept.version_rows WHERE chunks IS NULL LIMIT 1").fetchall())
+
     def fill(self, resolve: batches.Resolve) -> None:
         """Read the lists of chunks that could not be read before."""
         missing = self._database.execute(
@@ -203,7 +237,7 @@ class Catalog:
 
     def begin_change(self) -> None:
         """The next changes are one."""
-        self._database.execute("BEGIN")
+        self._begin()
 
     def end_change(self, buckets: Sequence[Bucket], cursor: str) -> None:
         """Take the buckets as they are now, forget what was in those that are gone, and commit."""
@@ -216,7 +250,7 @@ class Catalog:
         self.take_buckets(buckets)
         if cursor != self.cursor:
             self._say(cursor)
-        self._database.execute("COMMIT")
+        self._commit()
 
     def forget_renewed(self, buckets: Sequence[Bucket]) -> None:
         """Forget what was in buckets that were removed and made anew, before changes of the new ones are taken."""
@@ -230,7 +264,10 @@ class Catalog:
         """Undo what was begun, if anything was; the cursor is again that of the rows."""
         self._waiting.clear()
         self._rows_waiting = 0
+        if not self._begun:
+            return
         self._surely("ROLLBACK")
+        self._begun = False
         found = self._surely("SELECT cursor FROM kept.about")
         self.cursor = found[0][0] if found else None
 
@@ -238,11 +275,15 @@ class Catalog:
 
     def take_buckets(self, buckets: Sequence[Bucket]) -> None:
         """Hold these as all buckets there are."""
+        if not self.holds(buckets):
+            self._database.execute(f"DELETE FROM {self._target}.buckets")
+            self._insert("buckets", batches.buckets(buckets))
+
+    def holds(self, buckets: Sequence[Bucket]) -> bool:
+        """Whether these are held as all buckets there are."""
         taken = batches.buckets(buckets)
         held = self._database.sql(f"FROM {self._target}.buckets ORDER BY bucket").to_arrow_table()
-        if held.cast(taken.schema) != taken.sort_by("bucket"):
-            self._database.execute(f"DELETE FROM {self._target}.buckets")
-            self._insert("buckets", taken)
+        return bool(held.cast(taken.schema) == taken.sort_by("bucket"))
 
     def _add(self, page: Decoded) -> None:
         self._waiting.append(page.versions)
@@ -278,6 +319,14 @@ class Catalog:
         for statement in schema.kept_statements(self._target):
             self._database.execute(statement)
 
+    def _begin(self) -> None:
+        self._begun = True
+        self._database.execute("BEGIN")
+
+    def _commit(self) -> None:
+        self._database.execute("COMMIT")
+        self._begun = False
+
     @contextlib.contextmanager
     def _given(self, name: str, rows: Any) -> Iterator[None]:
         self._database.register(name, rows)
@@ -286,8 +335,14 @@ class Catalog:
         finally:
             self._database.unregister(name)
 
-    def _attach(self, path: str, name: str = "kept") -> None:
-        self._database.execute(f"ATTACH {quoted(path)} AS {name}")
+    def _open(self, path: Path, how: str = "") -> None:
+        self._attach(str(path), how=how)
+        found = self._database.execute("SELECT format, duckdb, cursor FROM kept.about").fetchall()
+        if [row[:2] for row in found] == [(schema.FORMAT, duckdb.__version__)]:
+            self.cursor = found[0][2]
+
+    def _attach(self, path: str, name: str = "kept", how: str = "") -> None:
+        self._database.execute(f"ATTACH {quoted(path)} AS {name} {how}")
 
     def _detach(self, name: str) -> None:
         self._surely(f"DETACH DATABASE IF EXISTS {name}")
@@ -310,12 +365,11 @@ def opened(database: Any, place: Place | None) -> Iterator[Catalog]:
     Raises InvalidArgument if the file is something else and somebody chose it; StoreError if the directory cannot be
     used.
     """
-    with contextlib.ExitStack() as held:
-        path, share = (None, _nothing) if place is None else _taken(place, held)
-        catalog = Catalog(database, path, place is not None and place.named and path == place.path, share)
+    with contextlib.ExitStack() as locks, contextlib.ExitStack() as held:
+        catalog = Catalog(database, place, locks)
         held.callback(catalog.detach)
         held.callback(catalog.roll_back)
-        catalog.attach()
+        catalog.read()
         yield catalog
 
 
@@ -328,6 +382,19 @@ def remove(path: Path) -> None:
     """Forget a catalog; the next query builds it anew."""
     for each in _files_of(path):
         each.unlink(missing_ok=True)
+
+
+def _is_shared(place: Place, held: contextlib.ExitStack) -> bool:
+    """Whether the file is there to be read, and nobody writes it until ``held`` is closed."""
+    try:
+        lock = os.open(_beside(place.path, "lock"), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    held.callback(os.close, lock)
+    if not _locked(lock, fcntl.LOCK_SH, _WRITE_PATIENCE_S, place.stop):
+        return False
+    _tidy_private(place.path)
+    return place.path.exists()
 
 
 def _taken(place: Place, held: contextlib.ExitStack) -> tuple[Path, Callable[[], None]]:
@@ -369,6 +436,10 @@ def _make_private(directory: Path, held: contextlib.ExitStack) -> None:
 def _tidy(path: Path) -> None:
     """Remove what dead processes left; the caller is the only one who may write the catalog."""
     remove(_beside(path, _BUILDING))
+    _tidy_private(path)
+
+
+def _tidy_private(path: Path) -> None:
     for each in path.parent.glob(f"{glob.escape(path.name)}.{_PRIVATE}-*"):
         try:
             lock = os.open(each, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -284,7 +284,7 @@ class _Work:
         """The result, and whether the query left nothing in the database."""
         options = self._options
         database = self._opened()
-        select = database.check(query)
+        select = database.parse(query)
         words = words_of(query)
         if words & LASTING:
             self._lasting |= words
@@ -292,12 +292,17 @@ class _Work:
         named = tables_of(words)
         as_of = (options.then or datetime.datetime.now(datetime.UTC)) if named else None
         looked_at = 0
-        if named & schema.OF_NODES.keys() or "stored" in named:
+        of_nodes = bool(named & schema.OF_NODES.keys() or "stored" in named)
+        use = bool(named & schema.KEPT)
+        if of_nodes:  # what takes long, during which nobody is to wait for the catalog
+            with database.catalog(use=False) as catalog:
+                database.check(query, select, catalog)
             status: StoreStatus = yield lambda client: client.status()
             database.load_nodes(named, status, lambda: options.client.location)
-        use = bool(named & schema.KEPT)
         resolve = functools.partial(_chunks, lambda: options.client.location)
         with database.catalog(use) as catalog:
+            if not of_nodes:
+                database.check(query, select, catalog)
             if use and options.from_store:
                 rows = {
                     schema.LIVE: LiveVersions(options.ask, resolve),
@@ -309,9 +314,12 @@ class _Work:
             if use:
                 refreshing = _Refresh(catalog, resolve)
                 yield from refreshing.run()
-                looked_at = refreshing.looked_at
-                if "chunks" in words or "chunk_count" in words:
+                if ("chunks" in words or "chunk_count" in words) and catalog.lacks_chunks:
+                    if catalog.is_read_only:
+                        catalog.write()
+                        yield from refreshing.run()
                     catalog.fill(functools.partial(resolve, needed="chunks" in words))
+                looked_at = refreshing.looked_at
                 catalog.settle()
             return Result(database.run(query), as_of, looked_at), select and named <= schema.KEPT
 
@@ -345,6 +353,15 @@ class _Refresh:
         begun = False
         while cursor is not None:
             page = yield functools.partial(_changes, cursor=cursor)
+            if catalog.is_read_only:
+                if not (page.objects or page.more or page.reload) and page.cursor == cursor:
+                    buckets = yield lambda client: client.buckets()
+                    if catalog.holds(buckets):
+                        return  # all that is done below would write nothing
+                catalog.write()
+                if catalog.cursor != cursor:  # somebody else has written it
+                    cursor = catalog.cursor
+                    continue
             if page.reload:
                 catalog.roll_back()
                 yield from self._load(page.cursor)
@@ -376,10 +393,9 @@ class _Refresh:
         buckets: list[Bucket] = yield lambda client: client.buckets()
         there = {bucket.name for bucket in buckets}
         self._catalog.forget_renewed(buckets)
-        self._catalog.change(
-            [each for each in objects if each[0] in there],
-            (decoded(page, self._resolve) for page in pages if page.bucket in there),
-        )
+        with ThreadPoolExecutor(1, "objmeta-decoding") as thread:  # DuckDB looks for the old rows meanwhile
+            new = [thread.submit(decoded, page, self._resolve) for page in pages if page.bucket in there]
+            self._catalog.change([each for each in objects if each[0] in there], (each.result() for each in new))
         return buckets
 
     def _load(self, cursor: str) -> _Step:

@@ -218,6 +218,56 @@ def test_while_another_query_reads_it_a_copy_is_used(client: objmeta.Client, pat
     assert sql(client, ALL, catalog=path).looked_at == 1
 
 
+def test_where_nothing_has_changed_nothing_is_written(
+    client: objmeta.Client, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries read side by side, then; a bucket that comes or goes is a change."""
+    client.put_object("demo", "key", data=b"x")
+    sql(client, ALL, catalog=path)
+    taken = kept._taken
+    taken_for_writing = []
+
+    def counted(*given: Any) -> Any:
+        taken_for_writing.append(given)
+        return taken(*given)
+
+    monkeypatch.setattr(kept, "_taken", counted)
+    with path.with_name(f"{path.name}.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as a query that reads
+        assert sql(client, ALL, catalog=path).rows() == [("demo", "key", 1)]
+    assert not taken_for_writing
+    client.create_bucket("other")
+    assert sql(client, "SELECT bucket FROM buckets ORDER BY 1", catalog=path).rows() == [("demo",), ("other",)]
+    assert taken_for_writing
+
+
+@pytest.mark.parametrize("other", ["up to date", "gone", "damaged"])
+def test_another_process_comes_in_between_reading_and_writing(
+    client: objmeta.Client, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    path = kept.default_path(client.location)
+    client.put_object("demo", "key", data=b"x")
+    sql(client, ALL)
+    client.put_object("demo", "more", data=b"xx")
+    taken = kept._taken
+
+    def late(*given: Any) -> Any:
+        monkeypatch.setattr(kept, "_taken", taken)
+        if other == "up to date":
+            assert sql(client, ALL).looked_at == 1
+        elif other == "gone":
+            kept.remove(path)
+        else:
+            path.write_bytes(b"no database")
+        return taken(*given)
+
+    monkeypatch.setattr(kept, "_taken", late)
+    found = sql(client, ALL)
+    assert found.rows() == [("demo", "key", 1), ("demo", "more", 2)]
+    assert found.looked_at == (0 if other == "up to date" else 2)
+    assert sql(client, ALL).rows() == found.rows()
+
+
 def test_what_breaks_off_leaves_an_older_catalog(
     client: objmeta.Client, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

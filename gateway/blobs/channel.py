@@ -130,6 +130,10 @@ class Channel:
                 is_known = False  # the node was started anew, most likely, and offers another port
         raise NoChannel
 
+    def ask_again(self) -> None:
+        """Do not rest any longer: a node that starts or stops, or is another one by now, offers something else."""
+        self._rests_until = 0.0
+
     def close(self) -> None:
         """Close what nobody uses, and the others as soon as that is so."""
         self._is_closed = True

@@ -157,6 +157,7 @@ class Peer:
         self._up.set()
 
     def _failed(self) -> None:
+        self._direct.ask_again()
         self._up.clear()
         self._backoff_s = min(max(2 * self._backoff_s, BACKOFF_S_MIN), BACKOFF_S_MAX)
         self._retry_at = asyncio.get_running_loop().time() + self._backoff_s * self._random.uniform(0.5, 1.0)

@@ -227,6 +227,18 @@ async def test_a_node_that_was_started_anew_is_found_again(node: BlobNode, peer:
     assert node.listener.connections == 1
 
 
+async def test_a_node_that_had_no_channel_while_it_started_is_asked_again(node: BlobNode, peer: Peer) -> None:
+    data = os.urandom(MIB)
+    offer, node.service.offer = node.service.offer, None
+    node.blobs.leaves = True
+    with pytest.raises(Unreachable):
+        await put(peer, data)
+    node.service.offer = offer
+    node.blobs.leaves = False
+    await put(peer, data)
+    assert node.listener.connections == 1
+
+
 async def test_connections_that_were_closed_meanwhile_cost_nothing(node: BlobNode, peer: Peer) -> None:
     data = os.urandom(MIB)
     await put(peer, data)

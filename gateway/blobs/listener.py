@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
@@ -48,6 +50,8 @@ class Listener:
         self._service = service
         self._socket: socket.socket | None = None
         self._token = b""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = sys.maxsize if limit == resource.RLIM_INFINITY else limit // 2
         self._serving: dict[asyncio.Task[None], _Connection] = {}
 
     @property
@@ -107,6 +111,9 @@ class Listener:
         except OSError:  # too many files are open, say: what is under way closes some
             loop.remove_reader(listening)
             loop.call_later(0.1, self._listen)
+            return
+        if len(self._serving) >= self._most:  # descriptors are left for files and for gRPC, which the client then uses
+            sock.close()
             return
         connection = _Connection(sock, self._service, self._token)
         task = loop.create_task(connection.serve())

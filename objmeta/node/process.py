@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -27,6 +28,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     """Run a node's coroutine in this process: on uvloop where it is installed, and with Python set for a server."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     _share_heaps()
+    _allow_descriptors()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(main)
 
@@ -58,6 +60,13 @@ async def serve(node: Node, announce: Callable[[Node], None] = lambda node: None
         failed.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await failed
+
+
+def _allow_descriptors() -> None:
+    """Take as many file descriptors as the system lets us: the usual 1024 are for programs that call select()."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _share_heaps() -> None:

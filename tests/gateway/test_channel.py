@@ -416,6 +416,17 @@ async def test_clients_that_stop_in_the_middle_lose_their_places(
         sock.close()
 
 
+async def test_more_connections_than_a_node_has_descriptors_for_leave_grpc(node: BlobNode, peer: Peer) -> None:
+    node.listener._most = 2
+    others = [await greeted(node, b"") for _ in range(2)]
+    await until(lambda: node.listener.connections == 2)
+    await put(peer, data := os.urandom(MIB))
+    assert node.holds(chunk_of(data))
+    assert node.listener.connections == 2
+    for sock in others:
+        sock.close()
+
+
 async def test_a_wrong_content_is_refused_and_the_others_are_stored(node: BlobNode) -> None:
     contents = [os.urandom(100_000) for _ in range(3)]
     chunks = [chunk_of(data) for data in contents]

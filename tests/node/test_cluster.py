@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -189,3 +191,15 @@ def test_a_node_that_ends_says_why(tmp_path: Path) -> None:
         cluster.open()
     with pytest.raises(InvalidArgument):
         LocalCluster(tmp_path, nodes=0)
+
+
+def test_a_node_may_open_as_many_files_as_the_system_allows() -> None:
+    program = (
+        "import asyncio, resource\n"
+        "from objmeta.node import run\n"
+        "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 256), hard))\n"
+        "run(asyncio.sleep(0))\n"
+        "assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)\n"
+    )
+    subprocess.run((sys.executable, "-c", program), check=True)

@@ -8,18 +8,23 @@ Rules.
   here) and not ``multiprocessing`` (which would run a caller's unguarded script again).
 * Helpers are no more than help: where none can be started, or one dies or refuses a page, the page is taken apart here.
   They end when their input does, so that none is left behind by a process that was killed.
+* Nobody waits for a helper to start: it is given pages once it has said that it is there.
+* While a page is taken apart Python looks for no cycles: pages make none, and it would cost as much as all the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Final, NamedTuple
 
@@ -31,8 +36,8 @@ from objmeta import EncodedVersions
 
 HELPERS_MAX: Final = 4
 """One writes and one reads the store beside them: more would wait."""
-_ALONE: Final = 32
-"""Pages: some seconds' work; with less to do, starting a helper costs more than it gains."""
+_ALONE: Final = 12
+"""Pages: half a second's work, about what a start costs a helper."""
 _LENGTH_BYTES: Final = 8
 _PIPE_BYTES: Final = 1 << 20
 """A page at once: who waits for a pipe waits for Python's lock as well, which others hold for milliseconds."""
@@ -72,6 +77,8 @@ class Decoders:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.helpers = min(HELPERS_MAX, max(0, cores - 1)) if helpers is None else helpers
         self._resolve = resolve
+        self.asked: set[int] = set()
+        """The helpers that were given pages, by process id."""
         self._pages = 0
         self._idle: queue.SimpleQueue[_Helper | None] = queue.SimpleQueue()
         self._held = contextlib.ExitStack()
@@ -100,7 +107,10 @@ class Decoders:
         with contextlib.suppress(OSError, EOFError, msgspec.MsgspecError, pa.ArrowInvalid):
             if helper is None:
                 helper = self._held.enter_context(_Helper())
-            found = helper.decoded(versions)
+            found = None
+            if helper.is_there():
+                self.asked.add(helper.process_id)
+                found = helper.decoded(versions)
             self._idle.put(helper)
             if found is not None:
                 return found
@@ -109,9 +119,22 @@ class Decoders:
 
 def decoded(versions: EncodedVersions, resolve: batches.Resolve) -> Decoded:
     """What is on a page. Raises IntegrityError."""
-    columns = versions.columns()
-    removals = batches.removals(columns) if columns.removals else None
-    return Decoded(batches.versions(columns, resolve), removals, len(set(columns.key)))
+    with _no_cycles():
+        columns = versions.columns()
+        removals = batches.removals(columns) if columns.removals else None
+        return Decoded(batches.versions(columns, resolve), removals, len(set(columns.key)))
+
+
+@contextlib.contextmanager
+def _no_cycles() -> Iterator[None]:
+    """Have Python look for no cycles of objects meanwhile, if it does at all."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Helper:
@@ -124,9 +147,22 @@ class _Helper:
         assert self._process.stdin is not None, "it is a pipe"
         assert self._process.stdout is not None, "it is a pipe"
         self._input, self._output = self._process.stdin, self._process.stdout
+        self._greeted = False
         for end in (self._input, self._output):
             with contextlib.suppress(OSError, AttributeError):  # where it cannot be had it is only slower
                 fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+    @property
+    def process_id(self) -> int:
+        """Of the child."""
+        return self._process.pid
+
+    def is_there(self) -> bool:
+        """Whether it has started; does not wait for that. Raises EOFError if the process is gone."""
+        if not self._greeted and select.select((self._output,), (), (), 0)[0]:
+            _received(self._output)
+            self._greeted = True
+        return self._greeted
 
     def decoded(self, versions: EncodedVersions) -> Decoded | None:
         """What is on a page; None if that cannot be told there. Raises OSError, EOFError if the process is gone."""
@@ -149,12 +185,11 @@ class _Helper:
 
 
 def help_out() -> None:
-    """What a helper does: answers until its input ends."""
-    import gc
-
+    """What a helper does: says that it is there, and answers until its input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a caller's Ctrl-C ends the caller, and its input with it
-    gc.disable()  # pages make no cycles, and looking for some costs as much as half of taking them apart
+    gc.disable()  # for good, see above
     with contextlib.suppress(OSError, EOFError):
+        _send(sys.stdout.buffer, b"")
         while True:
             versions = _VERSIONS.decode(_received(sys.stdin.buffer))
             _send(sys.stdout.buffer, _ENCODER.encode(_answer(versions)))

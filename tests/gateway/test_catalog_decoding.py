@@ -56,25 +56,30 @@ def _children() -> set[int]:
     return found
 
 
+def _until_asked(decoders: Decoders, page: EncodedVersions) -> None:
+    """Submit pages until all helpers have started and were asked."""
+    while len(decoders.asked) < decoders.helpers:
+        for each in [decoders.submit(page) for _ in range(PAGES)]:
+            each.result()
+
+
 def test_a_helper_says_the_same(page: EncodedVersions, decoders: Decoders) -> None:
     here = decoded(page, _unwanted)
     before = _children()
+    _until_asked(decoders, page)
     found = [each.result() for each in [decoders.submit(page) for _ in range(PAGES)]]
-    assert len(_children() - before) == 2
+    assert _children() - before == decoders.asked
+    assert len(decoders.asked) == 2
     assert here.objects == 5
     assert all(each.versions.equals(here.versions) and each.objects == 5 for each in found)
     assert all(each.removals is not None and each.removals.equals(here.removals) for each in found)
 
 
 def test_a_helper_that_dies_is_done_without(page: EncodedVersions, decoders: Decoders) -> None:
-    before = _children()
-    for _ in range(PAGES):
-        assert decoders.submit(page).result().objects == 5
-    killed = _children() - before
-    for process in killed:
+    _until_asked(decoders, page)
+    for process in decoders.asked:
         os.kill(process, signal.SIGKILL)
     found = [each.result() for each in [decoders.submit(page) for _ in range(8)]]
-    assert killed
     assert [each.objects for each in found] == [5] * 8
 
 
@@ -87,6 +92,7 @@ def test_none_that_can_be_started_is_done_without(
 
 
 def test_damage_is_told_by_its_error(page: EncodedVersions, decoders: Decoders) -> None:
+    _until_asked(decoders, page)
     broken = EncodedVersions(page.bucket, page.base, page.rows, b"\x90")
     for _ in range(PAGES):
         with pytest.raises(IntegrityError, match="missing"):
@@ -101,6 +107,7 @@ def test_lists_of_chunks_are_read_here(tmp_path: Path) -> None:
         page = client.load_versions(bucket, client.changes(None).cursor).versions
     found = (Chunk(b"\x01" * 32, 5),)
     with Decoders(lambda *_: found, helpers=1) as decoders:
+        _until_asked(decoders, page)
         for _ in range(PAGES):
             rows = decoders.submit(page).result().versions.to_pylist()
             assert [row["chunks"] for row in rows] == [[{"digest": "01" * 32, "length": 5}]]

@@ -46,6 +46,8 @@ from objmeta.client import Location, StoreStatus
 from objmeta.errors import IntegrityError, InvalidArgument, NoSuchBucket, ObjmetaError, Unavailable
 
 _PAGE_OBJECTS: Final = 5_000
+_AHEAD: Final = 12
+"""Pages of a load, a megabyte or two each, that are read while DuckDB writes what came before them at one go."""
 _CHANGES: Final = 2_000
 _INTERRUPT_S: Final = 0.05
 
@@ -415,7 +417,7 @@ class _Refresh:
                         break  # removed meanwhile; the next refresh forgets it
                     under_way.append(thread.submit(catalog.load, decoders.submit(page.versions)))
                     cursor, continuation = page.cursor, page.continuation
-                    while len(under_way) > 2 * decoders.helpers + 1:
+                    while len(under_way) > 2 * decoders.helpers + _AHEAD:
                         self.looked_at += under_way.popleft().result()
                     if continuation is None:
                         break

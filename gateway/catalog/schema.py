@@ -104,7 +104,7 @@ OF_NODES: Final = {"nodes": NODES, "places": tables.PLACES, "copies": tables.COP
 TABLES: Final = ("buckets", "objects", "versions", "chunks", "changes", "nodes", "places", "copies", "stored")
 """What a query may name."""
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Of the kept file; another one is built anew."""
 
 _LEFT_AS_THEY_ARE: Final = frozenset(
@@ -114,8 +114,11 @@ _LEFT_AS_THEY_ARE: Final = frozenset(
 directories, content types) is kept once and grouped soon."""
 
 KEPT_TABLES: Final = {"buckets": BUCKETS, "version_rows": VERSION_ROWS, "removals": REMOVALS}
-_OBJECT: Final = "hash(bucket, key)"
-"""A number for an object, by which its rows are found soon. DuckDB may change it, so its version is kept, too."""
+_OBJECT: Final = "(hash(bucket, key) >> 32)::UINTEGER"
+"""A number for an object, by which its rows are found soon: to find some all are read, so it is a short one.
+
+DuckDB may change it, so its version is kept, too.
+"""
 
 _VERSION_COLUMNS: Final = ", ".join(VERSION_ROWS.names[:-2])
 LIVE: Final = "live_version_rows"
@@ -177,7 +180,7 @@ def live_views() -> list[str]:
 def kept_statements(schema: str) -> list[str]:
     """What makes the kept tables, empty, in an attached database."""
     made = [f"CREATE TABLE {schema}.{name} ({declared(KEPT_TABLES[name])})" for name in ("buckets", "removals")]
-    columns = [f"object UBIGINT{_compressed('object')}"]
+    columns = [f"object UINTEGER{_compressed('object')}"]
     columns += (f"{declared([each])}{_compressed(each.name)}" for each in VERSION_ROWS)
     rows = f"CREATE TABLE {schema}.version_rows ({', '.join(columns)})"
     about = f"CREATE TABLE {schema}.about (format INTEGER, duckdb VARCHAR, cursor VARCHAR)"

@@ -4,5 +4,6 @@ Each lists itself in the order of names (by code points, as listings of the stor
 so that two of any size are compared in bounded memory.  One of the two ends is the store: it moves the bytes, and the
 other gives them and takes them.
 
-Files: ``entries`` (what ends list), ``stores``, ``local``, ``urls`` (any fsspec file system), ``s3`` (S3 and MinIO).
+Files: ``entries`` (what ends list), ``opening`` (which end an argument names), ``stores``, ``another`` (another store),
+``local``, ``urls`` (any fsspec file system), ``s3`` (S3 and MinIO).
 """

@@ -32,8 +32,11 @@ HEALS_MAX: Final = 4
 CLOSE_S_MAX: Final = 5.0
 """How long close() waits for copies in the background at most; it stops earlier when none finishes for a second."""
 
-Members = Callable[[], Awaitable[Sequence[Place]]]
-"""Asks for all nodes of the cluster, also those that are down; one without an address is not to be used but counts."""
+Members = Callable[[], Awaitable[tuple[int, Sequence[Place]]]]
+"""Asks for all nodes of the cluster, also those that are down, and for the epoch in which that is so.
+
+A node without an address is not to be used but counts.  Whoever answers may not have heard of the newest epoch yet.
+"""
 
 
 class BlobPeer(Protocol):
@@ -89,9 +92,9 @@ class BlobPeer(Protocol):
 class ClusterBlobs:
     """Chunks on the nodes that ``members`` names, a :class:`gateway.blobs.places.BlobStore`.
 
-    ``members`` is asked at the first use, and again when ``epoch``, a number that changes with the members, is another
-    one.  Belongs to the event loop of its first use and to its process.  ``timeout_s`` bounds one operation.
-    ``generation`` asks for the newest, which copies that are healed state; without, they state none.
+    ``members`` is asked at the first use, and again while ``epoch``, a number that grows when members change, is above
+    that of the answer.  Belongs to the event loop of its first use and to its process.  ``timeout_s`` bounds one
+    operation.  ``generation`` asks for the newest, which copies that are healed state; without, they state none.
     """
 
     def __init__(
@@ -166,7 +169,7 @@ class ClusterBlobs:
                 done, waiting = await asyncio.wait(waiting, timeout=STAND_IN_S, return_when=asyncio.FIRST_COMPLETED)
                 if not done:
                     break
-                for task in done:
+                for task in [task for task in tasks if task in done]:
                     for index in tasks[task]:
                         open_for[index] -= 1
                     failure = task.exception()
@@ -234,14 +237,15 @@ class ClusterBlobs:
         """All places, with a peer for each that has an address."""
         if os.getpid() != self._pid:
             raise errors.ForkedClient("this store of a cluster belongs to the parent process; open one in the child")
-        if not self._places or self._epoch() != self._epoch_of_places:
+        if not self._places or self._epoch_of_places < self._epoch():
             async with self._connecting:
-                if not self._places or self._epoch() != self._epoch_of_places:
-                    places = tuple(await self._members())
+                if not self._places or self._epoch_of_places < self._epoch():
+                    epoch, places = await self._members()
                     for place in places:  # what is under way with others goes on
                         if place.address and place.address not in self._peers:
                             self._peers[place.address] = self._connect_to(place.address)
-                    self._places, self._epoch_of_places = places, self._epoch()  # asking may have shown a higher one
+                    if not self._places or epoch > self._epoch_of_places:
+                        self._places, self._epoch_of_places = tuple(places), epoch
         if not any(place.address for place in self._places):
             raise errors.NoQuorum("no node of the cluster is known that could keep data")
         return self._places
@@ -275,14 +279,14 @@ class ClusterBlobs:
         allowed_s = HEDGE_S
         try:
             while candidates or asked:
-                if candidates and (not asked or loop.time() - progress.at >= allowed_s):
+                if candidates and (not asked or loop.time() >= progress.at + allowed_s):
                     peer = candidates.pop(0)
                     progress.at = loop.time()
                     allowed_s = HEDGE_S + peer.wait_s  # where the way is narrow all take long
                     asked[asyncio.create_task(peer.get(chunk, progress, self._timeout_s))] = peer
                 patience_s = max(0.0, progress.at + allowed_s - loop.time()) if candidates else None
                 done, _ = await asyncio.wait(asked, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
+                for task in [task for task in asked if task in done]:
                     peer = asked.pop(task)
                     failure = task.exception()
                     if failure is None:

@@ -3,13 +3,14 @@
 Whatever stores or reuses chunks states the generation in which it began, and so does the commit that names them.
 Chunks that were touched in a generation are not deleted before the floor has passed it, and from then on the commit is
 refused.  Where something is refused for its age, the newest generation is taken; then everything that the commit names
-has to be touched again, and what is gone by then cannot be committed.
+has to be touched again, and what is gone by then cannot be committed.  The same when the members of the cluster have
+changed since: nodes that said they have something may be gone (docs/collection.md, W4 and W5).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -44,6 +45,8 @@ class Content(NamedTuple):
     etag: str
     generation: int
     """Under which all of it was touched, or under a later one."""
+    epoch: int
+    """Of the members when the first of it was touched (:attr:`Commits.epoch`)."""
 
 
 class Commits:
@@ -60,39 +63,63 @@ class Commits:
 
         Raises what AsyncClient.put_object raises, and Unavailable if some of the content was deleted meanwhile.
         """
-        generation = content.generation
+        generation, epoch = content.generation, content.epoch
         for _ in range(RENEWALS_MAX):
+            if epoch == self.epoch:
+                try:
+                    chunks, lists = await self._listed(bucket, content, generation)
+                    if epoch == self.epoch:
+                        return await self.client.put_object(
+                            bucket,
+                            key,
+                            chunks=chunks,
+                            lists=lists,
+                            size=content.size,
+                            etag=content.etag,
+                            generation=generation,
+                            **options,
+                        )
+                except errors.StaleGeneration:
+                    await self.newer(generation)
+            epoch = self.epoch
             try:
-                return await self._commit(bucket, key, content, generation, options)
-            except errors.StaleGeneration:
-                await self.newer(generation)
-            generation, there = await self.touch(content.chunks, await self.replicas(bucket))
-            if not all(there):
+                generation = await self.keep(content.chunks, await self.replicas(bucket))
+            except errors.IntegrityError as gone:
                 raise errors.Unavailable(
-                    f"{bucket}/{key} took so long that some of its content was deleted again; begin anew"
-                )
-        raise errors.Unavailable(f"{bucket}/{key} was not committed: generations moved on all the time")
+                    f"{bucket}/{key} took so long that some of its content was deleted again; begin anew ({gone})"
+                ) from gone
+        raise errors.Unavailable(f"{bucket}/{key} was not committed: generations or members moved on all the time")
 
-    async def _commit(
-        self, bucket: str, key: str, content: Content, generation: int, options: Mapping[str, Any]
-    ) -> ObjectVersion:
-        chunks, lists = tuple(content.chunks), []
-        if len(chunks) > LIST_CHUNKS_MAX:
-            replicas = await self.replicas(bucket)
-            for start in range(0, len(chunks), LIST_ENTRIES):
-                page = msgspec.msgpack.encode(chunks[start : start + LIST_ENTRIES])
-                lists.append(await self.blobs.put(page, generation=generation, replicas=replicas))
-            chunks = ()
-        return await self.client.put_object(
-            bucket,
-            key,
-            chunks=chunks,
-            lists=lists,
-            size=content.size,
-            etag=content.etag,
-            generation=generation,
-            **options,
-        )
+    async def _listed(
+        self, bucket: str, content: Content, generation: int
+    ) -> tuple[tuple[Chunk, ...], tuple[Chunk, ...]]:
+        """What a version names of its content: the chunks, or chunks that list them, which are stored."""
+        chunks = tuple(content.chunks)
+        if len(chunks) <= LIST_CHUNKS_MAX:
+            return chunks, ()
+        replicas = await self.replicas(bucket)
+        lists = []
+        for start in range(0, len(chunks), LIST_ENTRIES):
+            page = msgspec.msgpack.encode(chunks[start : start + LIST_ENTRIES])
+            lists.append(await self.blobs.put(page, generation=generation, replicas=replicas))
+        return (), tuple(lists)
+
+    @property
+    def epoch(self) -> int:
+        """A number that grows when members of the cluster change, as far as this process has heard of it."""
+        return self.client.epoch
+
+    async def keep(self, chunks: Sequence[Chunk], replicas: int) -> int:
+        """Touch chunks, and copy those anew that are in too few places; under which generation, or a later one.
+
+        Raises what BlobStore.get and BlobStore.put raise.
+        """
+        chunks = list(dict.fromkeys(chunks))
+        generation, there = await self.touch(chunks, replicas)
+        oldest = generation
+        for chunk in (chunk for chunk, is_there in zip(chunks, there, strict=True) if not is_there):
+            oldest = min(oldest, await self.put_chunk(chunk, await self.blobs.get(chunk), generation, replicas))
+        return oldest
 
     async def generation(self, known_s: float = KNOWN_S) -> int:
         """A generation to begin an operation in: what was the newest not more than ``known_s`` ago."""

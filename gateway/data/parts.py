@@ -149,6 +149,7 @@ async def complete(
     is UnknownOutcome the upload is still there.
     """
     begun = await _begun(store, upload_id)
+    epoch = store.commits.epoch
     parts = await _touch(store, begun, upload_id, everything=True)
     if not parts:
         raise errors.InvalidArgument(f"upload {upload_id} has no parts")
@@ -166,7 +167,7 @@ async def complete(
         "if_version": if_version,
     }
     if chunks:
-        content = Content(chunks, size, etag, min(part.generation for part in parts.values()))
+        content = Content(chunks, size, etag, min(part.generation for part in parts.values()), epoch)
         version = await store.commits.commit(begun.bucket, begun.key, content, **options)
     else:
         version = await store.client.put_object(begun.bucket, begun.key, data=b"", **options)

@@ -218,7 +218,11 @@ class Store:
         generation = 0
         for _ in range(RENEWALS_MAX):
             if not source.is_inline:
-                generation = await self._keep(source, await self.commits.replicas(bucket))
+                replicas = await self.commits.replicas(bucket)
+                epoch = self.commits.epoch
+                generation = await self._keep(source, replicas)
+                if self.commits.epoch != epoch:
+                    continue
             try:
                 return await self.client.put_object(
                     bucket,
@@ -238,7 +242,7 @@ class Store:
                 if not generation:
                     raise
                 await self.commits.newer(generation)
-        raise errors.Unavailable(f"{bucket}/{key} was not copied: generations moved on all the time")
+        raise errors.Unavailable(f"{bucket}/{key} was not copied: generations or members moved on all the time")
 
     async def restore(self, bucket: str, key: str, version_id: str) -> ObjectVersion:
         """Make an old version's content current again, as a new version. Raises as :meth:`copy`."""
@@ -246,12 +250,7 @@ class Store:
 
     async def _keep(self, version: ObjectVersion, replicas: int) -> int:
         """Touch all of a version's chunks, and copy those anew that are in too few places; under which generation."""
-        chunks = list(dict.fromkeys((*version.lists, *await self.chunks_of(version))))
-        generation, there = await self.commits.touch(chunks, replicas)
-        oldest = generation
-        for chunk in (chunk for chunk, is_there in zip(chunks, there, strict=True) if not is_there):
-            oldest = min(oldest, await self.commits.put_chunk(chunk, await self.blobs.get(chunk), generation, replicas))
-        return oldest
+        return await self.commits.keep((*version.lists, *await self.chunks_of(version)), replicas)
 
     # -- Out ----------------------------------------------------------------------------------------------------------
 
@@ -446,10 +445,10 @@ async def open_store(target: str | os.PathLike[str] | None = None, **settings: A
     from gateway.blobs.client import ClusterBlobs
     from gateway.blobs.placement import PLACES, Place, Said, decode_places
 
-    async def members() -> Sequence[Place]:
+    async def members() -> tuple[int, Sequence[Place]]:
         nodes, value = await asyncio.gather(client.status(), client.get(PLACES))
         said = decode_places(value.value if value is not None else None)
-        return [
+        return nodes.epoch, [
             Place(node.node_id, "" if node.state == "refused" else node.address, about.weight, about.zone)
             for node in nodes.nodes
             for about in (said.get(node.node_id, Said()),)

@@ -8,8 +8,8 @@ not sent again.  An upload that fails leaves nothing but chunks that nobody name
 An upload states one generation with all it does: the one it read when it began, or an older one that the store
 remembers.  About once a second it looks whether there is a newer one, and touches under that what was stored, so that
 it may last as long as it likes.  Where its generation is refused for its age all the same, the newest is taken, and
-everything is touched again before the commit; what has been deleted since cannot be committed, and the upload has to be
-begun anew.
+everything is touched again before the commit, as where the members of the cluster have changed since; what has been
+deleted by then cannot be committed, and the upload has to be begun anew.
 """
 
 from __future__ import annotations
@@ -182,6 +182,7 @@ class ChunkWriter:
         self._renewed: dict[Chunk, int] = {}
         """Under which they were touched since."""
         self._begun_in = 0
+        self._epoch = 0
         self._replicas = 0
         self._timer: asyncio.TimerHandle | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -222,7 +223,7 @@ class ChunkWriter:
         size = sum(chunk.length for chunk in self._chunks)
         stored = zip(self._chunks, self._generations, strict=True)
         oldest = min((self._newest(chunk, generation) for chunk, generation in stored), default=self._begun_in)
-        return Content(self._chunks, size, self._hasher.hexdigest(), oldest)
+        return Content(self._chunks, size, self._hasher.hexdigest(), oldest, self._epoch)
 
     async def settle(self) -> None:
         """Wait for what is under way, whatever comes of it."""
@@ -255,6 +256,7 @@ class ChunkWriter:
         if not self._begun_in:
             self._replicas = await self._commits.replicas(self._bucket)
             self._begun_in = await self._commits.generation()
+            self._epoch = self._commits.epoch
             self._watch()
         if sum(map(len, window)) <= HASH_INLINE_MAX:
             pieces, chunks = self._cut(window, ended)

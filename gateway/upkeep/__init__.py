@@ -4,6 +4,7 @@
 
     keeper       a node's background work: when it runs, and how it begins and ends
     repairing    fetch what this node should have and lacks; give away what others have taken over
+    leaving      when members that leave may do so
     scrubbing    read everything once per period, and heal what is damaged
     views        who keeps what: the members of one epoch, and what they say of their weight and zone
     wants        what a node's own acceptor names, in order of digest

@@ -18,9 +18,10 @@ from typing import Final
 from gateway.blobs.placement import Said
 from gateway.collection.cycles import INTERVAL_S
 from gateway.upkeep.asking import Nodes
+from gateway.upkeep.leaving import Leaving
 from gateway.upkeep.pace import Pace
 from gateway.upkeep.repairing import Repairer, Wanted
-from gateway.upkeep.runs import LOOK_S, Runner
+from gateway.upkeep.runs import Runner
 from gateway.upkeep.scrubbing import Scrubber
 from gateway.upkeep.service import REPAIR, SCRUB, DataStatus, UpkeepService
 from gateway.upkeep.views import Tag, Views, register
@@ -33,10 +34,6 @@ VIEWS_S: Final = 15.0
 PATIENCE_S: Final = 60.0
 """A node whose acceptor has not caught up by then (a peer is away for good) repairs what it knows of."""
 PROBE_S: Final = 5.0
-ASK_TIMEOUT_S: Final = 5.0
-LEAVE_LOOK_S_MAX: Final = 10.0
-GONE_S: Final = 10.0
-"""A node that leaves and has not answered for so long is not waited for: it is the one that is to be replaced."""
 REPAIR_MIB_PER_S: Final = 32.0
 SCRUB_MIB_PER_S: Final = 32.0
 _MIB: Final = 1 << 20
@@ -119,6 +116,8 @@ class Keeper:
         self._repairing = Runner("repair of data", self._repairer.run, retries_left=True)
         self._scrubbing = Runner("scrub", self._scrubber.run, retries_left=False)
         runners = {REPAIR: self._repairing, SCRUB: self._scrubbing}
+        self.may_leave = Leaving(self._views.tag, self._nodes.upkeep).may_leave
+        """When members that leave may do so."""
         self.service = UpkeepService(blobs, self._repairer.handover, runners, self.status, check)
         self._seen: tuple[Tag, int] | None = None
         self._repair_at = 0.0
@@ -161,46 +160,8 @@ class Keeper:
             trouble,
             repair,
             scrub,
+            self._repairer.epoch,
         )
-
-    async def may_leave(self, joint: Membership, tell: Callable[[str], None]) -> None:
-        """Return when nobody relies on the members that leave, as far as they answer (MayLeave)."""
-        old, new = map(set, joint.configuration.member_sets)
-        addresses = joint.address_of
-        leaving, pause_s = {node_id for node_id in old - new if node_id in addresses}, LOOK_S
-        heard_at = dict.fromkeys(leaving, asyncio.get_running_loop().time())
-        while leaving and self._views.tag()[0] == joint.configuration.epoch:
-            for node_id in sorted(leaving):
-                try:
-                    left = await self._left_at(addresses[node_id])
-                    heard_at[node_id] = asyncio.get_running_loop().time()
-                except errors.Unavailable:
-                    gone = asyncio.get_running_loop().time() >= heard_at[node_id] + GONE_S
-                    left = 0 if gone else -1
-                if not left:
-                    leaving.discard(node_id)
-                else:
-                    some = f"{left} chunks" if left > 0 else "perhaps chunks"
-                    tell(f"node {node_id} has {some} that others have not taken over yet")
-            await asyncio.sleep(pause_s if leaving else 0)
-            pause_s = min(2 * pause_s, LEAVE_LOOK_S_MAX)
-
-    async def _left_at(self, address: str) -> int:
-        """Of a node that leaves: how many chunks others have to take over; -1 if it cannot tell. Raises Unavailable."""
-        node = self._nodes.upkeep(address)
-        try:
-            number = await node.start(REPAIR, ASK_TIMEOUT_S)
-            seen = number - 1
-            while True:
-                status = await node.status(ASK_TIMEOUT_S)
-                if status.repair.number < seen:
-                    return -1  # it was started anew
-                seen = status.repair.number
-                if seen >= number and not status.repair.running:
-                    return -1 if status.repair.problem else status.surplus
-                await asyncio.sleep(LOOK_S)
-        except errors.StoreError:
-            return -1
 
     # -- When ---------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ is the business of a later pass.  Of each chunk the view says which nodes are it
 
 A node that leaves goes through all that it holds instead, named or not (an upload may be under way): for each chunk it
 has as many nodes that stay take it as a put would wait for, homes first.  From the moment it knows that it leaves it
-acknowledges nothing any more, so when a pass that began later has nothing left, nobody relies on it.
+acknowledges nothing any more, so when a pass that began later has nothing left, nobody relies on it.  Who asks it looks
+whether that pass knew of it (``leaving``).
 
 When a copy may go.  All homes were touched with the newest generation, which none of what was done to the copy can
 exceed, and said that they have the chunk (docs/collection.md, M2).  They said so under the very view under which the
@@ -158,6 +159,8 @@ class Repairer:
         """Of this node's share, as far as the last pass knows."""
         self.surplus = 0
         """Copies that others should have taken over, as far as the last pass knows."""
+        self.epoch = 0
+        """Of the members that the last pass knew."""
         self._room = Room(FETCH_BYTES_MAX)
 
     async def run(self, progress: Progress) -> None:
@@ -166,6 +169,7 @@ class Repairer:
         Raises Unavailable: also when the view changes, after which everything is looked at anew.
         """
         view = await self._views.refreshed()
+        self.epoch = view.tag[0]
         leaving = next(filter(self._is_own, view.leaving), None)
         if leaving is not None:
             await self._hand_over(leaving, view, progress)

@@ -51,7 +51,7 @@ class DataStatus(msgspec.Struct, frozen=True, array_like=True):
 
     ``chunks`` of ``chunk_bytes`` are there, in ``stored_bytes`` on disk; of them ``damaged`` ones are known.
     ``missing`` are those of its share that it lacks, ``surplus`` those that it keeps in others' stead, both as of the
-    last repair.  ``trouble`` is what is wrong with its disk.
+    last repair, which knew the members of ``epoch``.  ``trouble`` is what is wrong with its disk.
     """
 
     node_id: int
@@ -66,6 +66,7 @@ class DataStatus(msgspec.Struct, frozen=True, array_like=True):
     trouble: str = ""
     repair: Run = Run()
     scrub: Run = Run()
+    epoch: int = 0
 
 
 class Look(msgspec.Struct, frozen=True, array_like=True):

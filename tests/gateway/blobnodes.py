@@ -79,8 +79,8 @@ class BlobNode:
 def placed(*nodes: BlobNode | str) -> Members:
     """Members with the ids 1, 2, …, by node or address."""
 
-    async def members() -> Sequence[Place]:
-        return places(*nodes)
+    async def members() -> tuple[int, Sequence[Place]]:
+        return 0, places(*nodes)
 
     return members
 

@@ -114,7 +114,7 @@ async def test_close_lets_copies_finish(nodes: list[BlobNode]) -> None:
 async def test_members_are_asked_for_once(nodes: list[BlobNode]) -> None:
     asked = 0
 
-    async def members() -> Sequence[Place]:
+    async def members() -> tuple[int, Sequence[Place]]:
         nonlocal asked
         asked += 1
         return await placed(nodes[0], nodes[1], "")()
@@ -128,6 +128,25 @@ async def test_members_are_asked_for_once(nodes: list[BlobNode]) -> None:
         await impatient.put(b"a node that may not be used counts all the same", generation=0)
     await store.close()
     await impatient.close()
+
+
+async def test_members_are_asked_again_until_the_answer_is_of_the_epoch_that_was_heard_of(
+    nodes: list[BlobNode],
+) -> None:
+    heard, answers = 1, [1, 2, 2]
+
+    async def members() -> tuple[int, Sequence[Place]]:
+        nonlocal heard
+        epoch = answers.pop(0)
+        heard = 2  # meanwhile somebody who knows the new members has answered another question
+        return epoch, places(*nodes[:epoch])
+
+    store = ClusterBlobs(members, timeout_s=5, epoch=lambda: heard)
+    await store.put(b"to the one node there was", generation=0)
+    await store.put(b"to both that there are", generation=0)
+    assert len(await store.status()) == 2
+    assert answers == [2]
+    await store.close()
 
 
 async def test_status_names_who_is_down(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:

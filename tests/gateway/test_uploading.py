@@ -6,7 +6,7 @@ import asyncio
 import gc
 import random
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from gateway.blobs.places import Sweep
 from gateway.data import commits, parts, uploading
 from gateway.data.transfer import Store, open_store
 from objmeta import Chunk, errors
+from tests.gateway import blobfiles
 
 BUCKET = "bucket"
 MIB = 1 << 20
@@ -172,6 +173,60 @@ async def test_an_upload_whose_chunks_were_collected_is_not_committed(
     with pytest.raises(errors.NoSuchKey):
         await store.client.head_object(BUCKET, "key")
     assert (await store.put_stream(BUCKET, "key", content(20 * MIB))).size == 20 * MIB
+
+
+class Counted(commits.Commits):
+    """Of a cluster whose members change."""
+
+    members = 1
+
+    @property
+    def epoch(self) -> int:
+        return self.members
+
+
+@pytest.fixture
+def counted(store: Store) -> Counted:
+    store.commits = Counted(store.client, store.blobs)
+    return store.commits
+
+
+async def test_what_is_left_when_members_have_changed_is_touched_before_the_commit(
+    store: Store, counted: Counted
+) -> None:
+    data = content(20 * MIB)
+    upload = store.upload(BUCKET, "key")
+    await upload.write(data)
+    async with asyncio.timeout(60):
+        while not (held := await place(store).held()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    counted.members += 1
+    blobfiles.lose(place(store).path, held[0].chunk)  # with a node that left
+    with pytest.raises(errors.Unavailable, match="begin anew"):
+        await upload.commit()
+    with pytest.raises(errors.NoSuchKey):
+        await store.client.head_object(BUCKET, "key")
+    async with store.upload(BUCKET, "key") as upload:
+        await upload.write(data)
+        counted.members += 1
+    assert await store.read(await store.client.get_object(BUCKET, "key")) == data
+
+
+async def test_a_copy_is_touched_again_when_members_change_meanwhile(
+    store: Store, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.put_stream(BUCKET, "key", content(100_000))
+    kept = []
+    keep = counted.keep
+
+    async def keep_and_change(chunks: Sequence[Chunk], replicas: int) -> int:
+        kept.append(chunks)
+        counted.members += len(kept) == 1
+        return await keep(chunks, replicas)
+
+    monkeypatch.setattr(counted, "keep", keep_and_change)
+    await store.copy(BUCKET, "key", BUCKET, "copy")
+    assert len(kept) == 2
 
 
 async def test_copies_and_restored_versions_touch_their_chunks(store: Store) -> None:

@@ -1,25 +1,51 @@
-"""Clients of a simulated cluster that put, copy, restore, remove and read objects made of chunks."""
+"""Clients of a simulated cluster that put, copy, restore, remove and read objects made of chunks.
+
+They do it by the code that does it in a gateway: ``Store``, ``Upload``, ``Commits`` and ``ClusterBlobs``.  What stands
+in for something else is :class:`SimClient` (for objmeta's client, over an engine in the same process), ``peers`` (for
+connections) and :class:`Pieces` (for cutting content into chunks of a megabyte).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any, Final
+from unittest import mock
 
-from blake3 import blake3
-
-from gateway.blobs.placement import Place, copies, enough, order
-from gateway.blobs.places import ChunkMissing
-from gateway.testing.named import Named, Put
-from gateway.testing.nodes import DataNetwork, DataNode, Lost
+from gateway.blobs import client as blobs_client
+from gateway.blobs.client import ClusterBlobs
+from gateway.blobs.placement import Place, enough
+from gateway.blobs.places import BlobStatus
+from gateway.data import commits, transfer, uploading
+from gateway.data.transfer import Store
+from gateway.testing.keeping import place
+from gateway.testing.mutations import DataMutation
+from gateway.testing.named import Named
+from gateway.testing.nodes import DataNetwork, DataNode
+from gateway.testing.peers import Ways
+from gateway.upkeep import leaving, repairing, runs
 from objmeta import Chunk, ObjectVersion, errors
+from objmeta.core.configuration import Configuration
 from objmeta.objects.buckets import Buckets
 from objmeta.objects.context import Context
 from objmeta.objects.objects import Objects
+from objmeta.objects.types import Bucket, ObjectSummary
 from objmeta.testing.world import Proposer, World
 
-ATTEMPTS_MAX = 4
+CHUNK_BYTES: Final = 24
+"""The length of every chunk here."""
+
+SILENT: Final = logging.getLogger("gateway.testing.silent")
+SILENT.disabled = True
+
+PAUSE_S: ContextVar[float] = ContextVar("PAUSE_S", default=0.0)
+"""How long this task's operation sleeps when all is stored, and only the commit is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +62,12 @@ class Habits:
     removals: float
     copies: float
     timeout_s: float
+    blobs_timeout_s: float
     pause_s: float
     """Between two operations of a client, on average."""
+    replicas: int
+    """Of the bucket."""
+    ways: Ways
 
     @staticmethod
     def draw(rng: random.Random) -> Habits:
@@ -52,22 +82,81 @@ class Habits:
             copies=rng.choice((0.1, 0.2)),
             pause_s=rng.choice((0.01, 0.03, 0.1)),
             timeout_s=rng.choice((0.2, 0.5, 1.5)),
+            blobs_timeout_s=rng.choice((0.3, 1.0, 3.0)),
+            replicas=rng.choice((0, 0, 0, 2, 5)),
+            ways=Ways.draw(rng),
         )
 
 
-class DataClient:
-    """One client's way to the store, through one life of a proposer."""
+@contextmanager
+def sized(rng: random.Random) -> Iterator[None]:
+    """The times and lengths of the gateway made as short as those of this world, and drawn once for a run."""
+    sizes: dict[Any, dict[str, Any]] = {
+        uploading: {
+            "Cutter": Pieces,
+            "WINDOW_BYTES": CHUNK_BYTES,
+            "INLINE_BYTES_MAX": -1,
+            "ASK_BYTES_MIN": rng.choice((0, 0, CHUNK_BYTES)),
+            "IN_FLIGHT_BYTES": rng.choice((CHUNK_BYTES, 100 * CHUNK_BYTES)),
+            "LOOK_S": rng.choice((0.05, 0.3, 1.0)),
+        },
+        commits: {"KNOWN_S": rng.choice((0.0, 0.1, 1.0))},
+        transfer: {"WINDOW": rng.choice((1, 12)), "recycle_buffers": lambda: None},
+        blobs_client: {
+            "STAND_IN_S": rng.choice((0.1, 1.0)),
+            "LAG_WAIT_S": rng.choice((0.02, 0.25)),
+            "HEDGE_S": rng.choice((0.01, 0.25)),
+        },
+        leaving: {"LOOK_S": 0.02, "LEAVE_LOOK_S_MAX": 0.5},
+        runs: {"LOOK_S": 0.2, "AGAIN_S_MIN": 1.0, "AGAIN_S_MAX": 4.0, "_log": SILENT},
+        repairing: {"_log": SILENT},
+    }
+    with ExitStack() as stack:
+        for module, named in sizes.items():
+            stack.enter_context(mock.patch.multiple(module, **named))
+        yield
+
+
+class Pieces:
+    """What :class:`gateway.data.chunking.Cutter` does, for content that comes in pieces that are chunks already."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes | memoryview] = []
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that wait to be taken."""
+        return sum(map(len, self._pieces))
+
+    def add(self, data: bytes | memoryview) -> bool:
+        """Add a chunk."""
+        assert len(data) <= CHUNK_BYTES, "what is written here comes in chunks"
+        self._pieces.append(data)
+        return True
+
+    def take(self) -> list[bytes | memoryview]:
+        """All that was added."""
+        taken, self._pieces = self._pieces, []
+        return taken
+
+    def cut(self, window: list[bytes | memoryview], ended: bool = False) -> list[bytes]:
+        """The chunks."""
+        return [bytes(piece) for piece in window]
+
+
+class SimClient:
+    """What a :class:`gateway.data.transfer.Store` needs of objmeta's client, in one life of a proposer."""
 
     def __init__(
         self, world: World, network: DataNetwork, named: Named, proposer: Proposer, rng: random.Random, timeout_s: float
     ) -> None:
+        self.timeout_s = timeout_s
         self._world = world
         self._network = network
         self._named = named
         self._engine = proposer.engine
         self._number = proposer.number
         self._rng = rng
-        self._timeout_s = timeout_s
         self.buckets = Buckets(self.context())
         """Bucket operations."""
 
@@ -78,7 +167,7 @@ class DataClient:
             self._engine,
             lambda: self._world.wall_clock_us(number),
             lambda: operation or self._rng.randbytes(16),
-            self._timeout_s,
+            self.timeout_s,
             True,
         )
 
@@ -86,44 +175,163 @@ class DataClient:
         """Object operations, the next one under this id."""
         return Objects(self.context(operation), self.buckets)
 
-    # -- Operations ---------------------------------------------------------------------------------------------------
+    @property
+    def epoch(self) -> int:
+        """Of the newest configuration that this process knows."""
+        return self._engine.configuration.epoch
 
-    async def put(self, bucket: str, key: str, contents: Sequence[bytes], sleep_s: float) -> bytes:
+    async def generation(self) -> int:
+        """The generation now."""
+        return await self._engine.generations.newest(self.timeout_s)
+
+    async def bucket(self, name: str) -> Bucket:
+        """A bucket."""
+        return await self.buckets.get(name)
+
+    async def head_object(self, bucket: str, key: str) -> ObjectSummary:
+        """The current version's size and times."""
+        return await self.objects().head(bucket, key)
+
+    async def get_object(
+        self, bucket: str, key: str, *, version_id: str | None = None, with_data: bool = True
+    ) -> ObjectVersion:
+        """One version."""
+        return await self.objects().get(bucket, key, version_id=version_id, with_data=with_data)
+
+    async def put_object(
+        self, bucket: str, key: str, *, chunks: Sequence[Chunk] = (), generation: int = 0, **options: Any
+    ) -> ObjectVersion:
+        """Commit a version, of which the observer is told first."""
+        pause_s = PAUSE_S.get()
+        PAUSE_S.set(0.0)
+        await asyncio.sleep(pause_s)
+        operation = self._rng.randbytes(16)
+        self._named.on_commit(operation, chunks, generation)
+        self._world.note(f"P{self._number}: commit {operation.hex()[:8]} as {key}, generation {generation}")
+        objects = self.objects(operation)
+        return await objects.put(bucket, key, chunks=chunks, generation=generation, **options)
+
+    async def members(self) -> tuple[int, list[Place]]:
+        """The nodes that keep data, as some node knows them, and in which epoch that is. Raises Unavailable."""
+
+        async def tell(node: DataNode) -> Configuration:
+            return self._world.nodes[node.node_id].store.disk.durable.membership.configuration
+
+        members = self._engine.quorums.members
+        for asked in self._rng.sample(members, len(members)):
+            with suppress(errors.Unavailable):
+                known = await self._network.call(asked, tell, sender=self._number)
+                return known.epoch, list(map(place, known.quorums.members))
+        raise errors.NoQuorum("no node says who keeps data")
+
+
+class Witnessed:
+    """A store of chunks whose answers an observer is told of."""
+
+    def __init__(self, blobs: ClusterBlobs, named: Named) -> None:
+        self.blobs = blobs
+        self._named = named
+
+    async def put(
+        self, data: bytes | memoryview, *, generation: int, replicas: int = 0, chunk: Chunk | None = None
+    ) -> Chunk:
+        """Store a chunk."""
+        await self.blobs._known()
+        before = self._needed(replicas)
+        stored = await self.blobs.put(data, generation=generation, replicas=replicas, chunk=chunk)
+        self._named.on_acknowledged(stored, generation, min(before, self._needed(replicas)))
+        return stored
+
+    async def touch(self, chunks: Sequence[Chunk], *, generation: int, replicas: int = 0) -> list[bool]:
+        """Touch chunks."""
+        await self.blobs._known()
+        before = self._needed(replicas)
+        there = await self.blobs.touch(chunks, generation=generation, replicas=replicas)
+        needed = min(before, self._needed(replicas))
+        for chunk, is_there in zip(chunks, there, strict=True):
+            if is_there:
+                self._named.on_acknowledged(chunk, generation, needed)
+        return there
+
+    async def get(self, chunk: Chunk, start: int = 0, stop: int | None = None) -> bytes:
+        """Fetch a chunk."""
+        return await self.blobs.get(chunk, start, stop)
+
+    async def status(self) -> tuple[BlobStatus, ...]:
+        """How the nodes are."""
+        return await self.blobs.status()
+
+    async def close(self) -> None:
+        """Let copies in the background finish."""
+        await self.blobs.close()
+
+    def _needed(self, replicas: int) -> int:
+        """Of the nodes that are known just now; members may change while something is under way."""
+        return enough(replicas, len(self.blobs._places))
+
+
+class DataClient:
+    """A gateway in the process of a proposer, as long as that lives."""
+
+    def __init__(
+        self,
+        world: World,
+        network: DataNetwork,
+        named: Named,
+        proposer: Proposer,
+        rng: random.Random,
+        habits: Habits,
+        timeout_s: float,
+        mutation: DataMutation,
+    ) -> None:
+        self._rng = rng
+        self._named = named
+        self.client = SimClient(world, network, named, proposer, rng, timeout_s)
+        connect = functools.partial(mutation.peer, network=network, port=proposer.port, rng=rng, ways=habits.ways)
+        generation: Callable[..., Any] | None = mutation.healing(self.client.generation)
+        self.blobs = mutation.blobs(
+            self.client.members,
+            timeout_s=max(timeout_s, habits.blobs_timeout_s),
+            epoch=lambda: self.client.epoch,
+            generation=generation,
+            connect=connect,
+        )
+        client: Any = self.client
+        self.store: Store = mutation.store(client, Witnessed(self.blobs, named))
+        self.store.commits = mutation.commits(client, self.store.blobs)
+
+    @property
+    def buckets(self) -> Buckets:
+        """Bucket operations."""
+        return self.client.buckets
+
+    def objects(self, operation: bytes | None = None) -> Objects:
+        """Object operations, the next one under this id."""
+        return self.client.objects(operation)
+
+    async def put(
+        self, bucket: str, key: str, contents: Sequence[bytes], sleep_s: float, between_s: float = 0.0
+    ) -> bytes:
         """Store an object; the id of the operation that did. Raises ObjmetaError."""
-        chunks = [Chunk(blake3(data).digest(), len(data)) for data in contents]
-        etag = blake3(b"".join(contents)).hexdigest()
-        at_hand = dict(zip(chunks, contents, strict=True))
-        for _ in range(ATTEMPTS_MAX):
-            epoch = self._engine.configuration.epoch
-            generation = await self._engine.generations.newest(self._timeout_s)
-            await self._have(at_hand, generation)
-            await asyncio.sleep(sleep_s)
-            sleep_s = 0.0
-            if self._engine.configuration.epoch != epoch:
-                continue  # W5: those that counted may not be members any more
-            try:
-                return await self._commit(bucket, key, chunks, etag, generation)
-            except errors.StaleGeneration:
-                continue
-        raise errors.Unavailable("the generation moves all the time")
+        upload = self.store.upload(bucket, key)
+        try:
+            for data in contents:
+                await upload.write(data)
+                await asyncio.sleep(between_s)
+            PAUSE_S.set(sleep_s)
+            return bytes.fromhex((await upload.commit()).version_id)
+        except BaseException:
+            await upload.discard()
+            raise
 
     async def copy(self, bucket: str, source: str, version_id: str | None, key: str, sleep_s: float) -> bytes:
         """Commit the content of a version under another name, or its own (a restore). Raises ObjmetaError."""
-        found = await self.objects().get(bucket, source, version_id=version_id, with_data=False)
-        for _ in range(ATTEMPTS_MAX):
-            epoch = self._engine.configuration.epoch
-            generation = await self._engine.generations.newest(self._timeout_s)
-            if not all(await self.touch(found.chunks, generation)):
-                raise errors.Unavailable("a chunk of the source is gone")
-            await asyncio.sleep(sleep_s)
-            sleep_s = 0.0
-            if self._engine.configuration.epoch != epoch:
-                continue
-            try:
-                return await self._commit(bucket, key, found.chunks, found.etag, generation)
-            except errors.StaleGeneration:
-                continue
-        raise errors.Unavailable("the generation moves all the time")
+        PAUSE_S.set(sleep_s)
+        if version_id is not None and source == key:
+            version = await self.store.restore(bucket, key, version_id)
+        else:
+            version = await self.store.copy(bucket, source, bucket, key, version_id=version_id)
+        return bytes.fromhex(version.version_id)
 
     async def remove_version(self, bucket: str, key: str, version_id: bytes) -> None:
         """Remove a version. Raises ObjmetaError."""
@@ -132,91 +340,9 @@ class DataClient:
         await self.objects(operation).remove_version(bucket, key, version_id.hex())
 
     async def get(self, version: ObjectVersion, pause_s: float) -> bytes:
-        """All content. Raises ChunkMissing, Unavailable."""
+        """All content, the etag verified. Raises IntegrityError, Unavailable."""
         parts = []
-        for chunk in version.chunks:
-            parts.append(await self.get_chunk(chunk))
+        async for piece in self.store.stream(version):
+            parts.append(piece)
             await asyncio.sleep(pause_s)
         return b"".join(parts)
-
-    async def _commit(self, bucket: str, key: str, chunks: Sequence[Chunk], etag: str, generation: int) -> bytes:
-        operation = self._rng.randbytes(16)
-        self._named.puts[operation] = Put(tuple(chunk.digest for chunk in chunks), generation)
-        self._world.note(f"P{self._number}: commit {operation.hex()[:8]} as {key}, generation {generation}")
-        size = sum(chunk.length for chunk in chunks)
-        await self.objects(operation).put(bucket, key, chunks=chunks, size=size, etag=etag, generation=generation)
-        return operation
-
-    # -- Chunks -------------------------------------------------------------------------------------------------------
-
-    def places(self) -> list[Place]:
-        """The members, as far as this client knows them."""
-        return [Place(a, str(a)) for a in self._engine.quorums.members]
-
-    async def _have(self, at_hand: dict[Chunk, bytes], generation: int) -> None:
-        """Have chunks touched, sending what is not there."""
-        chunks = list(at_hand)
-        there = await self.touch(chunks, generation)
-        for chunk, is_there in zip(chunks, there, strict=True):
-            if not is_there:
-                await self._send(chunk, at_hand[chunk], generation)
-
-    async def touch(self, chunks: Sequence[Chunk], generation: int) -> list[bool]:
-        """Whether each is there in enough copies, touched."""
-        return list(await asyncio.gather(*(self._touch(chunk, generation) for chunk in chunks)))
-
-    async def _touch(self, chunk: Chunk, generation: int) -> bool:
-        places = self.places()
-        homes = order(chunk.digest, places)[: copies(0, len(places))]
-        there = await asyncio.gather(*(self._touch_at(place.node_id, chunk, generation) for place in homes))
-        return sum(there) >= enough(0, len(places))
-
-    async def _touch_at(self, node_id: int, chunk: Chunk, generation: int) -> bool:
-        async def touch(node: DataNode) -> bool:
-            (there,) = await node.place.touch([chunk], generation=generation)
-            if there:
-                self._named.on_touched(node, chunk, generation)
-            return there
-
-        try:
-            return await self._network.call(node_id, touch)
-        except errors.ObjmetaError:
-            return False
-
-    async def _send(self, chunk: Chunk, data: bytes, generation: int) -> None:
-        places = order(chunk.digest, self.places())
-        needed = enough(0, len(places))
-        width = copies(0, len(places))
-        stored = 0
-        for start in range(0, len(places), width):
-            asked = places[start : start + width]
-            stored += sum(await asyncio.gather(*(self._put_at(place.node_id, data, generation) for place in asked)))
-            if stored >= needed:
-                return
-        raise errors.NoQuorum(f"chunk {chunk.digest.hex()[:8]} has {stored} copies of {needed}")
-
-    async def _put_at(self, node_id: int, data: bytes, generation: int) -> bool:
-        async def put(node: DataNode) -> None:
-            self._named.on_touched(node, await node.place.put(data, generation=generation), generation)
-
-        try:
-            await self._network.call(node_id, put)
-        except errors.ObjmetaError:
-            return False
-        return True
-
-    async def get_chunk(self, chunk: Chunk) -> bytes:
-        """Raises ChunkMissing if no node has it, Unavailable if it cannot be known."""
-        silent = 0
-        members = self.places()
-        former = [Place(a, str(a)) for a in self._network.nodes if all(place.node_id != a for place in members)]
-        for place in (*order(chunk.digest, members), *former):
-            try:
-                return await self._network.call(place.node_id, lambda node: node.place.get(chunk))
-            except Lost:
-                silent += 1
-            except errors.IntegrityError:
-                continue
-        if silent:
-            raise errors.Unavailable("a node that may have the chunk does not answer")
-        raise ChunkMissing(f"chunk {chunk.digest.hex()[:8]} is nowhere")

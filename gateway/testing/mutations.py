@@ -6,14 +6,22 @@ docs/collection.md.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
+from gateway.blobs import client
+from gateway.blobs.client import ClusterBlobs
 from gateway.blobs.places import Sweep
+from gateway.data.commits import Commits, Content
+from gateway.data.transfer import Store
+from gateway.data.uploading import ChunkWriter
+from gateway.testing.peers import SimPeer
 from gateway.testing.places import MemoryPlace, Row, Wait
-from objmeta import Chunk
+from objmeta import Chunk, ObjectVersion, errors
 from objmeta.core.configuration import ConfigurationTag
 from objmeta.core.listing import ScanRequest, successor
 from objmeta.model.names import OBJECTS
@@ -23,6 +31,7 @@ from objmeta.objects.marks import Acceptor, Marked, _Naming, _Object, _Proof, _p
 from objmeta.testing.mutations import NONE, Mutation
 from objmeta.testing.mutations_upkeep import UPKEEP_MUTATIONS
 
+Generation = Callable[[], Awaitable[int]]
 MarksOf = Callable[[Context, Acceptor, ConfigurationTag], AsyncGenerator[Marked, None]]
 
 
@@ -38,6 +47,16 @@ class DataMutation:
     marks: MarksOf = marks
     marks_of_majority: bool = False
     repairs_untouched: bool = False
+    leavers_acknowledge: bool = False
+    leaves_at_once: bool = False
+    peer: Callable[..., SimPeer] = SimPeer
+    blobs: Callable[..., ClusterBlobs] = ClusterBlobs
+    healing: Callable[[Generation], Generation | None] = lambda newest: newest
+    """In which generation a client heals."""
+    commits: Callable[..., Commits] = Commits
+    store: Callable[..., Store] = Store
+    patches: Mapping[str, object] = field(default_factory=dict)
+    """What is put in the place of something in the gateway, by its full name."""
 
 
 class _TouchesNothing(MemoryPlace):
@@ -82,6 +101,82 @@ async def _trusting_marks(context: Context, acceptor: Acceptor, tag: Configurati
         start = page.covered
 
 
+# -- Clients ----------------------------------------------------------------------------------------------------------
+
+
+class _CountsTwice(client._Putting):
+    """A node that has a chunk is asked to keep another copy of it."""
+
+    def _begin(self, peer: client.BlobPeer) -> None:
+        super()._begin(peer)
+        self._next.append(peer)
+
+
+class _OneCopyFewer(client._Putting):
+    """A put returns one copy early."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._needed = max(1, self._needed - 1)
+
+
+class _TakesNoForYes(SimPeer):
+    """A node that was touched has the chunk, whatever it says."""
+
+    async def touch(self, chunks: Sequence[Chunk], generation: int, timeout_s: float) -> list[bool]:
+        await super().touch(chunks, generation, timeout_s)
+        return [True] * len(chunks)
+
+
+class _RenewsUntouched(Commits):
+    """A commit that was refused for its age states a newer generation, and that is all (W4)."""
+
+    async def keep(self, chunks: Sequence[Chunk], replicas: int) -> int:
+        return await self.generation()
+
+
+class _IgnoresMembers(Commits):
+    """Who was a member when a chunk was stored is one for ever (W5)."""
+
+    @property
+    def epoch(self) -> int:
+        return 0
+
+
+class _CopiesUntouched(Store):
+    """What a version names is there (W2)."""
+
+    async def _keep(self, version: ObjectVersion, replicas: int) -> int:
+        return await self.commits.generation()
+
+
+class _StatesNewest(ChunkWriter):
+    """An upload states the newest of the generations that it began chunks in."""
+
+    async def finish(self) -> Content:
+        content = await super().finish()
+        return content._replace(generation=max(self._generations, default=content.generation))
+
+
+class _RenewsWhatIsGone(ChunkWriter):
+    """What an upload touches again is there, whatever the nodes say."""
+
+    async def _keep(self) -> None:
+        await super()._keep()
+        with suppress(errors.ObjmetaError):
+            touched, _ = await self._commits.touch(self._chunks, self._replicas)
+            self._renewed |= dict.fromkeys(self._chunks, touched)
+
+
+def _ahead(newest: Generation) -> Generation:
+    """A generation that has not begun."""
+
+    async def ahead() -> int:
+        return await newest() + 1
+
+    return ahead
+
+
 DATA_NONE = DataMutation("none", "nothing")
 
 DATA_MUTATIONS: dict[str, DataMutation] = {
@@ -104,5 +199,33 @@ DATA_MUTATIONS: dict[str, DataMutation] = {
             marks=_trusting_marks,
         ),
         DataMutation("repair-untouched", "M1: a copy by repair states no generation", repairs_untouched=True),
+        DataMutation(
+            "node-counts-twice",
+            "W2: two copies at one node count as two",
+            patches={"gateway.blobs.client._Putting": _CountsTwice},
+        ),
+        DataMutation(
+            "one-copy-fewer",
+            "W2: a put returns at one copy fewer than enough",
+            patches={"gateway.blobs.client._Putting": _OneCopyFewer},
+        ),
+        DataMutation("no-for-yes", "W2: a touch counts nodes that answered False", peer=_TakesNoForYes),
+        DataMutation("healing-untouched", "M1: a copy by healing states no generation", healing=lambda newest: None),
+        DataMutation("healing-ahead", "a copy by healing states a generation that has not begun", healing=_ahead),
+        DataMutation("renewed-untouched", "W4: a refused commit begins anew without a touch", commits=_RenewsUntouched),
+        DataMutation("members-ignored", "W5: a commit under other members touches nothing", commits=_IgnoresMembers),
+        DataMutation("copied-untouched", "W2: a copy of a version touches nothing", store=_CopiesUntouched),
+        DataMutation(
+            "newest-stated",
+            "W1: an upload states the newest of its chunks' generations, not the oldest",
+            patches={"gateway.data.uploading.ChunkWriter": _StatesNewest},
+        ),
+        DataMutation(
+            "gone-renewed",
+            "W2: an upload counts as renewed what is not there any more",
+            patches={"gateway.data.uploading.ChunkWriter": _RenewsWhatIsGone},
+        ),
+        DataMutation("leavers-acknowledge", "M3: a node that leaves acknowledges", leavers_acknowledge=True),
+        DataMutation("leaves-at-once", "M3: a node leaves before others have what it holds", leaves_at_once=True),
     )
 }

@@ -6,19 +6,22 @@ import asyncio
 import functools
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.collection.collect import CycleName, Link, Marking, MarkOrder, Sweeping, SweepOrder, Worker
 from gateway.collection.marks import MarksPage
-from gateway.testing.mutations import DataMutation
 from gateway.testing.places import MemoryPlace
 from objmeta import Chunk, Marked, errors
 from objmeta.testing.world import World
 
+if TYPE_CHECKING:
+    from gateway.testing.keeping import Keeping
+    from gateway.testing.mutations import DataMutation
+
 T = TypeVar("T")
 
 ANSWER_S = 0.2
-"""How long an answer is waited for."""
+"""How long an answer is waited for, where nobody says."""
 
 SILENCE_S = 0.5
 """How long a worker that does not answer is waited for."""
@@ -39,10 +42,21 @@ class DataNode:
         self.world = world
         self._network = network
         self._marks = marks
+        self.mutation = mutation
         self.place = mutation.place(self._sync)
         self.life = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         self.worker = self._new_worker()
+        self.full = False
+        """Whether its disk takes no chunk more."""
+        self.on_asked: Callable[[int], None] = lambda generation: None
+        """Told of a generation that is stated here."""
+        self.on_touched: Callable[[Chunk, int], None] = lambda chunk, generation: None
+        """Told of a chunk that is about to be acknowledged as stored or touched, and of the generation stated."""
+        self.on_life: Callable[[], None] = lambda: None
+        """Told when a life begins."""
+        self.keeping: Keeping
+        """Its upkeep, which is made after it."""
         world.nodes[node_id].beside.append(self)
 
     @property
@@ -63,12 +77,42 @@ class DataNode:
     def restart(self) -> None:
         """It comes back with an empty memory."""
         self.worker = self._new_worker()
+        self.on_life()
+
+    @property
+    def leaves(self) -> bool:
+        """Whether this node knows that it is no member any more, or will not be one soon."""
+        configuration = self.world.nodes[self.node_id].store.disk.durable.membership.configuration
+        return self.node_id not in configuration.member_sets[-1]
+
+    # -- What it is asked for, as gateway.blobs.service and gateway.upkeep.watched answer -----------------------------
+
+    async def put(self, chunk: Chunk, data: bytes, generation: int) -> None:
+        """Keep a chunk. Raises StaleGeneration, StoreFull, and Unavailable on a node that leaves."""
+        self.on_asked(generation)
+        if self.full:
+            raise errors.StoreFull(f"the disk of node {self.node_id} is full")
+        await self.place.receive(chunk, (data,), generation=generation)
+        if self.leaves and not self.mutation.leavers_acknowledge:
+            raise errors.Unavailable(f"node {self.node_id} leaves and keeps nothing more")
+        self.on_touched(chunk, generation)
+
+    async def touch(self, chunks: Sequence[Chunk], generation: int) -> list[bool]:
+        """Touch what is there; a node that leaves says of nothing that it is there. Raises StaleGeneration."""
+        self.on_asked(generation)
+        there = await self.place.touch(chunks, generation=generation)
+        if self.leaves and not self.mutation.leavers_acknowledge:
+            return [False] * len(chunks)
+        for chunk, is_there in zip(chunks, there, strict=True):
+            if is_there:
+                self.on_touched(chunk, generation)
+        return there
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Do something in this life of the node."""
         task = self.world.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(lambda _: self._tasks.pop(task, None))
         return task
 
     def _new_worker(self) -> Worker:
@@ -97,11 +141,26 @@ class DataNetwork:
         self.nodes: dict[int, DataNode] = {}
         self._rng = world.random("data network")
 
-    async def call(self, to: int, work: Callable[[DataNode], Coroutine[Any, Any, T]]) -> T:
-        """Have a node do something. Raises Lost, or what it raises; it is done also if nobody waits any more."""
+    async def call(
+        self,
+        to: int,
+        work: Callable[[DataNode], Coroutine[Any, Any, T]],
+        *,
+        sender: int = 0,
+        answer_s: float = ANSWER_S,
+    ) -> T:
+        """Have a node do something. Raises Lost, or what it raises; it is done also if nobody waits any more.
+
+        ``sender`` is the proposer in whose process the caller is, whose links may be cut (0: it is in another one).
+        """
         world, rng = self.world, self._rng
         faults = world.network.faults
         answer: asyncio.Future[T] = world.loop.create_future()
+
+        def is_lost(request: bool, probability: float) -> bool:
+            if (sender, to, request) in world.network.cuts:
+                return True
+            return probability > 0 and rng.random() < probability
 
         def arrive() -> None:
             node = self.nodes.get(to)
@@ -113,9 +172,9 @@ class DataNetwork:
             if task.cancelled():
                 return
             failure = task.exception()
-            if faults.lose_reply and rng.random() < faults.lose_reply:
-                return
-            if failure is None or isinstance(failure, errors.ObjmetaError):
+            if failure is not None and not isinstance(failure, errors.ObjmetaError):
+                world.loop.call_exception_handler({"message": "a node failed", "exception": failure})
+            elif not is_lost(False, faults.lose_reply):
                 world.loop.call_later(self._delay_s(), deliver, task)
 
         def deliver(task: asyncio.Task[T]) -> None:
@@ -127,10 +186,10 @@ class DataNetwork:
             else:
                 answer.set_result(task.result())
 
-        if not (faults.lose_request and rng.random() < faults.lose_request):
+        if not is_lost(True, faults.lose_request):
             world.loop.call_later(self._delay_s(), arrive)
         try:
-            async with asyncio.timeout(ANSWER_S):
+            async with asyncio.timeout(answer_s):
                 return await answer
         except TimeoutError:
             raise Lost(f"node {to} does not answer") from None

@@ -202,6 +202,10 @@ class MemoryPlace:
         """Lose bytes behind its back."""
         del self._rows[digest], self._durable[digest]
 
+    def is_settled(self, digest: bytes) -> bool:
+        """Whether nothing that was done to a chunk waits for a sync."""
+        return digest in self._durable and all(waiting != digest for waiting, _ in self._waiting)
+
     @property
     def floor(self) -> int:
         """What states a lower generation is refused."""

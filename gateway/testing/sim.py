@@ -6,6 +6,7 @@ Prints one line for each failure, with the command that replays it; exit code 0 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import multiprocessing
 import os
 import sys
@@ -25,6 +26,9 @@ from objmeta.testing.sim import CRASH, LIVENESS, SAFETY
 from objmeta.testing.upkeep import Stuck
 from objmeta.testing.workload import NoProgress
 
+LONGEST_S = 1000.0
+"""Of a run, in virtual time: twenty times what most take."""
+
 
 class Report(msgspec.Struct, frozen=True):
     """What became of one seed. ``failure`` is empty, or "safety", "liveness" or "crash"."""
@@ -41,8 +45,12 @@ class Report(msgspec.Struct, frozen=True):
 
 
 async def _main(seed: int, mutation: DataMutation, trace: Trace | None) -> Report:
-    data = DataWorld(seed, mutation, trace)
-    await data.run()
+    with DataWorld(seed, mutation, trace) as data:
+        try:
+            async with asyncio.timeout(LONGEST_S):
+                await data.run()
+        except TimeoutError:
+            raise NoProgress(f"it has not come to its end after {LONGEST_S:g} s") from None
     return Report(
         seed,
         attempts=data.attempts,

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import ExitStack, aclosing, suppress
 from typing import Any
+from unittest import mock
 
 import msgspec
 from blake3 import blake3
 
 from gateway.blobs.placement import homes
-from gateway.blobs.places import ChunkMissing
 from gateway.collection.collect import CycleName
 from gateway.collection.cycles import Cycled, Workers, run_cycle
-from gateway.testing.data import DataClient, Habits
+from gateway.testing.data import CHUNK_BYTES, DataClient, Habits, sized
+from gateway.testing.keeping import Keeping, may_leave, place, wanted
 from gateway.testing.mutations import DataMutation
 from gateway.testing.named import Named, Run
 from gateway.testing.nodes import SILENCE_S, DataNetwork, DataNode, link
+from gateway.upkeep.repairing import Want
 from objmeta import Chunk, Marked, errors
 from objmeta.core.configuration import ConfigurationTag
 from objmeta.core.listing import ScanAnswer, ScanRequest
-from objmeta.objects.buckets import Buckets
+from objmeta.model.changes import ConfigureBucket
+from objmeta.objects.marks import marks
+from objmeta.register.membership import MayLeave
 from objmeta.testing.checkers import Violation
 from objmeta.testing.network import Trace
 from objmeta.testing.upkeep import Upkeep
 from objmeta.testing.workload import NoProgress
-from objmeta.testing.world import Interrupted, Proposer, World
+from objmeta.testing.world import Interrupted, Node, Proposer, World
 
 BUCKET = "bucket"
 KEYS = tuple("abcdefgh")
@@ -46,19 +51,22 @@ class DataWorld:
         world = self.world
         self.upkeep = Upkeep(world, True)
         self.upkeep.faults = dataclasses.replace(self.upkeep.faults, loses_disks=False)
+        self.upkeep.may_leave = self._may_leave
         self.network = DataNetwork(world)
         self.named = Named(world, self.network.nodes)
+        self._keeps = True
         for acceptor in sorted(world.nodes):
             self._make(acceptor)
         world.on_made = self._make
         self._rng = world.random("data clients")
         self._habits = Habits.draw(self._rng)
-        self._contents = [self._rng.randbytes(24) for _ in range(self._habits.contents)]
+        self._contents = [self._rng.randbytes(CHUNK_BYTES) for _ in range(self._habits.contents)]
         self._keys = KEYS[: self._rng.choice((2, 4, 8))]
         self._left = self._habits.operations
         self._versions: list[tuple[str, bytes]] = []
-        self._buckets: dict[tuple[int, int], Buckets] = {}
-        """What each life of a proposer knows of buckets, as a process does."""
+        self._clients: dict[tuple[int, int, float], DataClient] = {}
+        """By proposer, its life, and how long its operations may take."""
+        self._patches = ExitStack()
         self.attempts = self.answered = self.cycles = 0
         self.leaves_out: set[int] = set()
         """Of a broken variant, where that is not to be drawn."""
@@ -81,11 +89,49 @@ class DataWorld:
             )
         world.note(f"{self._habits}, {world.network.faults}")
 
+    def __enter__(self) -> DataWorld:
+        self._patches.enter_context(sized(self.world.random("sizes")))
+        for name, other in self.mutation.patches.items():
+            self._patches.enter_context(mock.patch(name, other))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patches.close()
+
     def _make(self, acceptor: int) -> None:
         node = DataNode(acceptor, self.world, self.network, self._marks, self.mutation)
+        node.on_asked = self.named.on_asked
+        node.on_touched = lambda chunk, generation: self.named.on_touched(node, chunk, generation)
         node.place.on_delete = lambda digest, row, sweep: self.named.on_delete(node, digest, row, sweep)
         node.place.on_gone = self.named.on_gone
         self.network.nodes[acceptor] = node
+
+        async def generation() -> int:
+            return await self._neighbour(acceptor).engine.generations.newest(1.0)
+
+        node.keeping = Keeping(node, self.network, generation, lambda: self._wanted(acceptor))
+        if not self._keeps:
+            node.keeping.stop()
+
+    def _neighbour(self, acceptor: int) -> Proposer:
+        """Who proposes for an acceptor. Raises Unavailable."""
+        proposer = self.world.proposers[acceptor % len(self.world.proposers)]
+        if not proposer.up:
+            raise errors.Unavailable("the node's proposer is down")
+        return proposer
+
+    async def _wanted(self, acceptor: int) -> AsyncGenerator[Sequence[Want], None]:
+        """Everything that an acceptor names, for the node's repair."""
+        context = self.client_of(self._neighbour(acceptor), 1.0).client.context()
+        node = self.world.nodes[acceptor]
+        tag = node.store.disk.durable.membership.configuration.tag
+        async with aclosing(marks(context, _AtOnce(node), tag)) as marked:
+            yield await wanted(marked, self._habits.replicas)
+
+    def _may_leave(self, proposer: Proposer) -> MayLeave | None:
+        if self.mutation.leaves_at_once:
+            return None
+        return functools.partial(may_leave, self.network, lambda: proposer.engine.configuration.epoch)
 
     # -- Phases -------------------------------------------------------------------------------------------------------
 
@@ -93,25 +139,41 @@ class DataWorld:
         """All of it. Raises Violation, NoProgress, Stuck."""
         world = self.world
         await self.ensure_bucket()  # before members change: a change that is abandoned may leave no quorum
+        await self._configure_bucket()
         background = [world.loop.create_task(work) for work in (world.chaos(), self.upkeep.run())]
         await self.with_faults()
         for task in background:
             task.cancel()
         world.heal(all_up=True)
         self.breaking = False
+        for node in self.network.nodes.values():
+            node.full = False
         await self.upkeep.settle_members()
+        self.stop_keeping()
         for proposer in world.proposers:
-            await self._settle_all(self._data(proposer, self._rng, PATIENCE_S))
+            await self._settle_all(self.client_of(proposer))
         await self._write_all()
         await self.upkeep.mend_all(world.proposers[0])
         await self.upkeep.at_end()
         await self.after_healing()
         world.watch.at_end()
 
+    def stop_keeping(self) -> None:
+        """No node repairs any more, nor any that is made later."""
+        self._keeps = False
+        for node in self.network.nodes.values():
+            node.keeping.stop()
+
+    def begin_keeping(self) -> None:
+        """All nodes repair."""
+        self._keeps = True
+        for node in self.network.nodes.values():
+            node.keeping.begin()
+
     async def with_faults(self) -> None:
         """Clients and collectors, while things break."""
         clients = self.world.loop.create_task(self._all_clients())
-        works = (self._collector(0), self._collector(1), self._repairer(), self._observer())
+        works = (self._collector(0), self._collector(1), self._repairer(), self._observer(), self._hurt())
         tasks = [clients, *(self.world.loop.create_task(work) for work in works)]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -131,7 +193,7 @@ class DataWorld:
     async def after_healing(self) -> None:
         """Every live version can be read; when all is quiet, what nothing names is gone."""
         proposer = self.world.proposers[0]
-        client = self._data(proposer, self._rng, PATIENCE_S)
+        client = self.client_of(proposer)
         self.named.check()
         for number in range(CYCLES_AT_END_MAX):
             cycle = await self.run_cycle(proposer, PATIENCE_S)
@@ -157,7 +219,7 @@ class DataWorld:
 
     async def _write_all(self) -> None:
         """Once more, so that the places of records that were left beside the chains are taken, and they are dead."""
-        client = self._data(self.world.proposers[0], self._rng, PATIENCE_S)
+        client = self.client_of(self.world.proposers[0])
         for key in self._keys:
             for _ in range(2):
                 try:
@@ -189,8 +251,7 @@ class DataWorld:
                 await asyncio.sleep(0.02)
                 continue
             proposer = rng.choice(up)
-            client = self._data(proposer, rng, self._habits.timeout_s)
-            client.buckets = self._buckets.setdefault((proposer.number, proposer.lives), client.buckets)
+            client = self.client_of(proposer, self._habits.timeout_s)
             await self._try(proposer, *self._draw(client, rng))
 
     def _draw(self, client: DataClient, rng: random.Random) -> tuple[str, Coroutine[Any, Any, object]]:
@@ -213,10 +274,13 @@ class DataWorld:
         if draw < 0.15:
             return f"get {key}", self._read(client, key, rng.choice((0.0, 0.05)))
         contents = rng.choices(self._contents, k=rng.choice((1, 1, 2, 3)))
-        return f"put {key}", self._put(client, key, contents, sleep_s)
+        between_s = rng.choice((0.0, 0.0, habits.sleep_s_max / 3))
+        return f"put {key}", self._put(client, key, contents, sleep_s, between_s)
 
-    async def _put(self, client: DataClient, key: str, contents: Sequence[bytes], sleep_s: float) -> None:
-        self._versions.append((key, await client.put(BUCKET, key, contents, sleep_s)))
+    async def _put(
+        self, client: DataClient, key: str, contents: Sequence[bytes], sleep_s: float, between_s: float
+    ) -> None:
+        self._versions.append((key, await client.put(BUCKET, key, contents, sleep_s, between_s)))
 
     async def _copied(self, client: DataClient, source: str, version_id: str | None, key: str, sleep_s: float) -> None:
         self._versions.append((key, await client.copy(BUCKET, source, version_id, key, sleep_s)))
@@ -226,7 +290,7 @@ class DataWorld:
         begun_s = self.world.loop.time()
         try:
             data = await client.get(version, pause_s)
-        except ChunkMissing as hole:
+        except errors.IntegrityError as hole:
             if self.named.is_live(bytes.fromhex(version.version_id)):
                 raise Violation(f"a read of live version {version.version_id[:8]} of {key}: {hole}") from hole
             if self.named.is_young(begun_s):
@@ -240,11 +304,16 @@ class DataWorld:
         while True:
             proposer = self.world.proposers[0]
             try:
-                await self._data(proposer, self._rng, PATIENCE_S).buckets.create(BUCKET)
+                await self.client_of(proposer).buckets.create(BUCKET)
             except errors.AlreadyExists:
                 return
             except (errors.Unavailable, errors.StoreFull):
                 await asyncio.sleep(0.1)
+
+    async def _configure_bucket(self) -> None:
+        change = ConfigureBucket(self._rng.randbytes(16), replicas=self._habits.replicas)
+        with suppress(errors.Unavailable, errors.StoreFull):  # then it stays at the default, or may be changed later
+            await self.client_of(self.world.proposers[0]).buckets.configure(BUCKET, change)
 
     async def _try(self, proposer: Proposer, what: str, work: Coroutine[Any, Any, object]) -> None:
         self.attempts += 1
@@ -259,15 +328,47 @@ class DataWorld:
 
     def client_of(self, proposer: Proposer, timeout_s: float = PATIENCE_S) -> DataClient:
         """A client of this proposer."""
-        return self._data(proposer, self._rng, timeout_s)
-
-    def _data(self, proposer: Proposer, rng: random.Random, timeout_s: float) -> DataClient:
-        return DataClient(self.world, self.network, self.named, proposer, rng, timeout_s)
+        life = (proposer.number, proposer.lives, timeout_s)
+        client = self._clients.get(life)
+        if client is None:
+            rng = self.world.random(f"gateway {life}")
+            client = self._clients[life] = DataClient(
+                self.world, self.network, self.named, proposer, rng, self._habits, timeout_s, self.mutation
+            )
+        return client
 
     def left_out(self, acceptors: Sequence[int]) -> set[int]:
         """Of a broken variant: a minority whose marks are not asked for."""
         minority = (len(acceptors) - 1) // 2
         return self.leaves_out or set(self.world.random("left out").sample(acceptors, minority if self.breaking else 0))
+
+    # -- Disks --------------------------------------------------------------------------------------------------------
+
+    async def _hurt(self) -> None:
+        """Now and then a copy is damaged or lost, or a disk is full for a while."""
+        rng = self.world.random("disks of data")
+        damages, fills = rng.choice((0.0, 0.05, 0.3)), rng.random() < 0.2
+        while damages or fills:
+            await asyncio.sleep(rng.expovariate(1 / 0.05))
+            if fills and rng.random() < 0.1:
+                node = self.network.nodes[rng.choice(sorted(self.network.nodes))]
+                node.full = not node.full
+                self.world.note(f"disk of D{node.node_id} is {'full' if node.full else 'empty'}")
+            if rng.random() < damages:
+                self._damage(rng)
+        await asyncio.Event().wait()
+
+    def _damage(self, rng: random.Random) -> None:
+        node_id = rng.choice(self.world.watch.newest.quorums.members)
+        place = self.network.nodes[node_id].place
+        digests = [digest for digest in sorted(place.rows) if place.is_settled(digest)]
+        digest = rng.choice(digests) if digests else b""
+        if digest and node_id in self.named.spare(digest):
+            # A change to one member takes its word that it has all: what it does not know to be damaged is gone then.
+            lost = rng.random() < 0.3 or self.upkeep.faults.changes > 0
+            self.world.note(f"D{node_id} has {digest.hex()[:8]} {'lost' if lost else 'damaged'}")
+            self.named.on_hurt(node_id, digest)
+            (place.lose if lost else place.damage)(digest)
 
     # -- Repair -------------------------------------------------------------------------------------------------------
 
@@ -287,8 +388,7 @@ class DataWorld:
         if not giver.place.rows:
             return
         digest = rng.choice(sorted(giver.place.rows))
-        places = self.client_of(proposer).places()
-        home = rng.choice(homes(digest, places, 0)).node_id
+        home = rng.choice(homes(digest, list(map(place, proposer.engine.quorums.members)), 0)).node_id
         if digest not in self.network.nodes[home].place.rows:
             with suppress(errors.ObjmetaError, Interrupted):
                 await proposer.run(self.bring(proposer, digest, giver.node_id, home))
@@ -298,7 +398,7 @@ class DataWorld:
         chunk = Chunk(digest, len(self.network.nodes[giver].place.rows[digest].data))
         data = await self.network.call(giver, lambda node: node.place.get(chunk))
         generation = 0 if self.mutation.repairs_untouched else await proposer.engine.generations.newest(1.0)
-        await self.network.call(home, lambda node: node.place.put(data, generation=generation))
+        await self.network.call(home, lambda node: node.put(chunk, data, generation))
         self.world.note(f"D{home} has {digest.hex()[:8]} from D{giver}, in generation {generation}")
 
     # -- Collectors ---------------------------------------------------------------------------------------------------
@@ -344,17 +444,26 @@ class DataWorld:
 
     async def _marks(self, acceptor: int, cycle: CycleName) -> AsyncIterator[Marked]:
         """What objmeta says that an acceptor names; read slowly, as if there were much more of it."""
-        proposer = self.world.proposers[acceptor % len(self.world.proposers)]
-        if not proposer.up:
-            raise errors.Unavailable("the node's proposer is down")
+        proposer = self._neighbour(acceptor)
         source = _Slowly(self, acceptor, cycle)
-        context = self._data(proposer, self._rng, 1.0).context()
+        context = self.client_of(proposer, 1.0).client.context()
         tag = self.world.nodes[acceptor].store.disk.durable.membership.configuration.tag
         if tag.epoch != cycle.epoch:
             raise errors.Unavailable("the members are being changed")
         async with aclosing(self.mutation.marks(context, source, tag)) as pages:
             async for page in pages:
                 yield page
+
+
+class _AtOnce:
+    """An acceptor whose node reads what it names."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def scan(self, tag: ConfigurationTag, request: ScanRequest) -> ScanAnswer:
+        await asyncio.sleep(0)
+        return self._node.store.scan(tag, request)
 
 
 class _Slowly:

@@ -22,7 +22,7 @@ from objmeta.objects.context import Context
 from objmeta.objects.fences import BucketFences
 from objmeta.register.copying import CopySettings, FenceOf
 from objmeta.register.erasing import ErasureSettings
-from objmeta.register.membership import Coordinator
+from objmeta.register.membership import Coordinator, MayLeave
 from objmeta.register.mending import RepairSettings
 from objmeta.testing.checkers import Violation
 from objmeta.testing.world import Interrupted, Proposer, World
@@ -80,6 +80,8 @@ class Upkeep:
         self._changing = 0
         self._drawn: list[tuple[int, frozenset[int]]] = []
         """The epoch and the new members of each change that was ever begun: it may be chosen while the epoch lasts."""
+        self.may_leave: Callable[[Proposer], MayLeave | None] = lambda proposer: None
+        """Says when members that leave may do so, for a coordinator of this proposer."""
         self.completed = 0
         """Changes of members that came to their end."""
         world.erasure = ErasureSettings(
@@ -149,7 +151,9 @@ class Upkeep:
     def _coordinator(self, proposer: Proposer, timeout_s: float) -> Coordinator:
         settings = CopySettings(page_names=self._rng.choice((1, 2, 100)), timeout_s=timeout_s)
         fence_of = self._fence_of(proposer, timeout_s)
-        return self.world.mutation.coordinator(proposer.engine, self._rng, fence_of, settings)
+        return self.world.mutation.coordinator(
+            proposer.engine, self._rng, fence_of, settings, may_leave=self.may_leave(proposer)
+        )
 
     def _fence_of(self, proposer: Proposer, timeout_s: float) -> FenceOf | None:
         if not self._has_buckets:

@@ -23,7 +23,18 @@ from objmeta.objects.elections import AsyncElection
 from objmeta.objects.feed import ChangedVersions, LoadedPage
 from objmeta.objects.locks import TTL_S, AsyncLock, Locks
 from objmeta.objects.marks import Marked, marks
-from objmeta.objects.types import Bucket, ChangePage, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
+from objmeta.objects.transactions import conclude_all
+from objmeta.objects.types import (
+    Bucket,
+    ChangePage,
+    DeleteObject,
+    KeyValue,
+    ObjectPage,
+    ObjectSummary,
+    ObjectVersion,
+    PutObject,
+    VersionPage,
+)
 
 if TYPE_CHECKING:
     from objmeta.rpc.client import RemoteRegisters
@@ -219,6 +230,22 @@ class AsyncClient:
         _check(bucket, key)
         await (await self._open()).objects.remove_version(bucket, key, version_id, only_if)
 
+    # -- Several objects at once --------------------------------------------------------------------------------------
+
+    async def commit(self, changes: Sequence[PutObject | DeleteObject], *, generation: int = 0) -> list[ObjectVersion]:
+        """Make all of these changes, at one instant, or none; the new versions, in the order of ``changes``.
+
+        The objects may be in any buckets, each is named once, and there may be 1,000 of them.  Who reads one of them
+        waits while it is undecided, so whoever saw one change sees all others from then on; a page of a listing, and
+        several calls, are not of one instant.  ``generation`` is the oldest under which chunks of any were touched
+        (see :meth:`put_object`).
+
+        Raises InvalidArgument, and what :meth:`put_object` and :meth:`delete_object` raise, of the first object for
+        which it does not go: unless that is UnknownOutcome, nothing was changed.  Raises NoQuorum also when others,
+        who waited for it, have aborted it again and again.
+        """
+        return await (await self._open()).transactions.commit(changes, generation)
+
     # -- Listings -----------------------------------------------------------------------------------------------------
 
     async def list_objects(
@@ -393,6 +420,14 @@ class AsyncClient:
             acceptor_id: marks(services.context, acceptor, configuration.tag, alone)
             for acceptor_id, acceptor in sorted(acceptors.items())
         }
+
+    async def conclude_transactions(self) -> int:
+        """Finish what owners of committed transactions left undone, so that it can be forgotten; of how many.
+
+        Part of collection (``gateway gc``): nobody who reads or writes needs it.  Raises NoQuorum.
+        """
+        services = await self._open()
+        return await conclude_all(services.context, services.buckets.intents)
 
     async def collect(self, run: int = 0, timeout_s: float = 5.0) -> Collected:
         """Erase what was deleted and can be erased now; how far that has come within ``timeout_s``.

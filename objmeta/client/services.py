@@ -18,6 +18,7 @@ from objmeta.objects.keyvalue import KeyValues
 from objmeta.objects.listing import Listings
 from objmeta.objects.locks import Locks
 from objmeta.objects.objects import Objects
+from objmeta.objects.transactions import Transactions
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Services:
     registers: Registers
     buckets: Buckets
     objects: Objects
+    transactions: Transactions
     listings: Listings
     feed: Feed
     values: KeyValues
@@ -46,13 +48,15 @@ async def open_services(settings: Settings, location: Location) -> Services:
         proposer_in_process=not isinstance(location, Cluster),
     )
     buckets = Buckets(context)
+    objects = Objects(context, buckets)
     return Services(
         os.getpid(),
         context,
         registers,
         buckets,
-        Objects(context, buckets),
-        Listings(context, buckets),
+        objects,
+        Transactions(context, buckets, objects),
+        Listings(buckets),
         Feed(context, buckets),
         KeyValues(context),
         Locks(context),

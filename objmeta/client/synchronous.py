@@ -23,7 +23,17 @@ from objmeta.interfaces import Collected, Cycle, MembersStatus, StoreStatus
 from objmeta.model.values import Chunk
 from objmeta.objects.feed import ChangedVersions, LoadedPage
 from objmeta.objects.locks import TTL_S
-from objmeta.objects.types import Bucket, ChangePage, KeyValue, ObjectPage, ObjectSummary, ObjectVersion, VersionPage
+from objmeta.objects.types import (
+    Bucket,
+    ChangePage,
+    DeleteObject,
+    KeyValue,
+    ObjectPage,
+    ObjectSummary,
+    ObjectVersion,
+    PutObject,
+    VersionPage,
+)
 
 T = TypeVar("T")
 
@@ -254,6 +264,10 @@ class Client:
         """
         self._run(self._current().remove_version(bucket, key, version_id, only_if=only_if))
 
+    def commit(self, changes: Sequence[PutObject | DeleteObject], *, generation: int = 0) -> list[ObjectVersion]:
+        """Make all of these changes, at one instant, or none; see :meth:`AsyncClient.commit`."""
+        return self._run(self._current().commit(changes, generation=generation))
+
     def list_objects(
         self,
         bucket: str,
@@ -353,6 +367,10 @@ class Client:
     def begin_cycle(self, timeout_s: float | None = None) -> Cycle:
         """Begin a cycle of the collector; see :meth:`AsyncClient.begin_cycle`. Raises NoQuorum."""
         return self._run(self._current().begin_cycle(timeout_s))
+
+    def conclude_transactions(self) -> int:
+        """Finish what owners of transactions left undone; see :meth:`AsyncClient.conclude_transactions`."""
+        return self._run(self._current().conclude_transactions())
 
     def collect(self, run: int = 0, timeout_s: float = 5.0) -> Collected:
         """Erase what was deleted and can be erased now; how far that has come within ``timeout_s``.

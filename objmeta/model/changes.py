@@ -11,21 +11,27 @@ from typing import Final
 import msgspec
 
 from objmeta.core.change import Decision, Keep, Write
-from objmeta.core.messages import RecordRef, State
+from objmeta.core.messages import Record, RecordRef, State
 from objmeta.model.values import (
+    ABORTED,
+    COMMITTED,
+    DONE,
     BucketHead,
     BucketSettings,
     Head,
     Manifest,
+    Pending,
     RecordBody,
     RegisterValue,
     Removal,
     Step,
+    Transaction,
     Value,
     Version,
     decode_value,
     encode,
     flag_of,
+    holds_intent,
     make_record,
     tip_of,
 )
@@ -35,6 +41,9 @@ PRECONDITION: Final = "precondition_failed"
 MISSING: Final = "not_found"
 MOVED: Final = "moved"
 """The chain's tip is not the one the caller computed with: look again."""
+PENDING: Final = "pending"
+"""An intent of a transaction is in the way. Nothing was changed, so the same change may be asked for again once that
+is settled."""
 
 
 class _Change(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -51,12 +60,18 @@ def _write(change_id: bytes, state: State | None, sequence_floor: int, value: Re
     return Write(State(encode(value), (record.ref,), flag_of(value)), (record,))
 
 
-def _head(state: State | None) -> Head | None:
+def _current(state: State | None) -> Head | Keep:
+    """The head of an object; Keep if an intent is in the way."""
     if state is None:
-        return None
+        return _NO_HEAD
     value = decode_value(state.value)
+    if isinstance(value, Pending):
+        return Keep(PENDING)
     assert isinstance(value, Head)
     return value
+
+
+_NO_HEAD: Final = Head(None)
 
 
 class PutVersion(_Change, frozen=True, tag="put", gc=False):
@@ -73,8 +88,20 @@ class PutVersion(_Change, frozen=True, tag="put", gc=False):
     if_version: bytes = b""
 
     def apply(self, name: bytes, state: State | None, sequence_floor: int) -> Decision:
-        head = _head(state)
-        current = head.current if head else None
+        found = _current(state)
+        if isinstance(found, Keep):
+            return found
+        decided = self._version_after(found.current, state, sequence_floor)
+        if isinstance(decided, Keep):
+            return decided
+        record, version = decided
+        value = Head(version)
+        return Write(State(encode(value), (record.ref,), flag_of(value)), (record,))
+
+    def _version_after(
+        self, current: Version | None, state: State | None, sequence_floor: int
+    ) -> Keep | tuple[Record, Version]:
+        """The version that follows ``current``, with its record; Keep if a condition does not hold."""
         visible = current is not None and not current.delete_marker
         if self.if_absent and visible:
             return Keep(EXISTS)
@@ -89,8 +116,72 @@ class PutVersion(_Change, frozen=True, tag="put", gc=False):
             manifest = msgspec.structs.replace(manifest, parent_version_id=current.ref.version_id)
         record = make_record(tip_of(state), sequence_floor, self.version_id, manifest, self.data)
         version = Version(record.ref, manifest.size, manifest.etag, manifest.modified_us, manifest.delete_marker)
-        value = Head(version)
+        return record, version
+
+
+class Intend(PutVersion, frozen=True, tag="intend", gc=False):
+    """What PutVersion does, if ``transaction`` (its id, 16 bytes) commits: an intent is left, and nobody sees it yet.
+
+    The conditions are decided now, and nothing else is written until the transaction is decided, so they hold then.
+    """
+
+    transaction: bytes = b""
+
+    def apply(self, name: bytes, state: State | None, sequence_floor: int) -> Decision:
+        found = _current(state)
+        if isinstance(found, Keep):
+            return found
+        decided = self._version_after(found.current, state, sequence_floor)
+        if isinstance(decided, Keep):
+            return decided
+        record, version = decided
+        value = Pending(version, found.current, self.transaction)
         return Write(State(encode(value), (record.ref,), flag_of(value)), (record,))
+
+
+class Resolve(_Change, frozen=True, tag="resolve", gc=False):
+    """Put in the place of an intent of ``transaction`` what its outcome makes of it; anything else stays as it is.
+
+    An intent that comes to nothing is taken back as a version is removed, so that its chunks are let go.
+    """
+
+    transaction: bytes
+    committed: bool
+
+    def apply(self, name: bytes, state: State | None, sequence_floor: int) -> Decision:
+        intent = decode_value(state.value) if state else None
+        if not isinstance(intent, Pending) or intent.transaction != self.transaction:
+            return Keep()
+        if self.committed:
+            return _write(self.version_id, state, sequence_floor, Head(intent.current), Step())
+        undone = Removal(intent.current.ref.version_id, last=intent.before is None, undone=True)
+        return _write(self.version_id, state, sequence_floor, Head(intent.before), undone)
+
+
+class Decide(_Change, frozen=True, tag="decide", gc=False):
+    """Decide a transaction, if nobody has: of any number of these exactly one takes effect (else Keep(EXISTS)).
+
+    The owner commits under the generation in which the transaction began, and names the ``participants``.
+    """
+
+    committed: bool
+    participants: tuple[bytes, ...] = ()
+
+    def apply(self, name: bytes, state: State | None, sequence_floor: int) -> Decision:
+        if state is not None:
+            return Keep(EXISTS)
+        value = Transaction(COMMITTED if self.committed else ABORTED, self.participants)
+        return _write(self.version_id, state, sequence_floor, value, Step())
+
+
+class Conclude(_Change, frozen=True, tag="conclude", gc=False):
+    """Let a committed transaction be forgotten, none of whose intents is left."""
+
+    def apply(self, name: bytes, state: State | None, sequence_floor: int) -> Decision:
+        found = decode_value(state.value) if state else None
+        if not isinstance(found, Transaction) or found.status != COMMITTED:
+            return Keep(MOVED)
+        return _write(self.version_id, state, sequence_floor, Transaction(DONE), Step())
 
 
 class RemoveVersion(_Change, frozen=True, tag="remove", gc=False):
@@ -103,6 +194,8 @@ class RemoveVersion(_Change, frozen=True, tag="remove", gc=False):
     def apply(self, name: bytes, state: State | None, sequence_floor: int) -> Decision:
         if tip_of(state) != self.tip:
             return Keep(MOVED)
+        if holds_intent(state):  # of which the caller should not have computed anything
+            return Keep(PENDING)
         removal = Removal(self.target, last=self.current is None)
         return _write(self.version_id, state, sequence_floor, Head(self.current), removal)
 
@@ -182,5 +275,16 @@ class SetValue(_Change, frozen=True, tag="set", gc=False):
 NO_VERSION: Final = bytes(16)
 """As ``if_version``: there must be no value."""
 
-ModelChange = PutVersion | RemoveVersion | CreateBucket | MoveBucket | ConfigureBucket | SetValue
+ModelChange = (
+    PutVersion
+    | RemoveVersion
+    | CreateBucket
+    | MoveBucket
+    | ConfigureBucket
+    | SetValue
+    | Intend
+    | Resolve
+    | Decide
+    | Conclude
+)
 """The changes that travel."""

@@ -6,6 +6,7 @@ Register names are bytes and sort as listings do::
     b"o/" + bucket id (16 bytes) + key       the head of one object
     b"k/" + key                              a plain key-value register
     b"l/" + name                             a lock
+    b"t/" + transaction id (16 bytes)        the outcome of a transaction; nobody can name one
 
 The rules for names are S3's (Amazon S3 User Guide, "Bucket naming rules" and "Naming objects").
 """
@@ -22,6 +23,7 @@ BUCKETS: Final = b"b/"
 OBJECTS: Final = b"o/"
 KEYS: Final = b"k/"
 LOCKS: Final = b"l/"
+TRANSACTIONS: Final = b"t/"
 BUCKET_ID_BYTES: Final = 16
 KEY_BYTES_MAX: Final = 1024
 
@@ -82,6 +84,11 @@ def value_register(key: bytes) -> bytes:
     if not 1 <= len(key) <= KEY_BYTES_MAX:
         raise InvalidArgument(f"a register's key must have 1 to {KEY_BYTES_MAX} bytes, this one has {len(key)}")
     return KEYS + key
+
+
+def transaction_register(transaction: bytes) -> bytes:
+    """The register of a transaction's outcome, by its id (16 bytes)."""
+    return TRANSACTIONS + transaction
 
 
 def lock_register(name: str) -> bytes:

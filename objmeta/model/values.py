@@ -36,6 +36,35 @@ class Head(msgspec.Struct, frozen=True, array_like=True, tag="head1", gc=False):
     current: Version | None
 
 
+class Pending(msgspec.Struct, frozen=True, array_like=True, tag="pending1", gc=False):
+    """The register of an object that an undecided transaction wants to change: an *intent*.
+
+    ``current`` is the object's current version if ``transaction`` (16 bytes) commits, ``before`` if it does not (None:
+    no version was left).  Nobody answers from it: whoever meets one asks the transaction and puts a Head in its place.
+    """
+
+    current: Version
+    before: Version | None
+    transaction: bytes
+
+
+COMMITTED: Final = "committed"
+ABORTED: Final = "aborted"
+DONE: Final = "done"
+
+
+class Transaction(msgspec.Struct, frozen=True, array_like=True, tag="transaction1", gc=False):
+    """The register of a transaction, its one commit point; as long as there is none, it is undecided.
+
+    ``status`` is "committed", "aborted", or "done": committed, and no intent of it is left.  ``participants`` are the
+    registers of a committed one that have, or had, its intents.  Nothing needs to be done for the others any more, so
+    they are tombstones and are erased as such: not before every operation that began with the transaction is refused.
+    """
+
+    status: str
+    participants: tuple[bytes, ...] = ()
+
+
 class BucketSettings(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What holds for all objects of a bucket; zero stands for the default of each.
 
@@ -67,7 +96,7 @@ class Value(msgspec.Struct, frozen=True, array_like=True, tag="value1", gc=False
     value: bytes | None
 
 
-RegisterValue = Head | BucketHead | Value
+RegisterValue = Head | BucketHead | Value | Pending | Transaction
 
 
 # -- What records hold ------------------------------------------------------------------------------------------------
@@ -109,10 +138,12 @@ class Removal(msgspec.Struct, frozen=True, array_like=True, tag="removal1", gc=F
     """The record of the permanent removal of one version, named by its id.
 
     ``last``: no version was left.  What lies below in the chain may have been erased, and history ends here.
+    ``undone``: the version was an intent of a transaction that did not commit, so it never was one to see.
     """
 
     version_id: bytes
     last: bool = False
+    undone: bool = False
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True, tag="step1", gc=False):
@@ -122,7 +153,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag="step1", gc=False):
 RecordBody = Manifest | Removal | Step
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
-_VALUES: Final[msgspec.msgpack.Decoder[RegisterValue]] = msgspec.msgpack.Decoder(Head | BucketHead | Value)
+_VALUES: Final[msgspec.msgpack.Decoder[RegisterValue]] = msgspec.msgpack.Decoder(RegisterValue)
 _BODIES: Final[msgspec.msgpack.Decoder[RecordBody]] = msgspec.msgpack.Decoder(Manifest | Removal | Step)
 
 
@@ -132,6 +163,15 @@ def decode_value(value: bytes) -> RegisterValue:
         return _VALUES.decode(value)
     except msgspec.MsgspecError as damage:
         raise IntegrityError(f"a register holds bytes that cannot be read: {damage}") from damage
+
+
+INTENT_MARK: Final = b"\xa8pending1"
+"""What the bytes of every intent hold after the first: the tag of :class:`Pending`."""
+
+
+def holds_intent(state: State | None) -> bool:
+    """Whether a register's state is an intent; nothing is decoded."""
+    return state is not None and state.value.startswith(INTENT_MARK, 1)
 
 
 def decode_body(record: Record) -> RecordBody:
@@ -177,7 +217,7 @@ def flag_of(value: RegisterValue) -> int:
             return TOMBSTONE
         return HIDDEN if value.current.delete_marker else LIVE
     match value:
-        case Value(value=None) | BucketHead(status="gone"):
+        case Value(value=None) | BucketHead(status="gone") | Transaction(status="aborted" | "done"):
             return TOMBSTONE
         case _:
             return LIVE

@@ -162,7 +162,7 @@ class Feed:
             if head.bucket_id != bucket_id:
                 raise NoSuchBucket(f"bucket {bucket!r} was removed")
             stated = msgspec.structs.replace(request, fence=fence(head))
-            return await self._context.registers.scan(stated, self._context.timeout_s)
+            return await self._buckets.intents.scan(stated)
 
         return await self._buckets.under_term(bucket, ask)
 

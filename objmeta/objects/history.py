@@ -1,7 +1,8 @@
 """The history of an object: its chain of records, and what it says about versions.
 
 Every change of an object appends one record: a manifest (a version put, or a delete marker) or the removal of a
-version.  The versions of an object are the manifests on the chain less those that a removal names.
+version.  The versions of an object are the manifests on the chain less those that a removal names.  A transaction that
+commits leaves a step beside its version, which says nothing; of one that does not, nothing is shown.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from objmeta.core.listing import ScanRequest, decode_records, decode_rows
 from objmeta.core.messages import Fence, Record, RecordRef, State
 from objmeta.errors import IntegrityError
 from objmeta.model.values import Head, Manifest, Removal, Version, decode_body, decode_value, tip_of
-from objmeta.objects.context import Context
 from objmeta.objects.ids import time_of
+from objmeta.objects.intents import Intents
 from objmeta.objects.types import ObjectVersion, RemovedVersion
 
 
@@ -100,6 +101,7 @@ class History(msgspec.Struct, frozen=True):
 def walk(state: State, records: Mapping[RecordRef, Record]) -> History:
     """Follow the chain from a state's tip. Raises IntegrityError if a record is missing or its parent is not older."""
     removed: set[bytes] = set()
+    undone: set[bytes] = set()
     entries: list[Entry] = []
     removals: list[tuple[RecordRef, Removal]] = []
     gone: list[Entry] = []
@@ -111,10 +113,13 @@ def walk(state: State, records: Mapping[RecordRef, Record]) -> History:
         body = decode_body(record)
         if isinstance(body, Removal):
             removed.add(body.version_id)
-            removals.append((cursor, body))
+            if body.undone:
+                undone.add(body.version_id)  # it never was a version
+            else:
+                removals.append((cursor, body))
             if body.last:
                 break
-        elif isinstance(body, Manifest):
+        elif isinstance(body, Manifest) and cursor.version_id not in undone:
             (gone if cursor.version_id in removed else entries).append(Entry(cursor, body))
         if record.parent is not None and record.parent.sequence >= cursor.sequence:
             raise IntegrityError(f"record {cursor.sequence} of an object's history names a parent that is not older")
@@ -122,10 +127,13 @@ def walk(state: State, records: Mapping[RecordRef, Record]) -> History:
     return History(state, tuple(entries), tuple(removals), tuple(gone))
 
 
-async def load(context: Context, name: bytes, fence: Fence) -> History | None:
-    """The whole history of one object, from one instant; None if the register was never written."""
+async def load(intents: Intents, name: bytes, fence: Fence) -> History | None:
+    """The whole history of one object, from one instant; None if the register was never written.
+
+    Raises Fenced, NoQuorum.
+    """
     request = ScanRequest(name, name + b"\x00", 1, with_records=True, fence=fence)
-    page = await context.registers.scan(request, context.timeout_s)
+    page = await intents.scan(request)
     rows = decode_rows(page.rows)
     if not rows:
         return None

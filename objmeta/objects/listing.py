@@ -24,7 +24,6 @@ from objmeta.interfaces import ScanPage
 from objmeta.model.names import object_prefix
 from objmeta.model.values import BucketHead, Head, decode_value
 from objmeta.objects.buckets import Buckets, fence
-from objmeta.objects.context import Context
 from objmeta.objects.history import walk
 from objmeta.objects.types import ObjectPage, ObjectSummary, ObjectVersion, VersionPage
 
@@ -34,8 +33,7 @@ LIMIT_MAX = 5000
 class Listings:
     """Pages of a bucket."""
 
-    def __init__(self, context: Context, buckets: Buckets) -> None:
-        self._context = context
+    def __init__(self, buckets: Buckets) -> None:
         self._buckets = buckets
 
     async def objects(
@@ -109,7 +107,7 @@ class Listings:
             request = ScanRequest(
                 start, successor(whole), limit, delimiter.encode(), len(whole), with_records, fence=stated
             )
-            return await self._context.registers.scan(request, self._context.timeout_s)
+            return await self._buckets.intents.scan(request)
 
         return await self._buckets.under_term(bucket, ask)
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from blake3 import blake3
 
-from objmeta.core.messages import Record, RecordRef, State
+from objmeta.core.messages import Fence, Record, RecordRef, State
 from objmeta.errors import (
     AlreadyExists,
+    Fenced,
     IntegrityError,
     InvalidArgument,
     NoSuchBucket,
@@ -26,19 +27,39 @@ from objmeta.errors import (
     UnknownOutcome,
 )
 from objmeta.interfaces import ChangeReply, ChangeRequest
-from objmeta.model.changes import EXISTS, MISSING, MOVED, PRECONDITION, ModelChange, PutVersion, RemoveVersion
+from objmeta.model.changes import (
+    EXISTS,
+    MISSING,
+    MOVED,
+    PENDING,
+    PRECONDITION,
+    Intend,
+    ModelChange,
+    PutVersion,
+    RemoveVersion,
+)
 from objmeta.model.names import bucket_register, check_key, object_register
-from objmeta.model.values import BucketHead, Chunk, Head, Manifest, Version, decode_body, decode_value, tip_of
+from objmeta.model.values import (
+    BucketHead,
+    Chunk,
+    Head,
+    Manifest,
+    Version,
+    decode_body,
+    decode_value,
+    holds_intent,
+    tip_of,
+)
 from objmeta.objects.buckets import Buckets, fence
 from objmeta.objects.context import Context
 from objmeta.objects.history import Entry, History, load
 from objmeta.objects.ids import parse_version_id
-from objmeta.objects.types import ObjectSummary, ObjectVersion
+from objmeta.objects.intents import STALE_TERM
+from objmeta.objects.types import DeleteObject, ObjectSummary, ObjectVersion, PutObject
 
 Condition = Callable[[Sequence[ObjectVersion]], bool]
 """Of all versions of an object, newest first."""
 
-STALE_TERM = "stale_term"
 _ATTEMPTS_MAX = 20
 _EMPTY_ETAG = blake3(b"").digest()
 
@@ -69,36 +90,15 @@ class Objects:
         generation: int = 0,
     ) -> ObjectVersion:
         """Commit a version whose content is ``data`` (in the record), or ``chunks`` or ``lists`` that are durable."""
-        _check_text("content_type", content_type)
-        for name, value in (metadata or {}).items():
-            _check_text(name, value)
-        if (data is not None) + bool(chunks) + bool(lists) > 1:
-            raise InvalidArgument("content is either data or chunks or lists of chunks, not two of them")
-        if data is not None:
-            size, digest = len(data), blake3(data).digest()
-        else:
-            if size is None or etag is None:
-                raise InvalidArgument("content in chunks needs its size and etag")
-            if not lists and sum(chunk.length for chunk in chunks) != size:
-                raise InvalidArgument(f"the chunks' lengths do not add up to the size {size}")
-            digest = bytes.fromhex(etag)
-        manifest = Manifest(
-            size,
-            digest,
-            self._context.wall_clock(),
-            content_type,
-            dict(metadata or {}),
-            tuple(chunks),
-            lists=tuple(lists),
+        wanted = PutObject(
+            bucket, key, data, chunks, lists, size, etag, content_type, metadata or {}, if_absent, if_version
         )
-        return await self._put(
-            bucket, key, manifest, data or b"", if_absent=if_absent, if_version=if_version, generation=generation
-        )
+        return await self.append(wanted, self.change_for(wanted), generation)
 
     async def delete(self, bucket: str, key: str, if_version: str | None) -> ObjectVersion:
         """Put a delete marker. Raises NoSuchBucket, NoSuchKey, PreconditionFailed."""
-        marker = Manifest(0, _EMPTY_ETAG, self._context.wall_clock(), delete_marker=True)
-        return await self._put(bucket, key, marker, b"", if_present=True, if_version=if_version)
+        wanted = DeleteObject(bucket, key, if_version)
+        return await self.append(wanted, self.change_for(wanted))
 
     async def copy(
         self,
@@ -140,38 +140,54 @@ class Objects:
                 raise PreconditionFailed(f"version {version_id} of object {key!r} in bucket {bucket!r} is to stay")
             # What the condition saw is what is changed: the change names the newest record of that history.
             change = RemoveVersion(operation, target, history.tip, _current_without(history, target))
-            reply = await self._change(bucket, key, change)
+            _, reply = await self._change(bucket, key, change)
             if reply.code != MOVED:
                 return
         raise Unavailable(f"object {key!r} in bucket {bucket!r} is being written to all the time; try again later")
 
-    async def _put(
-        self,
-        bucket: str,
-        key: str,
-        manifest: Manifest,
-        data: bytes,
-        *,
-        if_absent: bool = False,
-        if_present: bool = False,
-        if_version: str | None = None,
-        generation: int = 0,
-    ) -> ObjectVersion:
-        required = b"" if if_version is None else parse_version_id(if_version)
-        change = PutVersion(self._context.new_id(), manifest, data, if_absent, if_present, required)
-        reply = await self._change(bucket, key, change, generation)
+    def change_for(self, wanted: PutObject | DeleteObject, transaction: bytes = b"") -> PutVersion:
+        """The change that makes a version, as an intent of ``transaction`` if one is given. Raises InvalidArgument."""
+        now_us = self._context.wall_clock()
+        required = b"" if wanted.if_version is None else parse_version_id(wanted.if_version)
+        if isinstance(wanted, DeleteObject):
+            manifest, data, if_absent = Manifest(0, _EMPTY_ETAG, now_us, delete_marker=True), b"", False
+        else:
+            manifest, data, if_absent = _manifest(wanted, now_us), wanted.data or b"", wanted.if_absent
+        fields = (self._context.new_id(), manifest, data, if_absent, isinstance(wanted, DeleteObject), required)
+        return Intend(*fields, transaction=transaction) if transaction else PutVersion(*fields)
+
+    async def append(self, wanted: PutObject | DeleteObject, change: PutVersion, generation: int = 0) -> ObjectVersion:
+        """Run the change of :meth:`change_for`; see :meth:`placed`."""
+        _, version = await self.placed(wanted, change, generation)
+        return version
+
+    async def placed(
+        self, wanted: PutObject | DeleteObject, change: PutVersion, generation: int = 0
+    ) -> tuple[bytes, ObjectVersion]:
+        """The same, with the register that was changed.
+
+        Raises NoSuchBucket, NoSuchKey, AlreadyExists, PreconditionFailed, StaleGeneration.
+        """
+        bucket, key = wanted.bucket, wanted.key
+        register, reply = await self._change(bucket, key, change, generation)
         if reply.code == EXISTS:
             raise AlreadyExists(f"object {key!r} exists already in bucket {bucket!r}")
         if reply.code == PRECONDITION:
-            raise PreconditionFailed(f"the current version of object {key!r} in bucket {bucket!r} is not {if_version}")
+            raise PreconditionFailed(
+                f"the current version of object {key!r} in bucket {bucket!r} is not {wanted.if_version}"
+            )
         if reply.code == MISSING:
             raise NoSuchKey(f"object {key!r} does not exist in bucket {bucket!r}")
         assert reply.record is not None, "a put that took effect names its record"
-        entry = _entry(reply.record)
-        return entry.public(bucket, key, True, data if manifest.is_inline or manifest.delete_marker else None)
+        has_data = change.manifest.is_inline or change.manifest.delete_marker
+        return register, _entry(reply.record).public(bucket, key, True, change.data if has_data else None)
 
-    async def _change(self, bucket: str, key: str, change: ModelChange, generation: int = 0) -> ChangeReply:
-        """Run a change of a head under the bucket's term; it began in ``generation`` (0: it begins now).
+    async def _change(
+        self, bucket: str, key: str, change: ModelChange, generation: int = 0
+    ) -> tuple[bytes, ChangeReply]:
+        """Run a change of a head under the bucket's term, and which register that is.
+
+        It began in ``generation`` (0: it begins now).  What a transaction has left in its way is settled first.
 
         An attempt that was refused for its term may have reached an acceptor, from where others can finish it.  From
         then on a failure is an unknown outcome; and where the bucket was removed meanwhile, what is under its dead id,
@@ -187,24 +203,37 @@ class Objects:
                 head = await self._head_to_change(bucket, proposed)
                 if head is None or (proposed is not None and head.bucket_id != proposed.bucket_id):
                     assert proposed is not None
-                    record = await self._found(object_register(proposed.bucket_id, key), proposed, change.version_id)
+                    register = object_register(proposed.bucket_id, key)
+                    record = await self._found(register, proposed, change.version_id)
                     if record is not None:
-                        return ChangeReply("", None, record)
+                        return register, ChangeReply("", None, record)
                     if head is None:
                         raise NoSuchBucket(f"bucket {bucket!r} does not exist")
                     proposed = None
-                request = ChangeRequest(object_register(head.bucket_id, key), change, fence(head), begun)
-                reply = await self._context.registers.change(request, self._context.timeout_s)
+                register = object_register(head.bucket_id, key)
+                reply = await self._change_of(register, change, fence(head), begun)
             except (Unavailable, IntegrityError) as failure:
                 if proposed is not None or (tried and isinstance(failure, StaleGeneration)):
                     raise UnknownOutcome(f"{failure}; an earlier attempt may have applied") from failure
                 raise
             if reply.code != STALE_TERM:
-                return reply
+                return register, reply
             if reply.proposed:
                 proposed, begun, tried = head, reply.generation, True
             self._buckets.forget(bucket)
         raise UnknownOutcome(f"bucket {bucket!r} is being removed again and again; the change may have applied")
+
+    async def _change_of(self, register: bytes, change: ModelChange, stated: Fence, begun: int) -> ChangeReply:
+        """One attempt of it, once no intent is in the way."""
+        request = ChangeRequest(register, change, stated, begun)
+        while True:
+            reply = await self._context.registers.change(request, self._context.timeout_s)
+            if reply.code != PENDING:
+                return reply
+            try:
+                await self._buckets.intents.clear(register, stated)
+            except Fenced:
+                return ChangeReply(STALE_TERM, None)
 
     async def _head_to_change(self, bucket: str, proposed: BucketHead | None) -> BucketHead | None:
         """The bucket with the term to state; None if it is gone and an attempt was made in it."""
@@ -273,8 +302,11 @@ class Objects:
             (bucket_state,), (state,) = await asyncio.gather(
                 read((bucket_register(bucket),), timeout_s), read((register,), timeout_s, fence(guess))
             )
-            confirmed = self._buckets.learn(bucket, bucket_state).bucket_id == guess.bucket_id
-            return (register, state) if confirmed else None
+            if self._buckets.learn(bucket, bucket_state).bucket_id != guess.bucket_id:
+                return None
+            if holds_intent(state):
+                state = await self._buckets.intents.settled(register, state, fence(guess))
+            return register, state
 
         while (found := await self._buckets.under_term(bucket, look)) is None:
             pass  # the guess was a bucket that is gone; the right one is known now
@@ -290,7 +322,7 @@ class Objects:
 
         async def look(head: BucketHead) -> tuple[bytes, History | None]:
             register = object_register(head.bucket_id, key)
-            return register, await load(self._context, register, fence(head))
+            return register, await load(self._buckets.intents, register, fence(head))
 
         await self._buckets.look_up(bucket)
         return await self._buckets.under_term(bucket, look)
@@ -298,6 +330,33 @@ class Objects:
     async def _record(self, register: bytes, ref: RecordRef, with_data: bool) -> Record:
         (record,) = await self._context.registers.records(register, (ref,), self._context.timeout_s, with_data)
         return record
+
+
+def _manifest(wanted: PutObject, now_us: int) -> Manifest:
+    """What the record says. Raises InvalidArgument."""
+    _check_text("content_type", wanted.content_type)
+    for name, value in wanted.metadata.items():
+        _check_text(name, value)
+    if (wanted.data is not None) + bool(wanted.chunks) + bool(wanted.lists) > 1:
+        raise InvalidArgument("content is either data or chunks or lists of chunks, not two of them")
+    size = wanted.size
+    if wanted.data is not None:
+        size, digest = len(wanted.data), blake3(wanted.data).digest()
+    else:
+        if size is None or wanted.etag is None:
+            raise InvalidArgument("content in chunks needs its size and etag")
+        if not wanted.lists and sum(chunk.length for chunk in wanted.chunks) != size:
+            raise InvalidArgument(f"the chunks' lengths do not add up to the size {size}")
+        digest = bytes.fromhex(wanted.etag)
+    return Manifest(
+        size,
+        digest,
+        now_us,
+        wanted.content_type,
+        dict(wanted.metadata),
+        tuple(wanted.chunks),
+        lists=tuple(wanted.lists),
+    )
 
 
 def _check_text(name: object, value: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -69,6 +70,30 @@ class ObjectVersion(ObjectSummary, frozen=True, kw_only=True):
     def is_inline(self) -> bool:
         """Whether the record itself holds the content."""
         return not (self.chunks or self.lists or self.is_delete_marker)
+
+
+class PutObject(msgspec.Struct, frozen=True):
+    """A version to commit together with other changes; what its fields say is in :meth:`AsyncClient.put_object`."""
+
+    bucket: str
+    key: str
+    data: bytes | None = None
+    chunks: Sequence[Chunk] = ()
+    lists: Sequence[Chunk] = ()
+    size: int | None = None
+    etag: str | None = None
+    content_type: str = ""
+    metadata: Mapping[str, str] = {}
+    if_absent: bool = False
+    if_version: str | None = None
+
+
+class DeleteObject(msgspec.Struct, frozen=True):
+    """An object to hide behind a delete marker together with other changes; see :meth:`AsyncClient.delete_object`."""
+
+    bucket: str
+    key: str
+    if_version: str | None = None
 
 
 class ObjectPage(msgspec.Struct, frozen=True):

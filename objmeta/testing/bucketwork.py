@@ -227,8 +227,7 @@ class BucketWork:
 
     async def _compare(self, proposer: Proposer, bucket: str) -> None:
         """What is there against what was said about each put."""
-        context = self._context(proposer, self._rng.randbytes, _PATIENCE_S)
-        page = await Listings(context, self._buckets(proposer)).versions(bucket, "", None, 1000)
+        page = await Listings(self._buckets(proposer)).versions(bucket, "", None, 1000)
         there = {version.version_id for version in page.versions}
         bucket_ids = [
             head.bucket_id
@@ -247,16 +246,15 @@ class BucketWork:
             under_this_id = any(ref.version_id.hex() == version_id for ref in chain)
             if put.outcome == "applied" and put.removal == "none" and under_this_id and version_id not in there:
                 raise Violation(f"put {version_id[:8]} was acknowledged and is not listed")
-        prefixes = await Listings(context, self._buckets(proposer)).objects(bucket, "", "/", None, 1000)
+        prefixes = await Listings(self._buckets(proposer)).objects(bucket, "", "/", None, 1000)
         expected = {key.split("/")[0] + "/" for key in self._keys if "/" in key}
         if set(prefixes.prefixes) != expected or {o.key for o in prefixes.objects} != set(self._keys) & {"a"}:
             raise Violation(f"a listing by delimiter shows {prefixes}")
 
     async def _empty_and_remove(self, proposer: Proposer, bucket: str) -> None:
         """A bucket whose versions are all removed can be removed."""
-        context = self._context(proposer, self._rng.randbytes, _PATIENCE_S)
         buckets = self._buckets(proposer, _PATIENCE_S)
-        page = await Listings(context, buckets).versions(bucket, "", None, 1000)
+        page = await Listings(buckets).versions(bucket, "", None, 1000)
         for version in page.versions:
             objects = self._objects(proposer, self._rng, None, _PATIENCE_S)
             await objects.remove_version(bucket, version.key, version.version_id)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from objmeta.core.ballot import ZERO
 from objmeta.core.configuration import OUTSIDE, Configuration
 from objmeta.core.messages import TOMBSTONE, Row
 from objmeta.errors import Conflict, ObjmetaError
@@ -318,6 +319,9 @@ class Upkeep:
         for name, ballot in self.world.watch.current():
             row = table.row(name)
             is_gone = self._has_buckets and name.startswith(OBJECTS)
+            unknown = row is None or row.accepted == ZERO
+            if unknown and self.world.watch.states(name)[-1].flag == TOMBSTONE:
+                continue  # refused by the floor that another erasure has left: to be erased, it lacks nothing
             if not is_gone and (row is None or row.accepted < ballot):
                 raise Violation(f"acceptor {acceptor} was brought up to date and lacks {name!r}")
 

@@ -76,8 +76,8 @@ def cp(
 def mv(sources: tuple[Remote, ...], destination: Remote, recursive: bool, if_absent: bool) -> None:
     """Rename objects inside the store.
 
-    Each object is copied without moving bytes and then deleted under its old name, where its versions stay. Between
-    the two it can be seen under both names, never under none.
+    Each object gets its new name and loses the old one at one instant, whatever happens meanwhile; no bytes are moved.
+    Its versions stay under the old name. Several objects move one after the other.
     """
     _check(sources, destination, recursive, itself_allowed=False)
     with_store(

@@ -10,13 +10,13 @@ changed since: nodes that said they have something may be gone (docs/collection.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from gateway.blobs.places import BlobStore
-from objmeta import AsyncClient, Chunk, ObjectVersion, errors
+from objmeta import AsyncClient, Chunk, ObjectVersion, PutObject, errors
 
 LIST_CHUNKS_MAX: Final = 4096
 """Of objects with more chunks (5 GiB) the list of chunks is stored in chunks itself, so that records stay short."""
@@ -47,6 +47,38 @@ class Content(NamedTuple):
     """Under which all of it was touched, or under a later one."""
     epoch: int
     """Of the members when the first of it was touched (:attr:`Commits.epoch`)."""
+
+
+def put_of(
+    source: ObjectVersion,
+    bucket: str,
+    key: str,
+    content_type: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    if_absent: bool = False,
+    if_version: str | None = None,
+) -> PutObject:
+    """What puts the content of a version that was got with its data under a name; its chunks are to be touched first.
+
+    ``content_type`` and ``metadata`` in place of its own.  Raises InvalidArgument for a delete marker.
+    """
+    if source.is_delete_marker:
+        raise errors.InvalidArgument(
+            f"version {source.version_id} of {source.key!r} is a delete marker and has no content"
+        )
+    return PutObject(
+        bucket,
+        key,
+        data=source.data if source.is_inline else None,
+        chunks=() if source.lists else source.chunks,
+        lists=source.lists,
+        size=source.size,
+        etag=source.etag,
+        content_type=source.content_type if content_type is None else content_type,
+        metadata=source.metadata if metadata is None else metadata,
+        if_absent=if_absent,
+        if_version=if_version,
+    )
 
 
 class Commits:

@@ -1,21 +1,21 @@
 """Moving an object to another name without moving its bytes.
 
-There is no transaction over two objects, so a move is two changes, each of them atomic: the target gets the version,
-then the source gets a delete marker, on condition that this version is still its current one.  What that promises:
+A move is one transaction over both names: the target gets the version, and the source a delete marker, on condition
+that this version is still its current one.  What that promises:
 
-* Who looks sees the source, or both, or the target: never neither, and never a part.
-* A version that somebody writes to the source in between is not lost: it is moved too.
-* Of any number of moves of one source exactly one succeeds, wherever they go.  What the others put at their targets is
-  taken back: those are as they were before.
-* A process that dies in between leaves both, and so may an unknown outcome; moving again finishes it.
+* Both happen at one instant or neither.  Who has found nothing under the old name finds it under the new one from then
+  on, and the other way round.  (Several reads, or a page of a listing, are not of one instant.)
+* A version that somebody writes to the source meanwhile is not lost: the move goes on with it.
+* Of any number of moves of one source exactly one succeeds, wherever they go; the others change nothing.
+* A process that dies in between has moved the object or not; whoever meets what it left behind finishes that.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from objmeta import ObjectVersion, errors
+from gateway.data.commits import put_of
+from objmeta import DeleteObject, ObjectVersion, errors
 
 if TYPE_CHECKING:
     from gateway.data.transfer import Store
@@ -36,25 +36,18 @@ async def move(
 ) -> ObjectVersion:
     """Give an object another name; the new version there. The conditions are about the target, as in put_object.
 
-    Raises what Store.copy raises; NoSuchKey also if the object was moved or deleted meanwhile, and PreconditionFailed
-    also if it was written to all the time.  Unless that is UnknownOutcome nothing was changed.
+    Raises what Store.copy raises; NoSuchKey also if the object was moved or deleted meanwhile, PreconditionFailed also
+    if it was written to all the time, and InvalidArgument if both names are one.  Unless that is UnknownOutcome nothing
+    was changed.
     """
-    made: list[ObjectVersion] = []
-    is_conditional = if_absent or if_version is not None
-    try:
-        for _ in range(ATTEMPTS_MAX):
-            current = await store.client.get_object(source_bucket, source_key)
-            if made and is_conditional:  # the target is ours by now, and has to be still
-                if_absent, if_version = False, made[-1].version_id
-            made.append(await store.copy_version(current, bucket, key, if_absent=if_absent, if_version=if_version))
-            with suppress(errors.PreconditionFailed):
-                await store.client.delete_object(source_bucket, source_key, if_version=current.version_id)
-                return made[-1]
-        raise errors.PreconditionFailed(f"{source_bucket}/{source_key} was written to all the time; it was not moved")
-    except errors.UnknownOutcome:
-        raise
-    except errors.ObjmetaError:
-        for version in reversed(made):
-            with suppress(errors.NotFound):
-                await store.client.remove_version(bucket, key, version.version_id)
-        raise
+    current = await store.client.get_object(source_bucket, source_key)
+    for _ in range(ATTEMPTS_MAX):
+        put = put_of(current, bucket, key, if_absent=if_absent, if_version=if_version)
+        delete = DeleteObject(source_bucket, source_key, current.version_id)
+        try:
+            return (await store.commit_kept(current, [put, delete]))[0]
+        except errors.PreconditionFailed:
+            seen, current = current, await store.client.get_object(source_bucket, source_key)
+            if seen.version_id == current.version_id:
+                raise  # so it was the target's condition
+    raise errors.PreconditionFailed(f"{source_bucket}/{source_key} was written to all the time; it was not moved")

@@ -27,10 +27,21 @@ from blake3 import blake3
 from gateway.blobs.files import creating, in_thread, reading, recycle_buffers, update, writing
 from gateway.blobs.local import LocalBlobs
 from gateway.blobs.places import BlobStore
-from gateway.data.commits import RENEWALS_MAX, Commits, decode_list
+from gateway.data.commits import RENEWALS_MAX, Commits, decode_list, put_of
 from gateway.data.past import Past
 from gateway.data.uploading import Progress, Upload
-from objmeta import AsyncClient, Chunk, Cluster, Disks, Embedded, ObjectVersion, connect_async, errors
+from objmeta import (
+    AsyncClient,
+    Chunk,
+    Cluster,
+    DeleteObject,
+    Disks,
+    Embedded,
+    ObjectVersion,
+    PutObject,
+    connect_async,
+    errors,
+)
 from objmeta.client import Location
 
 READ_BYTES: Final = 2 << 20
@@ -211,10 +222,18 @@ class Store:
         Raises what AsyncClient.put_object raises, and Unavailable or IntegrityError if some of the content cannot be
         had; unless that is UnknownOutcome nothing was changed.
         """
-        if source.is_delete_marker:
-            raise errors.InvalidArgument(
-                f"version {source.version_id} of {source.key!r} is a delete marker and has no content"
-            )
+        put = put_of(source, bucket, key, content_type, metadata, if_absent, if_version)
+        (made,) = await self.commit_kept(source, [put])
+        return made
+
+    async def commit_kept(
+        self, source: ObjectVersion, changes: Sequence[PutObject | DeleteObject]
+    ) -> list[ObjectVersion]:
+        """Make changes at once, one of which, the first, puts the content of ``source`` (see :func:`put_of`).
+
+        Raises what AsyncClient.commit raises, and Unavailable or IntegrityError if some of the content cannot be had.
+        """
+        bucket, key = changes[0].bucket, changes[0].key
         generation = 0
         for _ in range(RENEWALS_MAX):
             if not source.is_inline:
@@ -224,20 +243,7 @@ class Store:
                 if self.commits.epoch != epoch:
                     continue
             try:
-                return await self.client.put_object(
-                    bucket,
-                    key,
-                    data=source.data if source.is_inline else None,
-                    chunks=() if source.lists else source.chunks,
-                    lists=source.lists,
-                    size=source.size,
-                    etag=source.etag,
-                    content_type=source.content_type if content_type is None else content_type,
-                    metadata=source.metadata if metadata is None else metadata,
-                    if_absent=if_absent,
-                    if_version=if_version,
-                    generation=generation,
-                )
+                return await self.client.commit(changes, generation=generation)
             except errors.StaleGeneration:
                 if not generation:
                     raise

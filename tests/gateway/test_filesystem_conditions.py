@@ -162,15 +162,15 @@ async def test_of_racing_moves_one_wins_and_the_others_leave_nothing(store: Stor
 
 
 async def test_who_writes_to_the_source_meanwhile_loses_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, late = store.client.delete_object, [b"2", b"3"]
+    real, late = store.client.commit, [b"2", b"3"]
 
-    async def delete(bucket: str, key: str, **options: Any) -> Any:
+    async def commit(changes: Any, **options: Any) -> Any:
         if late:
-            await store.put_stream(bucket, key, late.pop(0))
-        return await real(bucket, key, **options)
+            await store.put_stream("bucket", "source", late.pop(0))
+        return await real(changes, **options)
 
-    monkeypatch.setattr(store.client, "delete_object", delete)
     await store.put_stream("bucket", "source", b"1")
+    monkeypatch.setattr(store.client, "commit", commit)
     moved = await moving.move(store, "bucket", "source", "bucket", "target", if_absent=True)
     assert await content(store) == {"target": b"3"}
     assert (await store.client.versions("bucket", "target"))[0].version_id == moved.version_id
@@ -179,23 +179,51 @@ async def test_who_writes_to_the_source_meanwhile_loses_nothing(store: Store, mo
 async def test_a_move_that_fails_changes_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     await store.put_stream("bucket", "source", b"1")
     await store.put_stream("bucket", "target", b"old")
+    real = store.client.commit
 
-    async def refused(*args: Any, **options: Any) -> Any:
-        raise errors.NoQuorum("no majority")
+    async def always_late(changes: Any, **options: Any) -> Any:
+        await store.put_stream("bucket", "source", b"1")
+        return await real(changes, **options)
 
-    async def always_late(bucket: str, key: str, **options: Any) -> Any:
-        raise errors.PreconditionFailed("somebody writes")
-
-    async def unknown(*args: Any, **options: Any) -> Any:
-        raise errors.UnknownOutcome("perhaps")
-
-    for delete, error in ((refused, errors.NoQuorum), (always_late, errors.PreconditionFailed)):
-        monkeypatch.setattr(store.client, "delete_object", delete)
-        with pytest.raises(error):
-            await moving.move(store, "bucket", "source", "bucket", "target")
-        assert await content(store) == {"source": b"1", "target": b"old"}
-        assert len(await store.client.versions("bucket", "target")) == 1
-    monkeypatch.setattr(store.client, "delete_object", unknown)
-    with pytest.raises(errors.UnknownOutcome):
+    monkeypatch.setattr(store.client, "commit", always_late)
+    with pytest.raises(errors.PreconditionFailed, match="written to all the time"):
         await moving.move(store, "bucket", "source", "bucket", "target")
-    assert await content(store) == {"source": b"1", "target": b"1"}
+    monkeypatch.undo()
+    with pytest.raises(errors.AlreadyExists):
+        await moving.move(store, "bucket", "source", "bucket", "target", if_absent=True)
+    with pytest.raises(errors.PreconditionFailed):
+        await moving.move(store, "bucket", "source", "bucket", "target", if_version="00" * 16)
+    with pytest.raises(errors.InvalidArgument, match="named twice"):
+        await moving.move(store, "bucket", "source", "bucket", "source")
+    with pytest.raises(errors.NoSuchBucket):
+        await moving.move(store, "bucket", "source", "no-such-bucket", "target")
+    assert await content(store) == {"source": b"1", "target": b"old"}
+    assert len(await store.client.versions("bucket", "target")) == 1
+
+
+async def test_who_looks_while_it_moves_sees_it_at_one_place(store: Store) -> None:
+    for number in range(20):
+        await store.put_stream("bucket", f"old {number}", b"x")
+
+    async def is_there(key: str) -> bool:
+        try:
+            await store.client.head_object("bucket", key)
+        except errors.NoSuchKey:
+            return False
+        return True
+
+    async def look(moving_on: asyncio.Task[None]) -> None:
+        while not moving_on.done():
+            for number in range(20):
+                if not await is_there(f"old {number}"):
+                    assert await is_there(f"new {number}"), "it is at neither place"
+                elif await is_there(f"new {number}"):
+                    assert not await is_there(f"old {number}"), "it is at both places"
+
+    async def move_all() -> None:
+        for number in range(20):
+            await moving.move(store, "bucket", f"old {number}", "bucket", f"new {number}")
+
+    moving_on = asyncio.create_task(move_all())
+    await asyncio.gather(moving_on, look(moving_on), look(moving_on))
+    assert set(await content(store)) == {f"new {number}" for number in range(20)}

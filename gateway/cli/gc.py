@@ -115,6 +115,7 @@ async def _collect(store: Store, grace_s: float) -> tuple[Retained, Collected, C
     from gateway.collection.retention import Retention
 
     retained = await Retention(store.client).apply()
+    await store.client.conclude_transactions()
     found = await store.client.collect(timeout_s=_ANSWER_S)
     while not found.done:
         found = await store.client.collect(found.run, _ANSWER_S)

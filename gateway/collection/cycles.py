@@ -228,7 +228,8 @@ async def is_due(client: AsyncClient, interval_s: float) -> bool:
 async def run_if_due(client: AsyncClient, meet: Meet, interval_s: float, rest: float = 1.0) -> Cycled | None:
     """One cycle if the last one was long ago and nobody else runs one; None if not. Raises NoQuorum.
 
-    Before it, what the rules of buckets let go is removed, and uploads in parts that are too old are forgotten.
+    Before it, what the rules of buckets let go is removed, uploads in parts that are too old are forgotten, and what
+    owners of committed transactions left undone is done.
     """
     if not await is_due(client, interval_s):
         return None
@@ -248,6 +249,7 @@ async def run_if_due(client: AsyncClient, meet: Meet, interval_s: float, rest: f
 async def _let_go(client: AsyncClient) -> None:
     """Remove what nobody wants any more. What keeps this from working does not keep the cycle from it."""
     try:
+        await client.conclude_transactions()
         await forget_old(client)
         retained = await Retention(client).apply()
     except errors.ObjmetaError as problem:

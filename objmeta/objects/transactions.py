@@ -47,6 +47,8 @@ _STEPS_MAX: Final = 16
 time that there are so many steps, and then the patience of who meets them helps."""
 _PAUSE_S_MIN: Final = 0.01
 _PAUSE_S_MAX: Final = 0.2
+_REPLACING_S: Final = 2.0
+"""Who waits for the outcome, which is decided by then, is not kept longer than this by nodes that do not answer."""
 _PAGE_ROWS: Final = 1000
 
 Wanted = PutObject | DeleteObject
@@ -168,10 +170,14 @@ class Transactions:
         return is_committed(reply.state)
 
     async def _replace(self, transaction: bytes, placed: Sequence[Placed], committed: bool) -> bool:
-        """Replace all intents; whether none is left. What fails is left to whoever meets the intent."""
-        done = await asyncio.gather(
-            *(self._replace_one(transaction, each, committed) for each in placed), return_exceptions=True
-        )
+        """Replace all intents; whether none is left. What fails, or takes long, is left to whoever meets the intent."""
+        try:
+            async with asyncio.timeout(min(_REPLACING_S + len(placed) / 100, self._context.timeout_s)):
+                done = await asyncio.gather(
+                    *(self._replace_one(transaction, each, committed) for each in placed), return_exceptions=True
+                )
+        except TimeoutError:
+            return False
         for each in done:
             if isinstance(each, BaseException) and not isinstance(each, ObjmetaError):
                 raise each

@@ -13,9 +13,10 @@ from blake3 import blake3
 
 from gateway.collection.collectors import workers_of
 from gateway.collection.cycles import LOCK, Cycled, last_cycle, run_cycle, run_cycles, run_if_due
-from gateway.data import parts
+from gateway.data import moving, parts
 from gateway.data.transfer import Store, open_store
-from objmeta import Chunk, errors
+from objmeta import Chunk, PutObject, errors
+from objmeta.model.values import holds_intent
 
 BUCKET = "bucket"
 SIZE = 100_000
@@ -166,6 +167,37 @@ async def test_a_part_that_comes_after_the_end_of_its_upload_is_forgotten(store:
     await store.client.delete(parts.UPLOADS + upload_id)
     assert (await collect(store)).deleted == places(store)
     assert await store.client.scan(parts.UPLOADS) == []
+
+
+async def test_chunks_of_an_intent_stay_until_its_transaction_is_aborted(store: Store) -> None:
+    content, transaction = os.urandom(SIZE), os.urandom(16)
+    chunk = await store.blobs.put(content, generation=await store.client.generation())
+    wanted = PutObject(BUCKET, "intended", chunks=[chunk], size=SIZE, etag=blake3(content).hexdigest())
+    await (await store.client._open()).transactions._leave(transaction, wanted, await store.client.generation())
+    assert (await collect(store)).deleted == 0
+    with pytest.raises(errors.NoSuchKey):
+        await store.client.get_object(BUCKET, "intended")
+    assert (await collect(store)).deleted == places(store)
+
+
+async def test_what_was_moved_is_kept_and_what_owners_left_is_concluded(store: Store) -> None:
+    content = os.urandom(SIZE)
+    await put(store, "old", content)
+    await moving.move(store, BUCKET, "old", BUCKET, "new")
+    services = await store.client._open()
+    transaction, generation = os.urandom(16), await store.client.generation()
+    placed = [
+        await services.transactions._leave(transaction, PutObject(BUCKET, key, data=b"x"), generation) for key in "ab"
+    ]
+    assert await services.transactions._decide(transaction, [each.register for each in placed], generation)
+    async with workers_of(store) as meet:
+        assert await run_if_due(store.client, meet, 3600.0) is not None
+    assert await store.client.conclude_transactions() == 0
+    (state,) = await services.registers.read((placed[0].register,), 10)
+    assert not holds_intent(state)
+    assert (await store.client.get_object(BUCKET, "b")).data == b"x"
+    assert (await collect(store)).deleted == 0
+    assert await content_of(store, "new") == content
 
 
 async def test_who_collects_is_alone(store: Store) -> None:

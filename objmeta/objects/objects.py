@@ -145,9 +145,14 @@ class Objects:
                 return
         raise Unavailable(f"object {key!r} in bucket {bucket!r} is being written to all the time; try again later")
 
-    def change_for(self, wanted: PutObject | DeleteObject, transaction: bytes = b"") -> PutVersion:
-        """The change that makes a version, as an intent of ``transaction`` if one is given. Raises InvalidArgument."""
-        now_us = self._context.wall_clock()
+    def change_for(
+        self, wanted: PutObject | DeleteObject, transaction: bytes = b"", now_us: int | None = None
+    ) -> PutVersion:
+        """The change that makes a version, as an intent of ``transaction`` if one is given. Raises InvalidArgument.
+
+        ``now_us`` is the time of a transaction, for all its versions alike.
+        """
+        now_us = self._context.wall_clock() if now_us is None else now_us
         required = b"" if wanted.if_version is None else parse_version_id(wanted.if_version)
         if isinstance(wanted, DeleteObject):
             manifest, data, if_absent = Manifest(0, _EMPTY_ETAG, now_us, delete_marker=True), b"", False

@@ -137,19 +137,20 @@ class Transactions:
         self, transaction: bytes, changes: Sequence[Wanted], generation: int, placed: list[Placed]
     ) -> None:
         """Leave all intents; those that were left are in ``placed``, also when this raises what one of them does."""
+        now_us = self._context.wall_clock()
         at_once = -(-len(changes) // _STEPS_MAX) if len(changes) > _STEPS_MAX else 1
         for start in range(0, len(changes), at_once):
             some = changes[start : start + at_once]
             left = await asyncio.gather(
-                *(self._leave(transaction, wanted, generation) for wanted in some), return_exceptions=True
+                *(self._leave(transaction, wanted, generation, now_us) for wanted in some), return_exceptions=True
             )
             placed += (each for each in left if isinstance(each, Placed))
             for each in left:
                 if isinstance(each, BaseException):
                     raise each
 
-    async def _leave(self, transaction: bytes, wanted: Wanted, generation: int) -> Placed:
-        change = self._objects.change_for(wanted, transaction)
+    async def _leave(self, transaction: bytes, wanted: Wanted, generation: int, now_us: int | None = None) -> Placed:
+        change = self._objects.change_for(wanted, transaction, now_us)
         register, version = await self._objects.placed(wanted, change, generation)
         return Placed(wanted.bucket, register, version)
 

@@ -71,6 +71,7 @@ async def test_all_of_it(client: AsyncClient, bucket: str) -> None:
     assert [(each.key, each.is_delete_marker) for each in made] == [("c ä?#", False), ("b", True)]
     assert await client.get_object(bucket, "c ä?#") == made[0]
     assert made[1].parent_version_id == there.version_id
+    assert made[0].modified_us == made[1].modified_us
     with pytest.raises(errors.NoSuchKey):
         await client.get_object(bucket, "b")
     assert [each.version_id for each in await client.versions(bucket, "b")] == [made[1].version_id, there.version_id]

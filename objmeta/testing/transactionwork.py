@@ -134,11 +134,19 @@ class Wire:
         await self._pause(style.pauses * (3 if commits else 1))
         if commits and rng.random() < style.oversleeps:
             await self._oversleep(request.name)
-        if rng.random() < style.late_copies:
+        repeated = rng.random() < style.late_copies
+        if repeated:
             generation = request.generation or self._proposer.engine.generations.known()
             request = msgspec.structs.replace(request, generation=generation)
             self._work.repeat_late(rng.uniform(0.01, 3.0), rng.choice(self._work.world.proposers), request)
-        reply = await self._proposer.change(request, timeout_s)
+        try:
+            reply = await self._proposer.change(request, timeout_s)
+        except ObjmetaError as failure:
+            if repeated:  # as the client of a cluster says it: a copy is left that may still apply
+                raise UnknownOutcome(f"{failure}, of one copy") from failure
+            raise
+        if repeated and reply.code:
+            raise UnknownOutcome(f"{reply.code}, of one copy")
         if rng.random() < style.lost_answers:
             raise UnknownOutcome("the answer got lost")
         return reply

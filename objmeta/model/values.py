@@ -36,7 +36,11 @@ class Head(msgspec.Struct, frozen=True, array_like=True, tag="head1", gc=False):
     current: Version | None
 
 
-class Pending(msgspec.Struct, frozen=True, array_like=True, tag="pending1", gc=False):
+_PENDING: Final = "pending1: ask its transaction"
+"""Long on purpose: the longer it is, the sooner a page is searched for it, and intents are few."""
+
+
+class Pending(msgspec.Struct, frozen=True, array_like=True, tag=_PENDING, gc=False):
     """The register of an object that an undecided transaction wants to change: an *intent*.
 
     ``current`` is the object's current version if ``transaction`` (16 bytes) commits, ``before`` if it does not (None:
@@ -165,7 +169,7 @@ def decode_value(value: bytes) -> RegisterValue:
         raise IntegrityError(f"a register holds bytes that cannot be read: {damage}") from damage
 
 
-INTENT_MARK: Final = b"\xa8pending1"
+INTENT_MARK: Final = msgspec.msgpack.encode(_PENDING)
 """What the bytes of every intent hold after the first: the tag of :class:`Pending`."""
 
 

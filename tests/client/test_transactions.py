@@ -14,7 +14,7 @@ from objmeta.core.listing import ScanRequest, decode_rows, successor
 from objmeta.interfaces import ChangeRequest
 from objmeta.model.changes import Decide
 from objmeta.model.names import TRANSACTIONS, object_register, transaction_register
-from objmeta.model.values import DONE, Transaction, decode_value, holds_intent
+from objmeta.model.values import DONE, INTENT_MARK, Transaction, decode_value, holds_intent
 from objmeta.objects import intents
 from objmeta.objects.transactions import CHANGES_MAX
 
@@ -215,6 +215,14 @@ async def test_a_load_has_no_intents(client: AsyncClient, bucket: str, owner: Ow
         if (continuation := page.continuation) is None:
             break
     assert keys == ([f"{i}" for i in range(5)] if committed else [])
+
+
+async def test_a_key_that_looks_like_an_intent(client: AsyncClient, bucket: str) -> None:
+    """What a page is searched for is only a hint."""
+    key = "½" + INTENT_MARK[1:].decode()
+    assert INTENT_MARK in key.encode()
+    await client.commit([PutObject(bucket, key, data=b"1"), PutObject(bucket, key * 9, data=b"2")])
+    assert [each.key for each in (await client.list_objects(bucket)).objects] == [key, key * 9]
 
 
 async def test_a_prefix_that_is_only_intended_is_not_listed(client: AsyncClient, bucket: str, owner: Owner) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 
 from objmeta.core.change import Batch, Change, Keep, Write
@@ -21,6 +20,7 @@ from objmeta.model.changes import (
     Resolve,
 )
 from objmeta.model.values import (
+    INTENT_MARK,
     Head,
     Manifest,
     Pending,
@@ -30,6 +30,7 @@ from objmeta.model.values import (
     Transaction,
     decode_body,
     decode_value,
+    encode,
     holds_intent,
     tip_of,
 )
@@ -196,7 +197,7 @@ def test_what_queues_up_behind_an_intent_waits() -> None:
     assert holds_intent(chain.state)
 
 
-def test_a_key_may_look_like_an_intent() -> None:
-    """The mark is only a hint that something has to be decoded."""
+def test_what_is_no_intent() -> None:
     assert not holds_intent(None)
-    assert not holds_intent(State(msgspec.msgpack.encode("\xa8pending1"), (), LIVE))
+    assert not holds_intent(State(INTENT_MARK, (), LIVE))
+    assert not holds_intent(State(encode(Head(None)), (), TOMBSTONE))

@@ -1,5 +1,6 @@
-"""Changing: copy, move, remove, touch, directories. No bytes move; each step is one conditional change of one object.
+"""Changing: copy, move, remove, touch, directories. No bytes move; each step is one conditional change.
 
+A file is moved at one instant (``gateway.data.moving``); all other steps change one object.
 Copying or moving a directory is file by file: whoever looks meanwhile sees some there and some not yet.  Removing hides
 an object behind a delete marker; its versions stay until somebody asks for them to go (``versions=True``).
 """

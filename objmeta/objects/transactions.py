@@ -47,8 +47,8 @@ _STEPS_MAX: Final = 16
 time that there are so many steps, and then the patience of who meets them helps."""
 _PAUSE_S_MIN: Final = 0.01
 _PAUSE_S_MAX: Final = 0.2
-_REPLACING_S: Final = 2.0
-"""Who waits for the outcome, which is decided by then, is not kept longer than this by nodes that do not answer."""
+_PATIENCE_S: Final = 2.0
+"""What only makes things neater keeps nobody for longer than this when nodes do not answer."""
 _PAGE_ROWS: Final = 1000
 
 Wanted = PutObject | DeleteObject
@@ -162,8 +162,9 @@ class Transactions:
             reply = await self._context.registers.change(request, self._context.timeout_s)
         except UnknownOutcome as failure:
             try:  # whatever this finds, or does, is the outcome
-                return await self._buckets.intents.abort(transaction)
-            except ObjmetaError:
+                async with asyncio.timeout(min(_PATIENCE_S, self._context.timeout_s)):
+                    return await self._buckets.intents.abort(transaction)
+            except (ObjmetaError, TimeoutError):
                 raise failure from None
         if reply.record is not None:
             return True
@@ -173,7 +174,7 @@ class Transactions:
     async def _replace(self, transaction: bytes, placed: Sequence[Placed], committed: bool) -> bool:
         """Replace all intents; whether none is left. What fails, or takes long, is left to whoever meets the intent."""
         try:
-            async with asyncio.timeout(min(_REPLACING_S + len(placed) / 100, self._context.timeout_s)):
+            async with asyncio.timeout(min(_PATIENCE_S + len(placed) / 100, self._context.timeout_s)):
                 done = await asyncio.gather(
                     *(self._replace_one(transaction, each, committed) for each in placed), return_exceptions=True
                 )

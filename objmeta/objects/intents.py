@@ -99,10 +99,15 @@ class Intents:
             return is_committed(state)
         return await self.abort(transaction) if impatient else None
 
-    async def abort(self, transaction: bytes) -> bool:
-        """Abort a transaction unless it is decided; whether it has committed. Raises NoQuorum."""
+    async def abort(self, transaction: bytes, generation: int = 0) -> bool:
+        """Abort a transaction unless it is decided; whether it has committed.
+
+        Who asks to learn what became of a commit states the ``generation`` in which that began (0: it begins now): an
+        empty register says nothing to him once that is refused, for it may have been "done" and been erased.  Raises
+        NoQuorum, StaleGeneration.
+        """
         change = Decide(self._context.new_id(), False)
-        reply = await self._change(ChangeRequest(transaction_register(transaction), change))
+        reply = await self._change(ChangeRequest(transaction_register(transaction), change, generation=generation))
         if reply.record is not None:
             return False  # this took effect
         assert reply.state is not None, "a transaction is aborted unless it is decided"

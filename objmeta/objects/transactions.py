@@ -161,9 +161,9 @@ class Transactions:
         try:
             reply = await self._context.registers.change(request, self._context.timeout_s)
         except UnknownOutcome as failure:
-            try:  # whatever this finds, or does, is the outcome
+            try:  # whatever this finds, or does, is the outcome; unless the outcome may be forgotten, which refuses it
                 async with asyncio.timeout(min(_PATIENCE_S, self._context.timeout_s)):
-                    return await self._buckets.intents.abort(transaction)
+                    return await self._buckets.intents.abort(transaction, generation)
             except (ObjmetaError, TimeoutError):
                 raise failure from None
         if reply.record is not None:

@@ -50,6 +50,13 @@ class _StatesNoGeneration(Transactions):
         return await super()._decide(transaction, participants, 0)
 
 
+class _AsksAnew(Intents):
+    """An owner that does not know whether it committed asks as everybody does, in the newest generation."""
+
+    async def abort(self, transaction: bytes, generation: int = 0) -> bool:
+        return await super().abort(transaction)
+
+
 # -- Whoever meets an intent ------------------------------------------------------------------------------------------
 
 
@@ -63,7 +70,7 @@ class _AsksNobody(Intents):
 class _AbortsInSecret(Intents):
     """Writes no "aborted", or deletes it at once."""
 
-    async def abort(self, transaction: bytes) -> bool:
+    async def abort(self, transaction: bytes, generation: int = 0) -> bool:
         (state,) = await self._context.registers.read((transaction_register(transaction),), self._context.timeout_s)
         return state is not None and is_committed(state)
 
@@ -113,6 +120,7 @@ VARIANTS: dict[str, Variant] = {
             "the owner commits in the newest generation, after its aborted transaction was forgotten",
             transactions=_StatesNoGeneration,
         ),
+        Variant("asks-anew", "an owner takes a transaction that was done and forgotten for aborted", _AsksAnew),
         Variant("asks-nobody", "an intent is taken back although its transaction has committed", _AsksNobody),
         Variant("aborts-in-secret", "that a transaction was aborted is forgotten at once", _AbortsInSecret),
         Variant("replaces-any", "an intent of one transaction is replaced by the outcome of another", _ReplacesAny),

@@ -68,6 +68,8 @@ class Style(NamedTuple):
     oversleeps: float
     """How often an owner sleeps until its transaction was forgotten, if it is within a few seconds."""
     lost_answers: float
+    forgotten_commits: float
+    """How often the answer to a commit gets lost, and the owner asks what became of it when that was forgotten."""
     late_copies: float
     cancels: float
 
@@ -82,6 +84,7 @@ class Style(NamedTuple):
             pause_s=rng.choice((0.05, 0.5, 2.0)),
             oversleeps=rng.choice((0.0, 0.3)),
             lost_answers=rng.choice((0.0, 0.05)),
+            forgotten_commits=rng.choice((0.0, 0.2)),
             late_copies=rng.choice((0.0, 0.1)),
             cancels=rng.choice((0.0, 0.1, 0.3)),
         )
@@ -95,7 +98,9 @@ class Wire:
         self._proposer = proposer
         self._rng = rng
         self._style = (
-            work.style._replace(pauses=0.0, oversleeps=0.0, lost_answers=0.0, late_copies=0.0) if calm else work.style
+            work.style._replace(pauses=0.0, oversleeps=0.0, lost_answers=0.0, forgotten_commits=0.0, late_copies=0.0)
+            if calm
+            else work.style
         )
         self.transactions: dict[bytes, None] = {}
         """Those that this client began."""
@@ -147,6 +152,11 @@ class Wire:
             raise
         if repeated and reply.code:
             raise UnknownOutcome(f"{reply.code}, of one copy")
+        if commits and rng.random() < style.forgotten_commits:
+            with suppress(ObjmetaError):
+                await self._work.conclude(self._proposer)
+            await self._oversleep(request.name)
+            raise UnknownOutcome("the answer got lost, and then it was forgotten")
         if rng.random() < style.lost_answers:
             raise UnknownOutcome("the answer got lost")
         return reply
@@ -206,6 +216,11 @@ class TransactionWork:
         left = [row.name for row in decode_rows(page.rows) if row.state.flag != TOMBSTONE]
         if left:
             raise Violation(f"transactions {left} are not concluded")
+
+    async def conclude(self, proposer: Proposer) -> None:
+        """What collection does about transactions. Raises NoQuorum."""
+        services = self._services(proposer, self._rng, True)
+        await conclude_all(services.context, services.buckets.intents)
 
     def check(self) -> None:
         """What was chosen, and what clients saw and were told. Raises Violation."""

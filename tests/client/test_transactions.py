@@ -28,23 +28,24 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 class Owner:
     """One that stops wherever the test wants."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, generation: int) -> None:
         self.services = services
+        self.generation = generation
         self.transaction = os.urandom(16)
         self.names: list[bytes] = []
 
     async def leave(self, *wanted: PutObject | DeleteObject) -> None:
         for each in wanted:
-            placed = await self.services.transactions._leave(self.transaction, each, 1)
+            placed = await self.services.transactions._leave(self.transaction, each, self.generation)
             self.names.append(placed.register)
 
-    async def decide(self, generation: int = 1) -> bool:
-        return await self.services.transactions._decide(self.transaction, self.names, generation)
+    async def decide(self) -> bool:
+        return await self.services.transactions._decide(self.transaction, self.names, self.generation)
 
 
 @pytest.fixture
 async def owner(client: AsyncClient) -> Owner:
-    return Owner(await client._open())
+    return Owner(await client._open(), await client.generation())
 
 
 async def _left(client: AsyncClient, bucket: str) -> list[str]:
@@ -252,7 +253,9 @@ async def test_a_version_that_is_only_intended_cannot_be_had_or_removed(
     client: AsyncClient, bucket: str, owner: Owner
 ) -> None:
     await client.put_object(bucket, "a", data=b"1")
-    placed = await owner.services.transactions._leave(owner.transaction, PutObject(bucket, "a", data=b"2"), 1)
+    placed = await owner.services.transactions._leave(
+        owner.transaction, PutObject(bucket, "a", data=b"2"), owner.generation
+    )
     with pytest.raises(errors.NoSuchVersion):
         await client.get_object(bucket, "a", version_id=placed.version.version_id)
     with pytest.raises(errors.NoSuchVersion):
@@ -308,6 +311,41 @@ async def test_an_outcome_that_got_lost_is_found_out(
     assert len((await client.list_objects(bucket)).objects) == 2
 
 
+async def _forget(client: AsyncClient, transaction: bytes) -> None:
+    """Collect until the register of a transaction is erased."""
+    services = await client._open()
+    for _ in range(4):
+        collected = await client.collect()
+        while not collected.done:
+            collected = await client.collect(collected.run)
+        if await services.registers.read((transaction,), 10) == [None]:
+            return
+    pytest.fail("the transaction was not erased")
+
+
+async def test_an_outcome_that_got_lost_and_was_forgotten_is_unknown(
+    client: AsyncClient, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the owner an empty register is not the leave to begin anew: everything would be done twice."""
+    registers = (await client._open()).registers
+    change = registers.change
+
+    async def lossy(request: ChangeRequest, timeout_s: float):  # type: ignore[no-untyped-def]
+        reply = await change(request, timeout_s)
+        if isinstance(request.change, Decide) and request.change.committed:
+            monkeypatch.setattr(registers, "change", change)
+            assert await client.conclude_transactions() >= 1
+            await _forget(client, request.name)
+            raise errors.UnknownOutcome("the answer was lost")
+        return reply
+
+    monkeypatch.setattr(registers, "change", lossy)
+    with pytest.raises(errors.UnknownOutcome):
+        await client.commit([PutObject(bucket, "a", data=b"1"), PutObject(bucket, "b", data=b"1")])
+    for key in ("a", "b"):
+        assert len(await client.versions(bucket, key)) == 1
+
+
 async def test_racing_transactions_are_one_after_the_other(
     client: AsyncClient, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,21 +383,11 @@ async def test_what_owners_left_is_concluded_and_erased(client: AsyncClient, buc
 
 async def test_a_slow_owner_cannot_commit_what_was_forgotten(client: AsyncClient, bucket: str, owner: Owner) -> None:
     """Its transaction was aborted, its object went on, and the register that said so was erased."""
-    generation = await client.generation()
     await owner.leave(PutObject(bucket, "a", data=b"2"))
     with pytest.raises(errors.NoSuchKey):
         await client.get_object(bucket, "a")
     await client.put_object(bucket, "a", data=b"3")
-    services = await client._open()
-    register = transaction_register(owner.transaction)
-    for _ in range(3):
-        collected = await client.collect()
-        while not collected.done:
-            collected = await client.collect(collected.run)
-        if await services.registers.read((register,), 10) == [None]:
-            break
-    else:
-        pytest.fail("the aborted transaction was not erased")
+    await _forget(client, transaction_register(owner.transaction))
     with pytest.raises(errors.NoQuorum):  # StaleGeneration
-        await owner.decide(generation)
+        await owner.decide()
     assert (await client.get_object(bucket, "a")).data == b"3"

@@ -187,8 +187,11 @@ class Transactions:
 
     async def _replace_one(self, transaction: bytes, intent: Placed, committed: bool) -> None:
         async def act(head: BucketHead) -> None:
-            if intent.register.startswith(object_prefix(head.bucket_id)):  # else its bucket is gone, and was empty
-                await self._buckets.intents.resolve(intent.register, transaction, committed, fence(head))
+            if not intent.register.startswith(object_prefix(head.bucket_id)):
+                head = await self._buckets.look_up(intent.bucket)  # what was remembered may be older than the intent
+                if not intent.register.startswith(object_prefix(head.bucket_id)):
+                    return  # its bucket is gone, and was empty
+            await self._buckets.intents.resolve(intent.register, transaction, committed, fence(head))
 
         with suppress(NoSuchBucket):
             await self._buckets.under_term(intent.bucket, act)

@@ -346,6 +346,26 @@ async def test_an_outcome_that_got_lost_and_was_forgotten_is_unknown(
         assert len(await client.versions(bucket, key)) == 1
 
 
+async def test_what_is_remembered_of_a_bucket_may_be_older_than_an_intent(
+    client: AsyncClient, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow read may bring the bucket's last life back to mind; then intents in the new one must not be left."""
+    services = await client._open()
+    before = await services.buckets.look_up(bucket)
+    await client.remove_bucket(bucket)
+    await client.create_bucket(bucket)
+    decide = services.transactions._decide
+
+    async def remembering(*arguments) -> bool:  # type: ignore[no-untyped-def]
+        committed = await decide(*arguments)
+        services.buckets._known[bucket] = before
+        return committed
+
+    monkeypatch.setattr(services.transactions, "_decide", remembering)
+    await client.commit([PutObject(bucket, "a", data=b"1"), PutObject(bucket, "b", data=b"1")])
+    assert not await _left(client, bucket)
+
+
 async def test_racing_transactions_are_one_after_the_other(
     client: AsyncClient, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

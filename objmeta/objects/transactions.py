@@ -66,6 +66,14 @@ class _Interrupted(Exception):
     """Somebody aborted the transaction."""
 
 
+class _Behind(Exception):
+    """A clock is behind an object's newest version: the changes would not be of one time, ``time_us`` at least."""
+
+    def __init__(self, time_us: int) -> None:
+        super().__init__(time_us)
+        self.time_us = time_us
+
+
 class Transactions:
     """Commits, as the owner."""
 
@@ -84,10 +92,13 @@ class Transactions:
         if len(changes) == 1:
             (wanted,) = changes
             return [await self._objects.append(wanted, self._objects.change_for(wanted), generation)]
-        pause_s = _PAUSE_S_MIN
+        pause_s, earliest_us = _PAUSE_S_MIN, 0
         for _ in range(ATTEMPTS_MAX):
             try:
-                versions = await self._attempt([changes[place] for place in order], generation)
+                versions = await self._attempt([changes[place] for place in order], generation, earliest_us)
+            except _Behind as failure:
+                earliest_us = failure.time_us
+                continue
             except (_Interrupted, StaleGeneration) as failure:
                 if generation and isinstance(failure, StaleGeneration):
                     raise
@@ -101,19 +112,24 @@ class Transactions:
             "others who met the transaction aborted it again and again, as it took too long; nothing was changed"
         )
 
-    async def _attempt(self, changes: Sequence[Wanted], generation: int) -> list[ObjectVersion]:
+    async def _attempt(self, changes: Sequence[Wanted], generation: int, earliest_us: int) -> list[ObjectVersion]:
         transaction = self._context.new_id()
         # Before the first intent, so that whatever is decided about this transaction is decided in it, or later.
         begun = generation or await self._generation()
         placed: list[Placed] = []
+        now_us = max(self._context.wall_clock(), earliest_us)
         try:
-            await self._leave_all(transaction, changes, begun, placed)
+            await self._leave_all(transaction, changes, begun, now_us, placed)
         except ObjmetaError as failure:
             # Nobody else commits it, so it can be taken back without a word in its register.
             await self._replace(transaction, placed, False)
             if isinstance(failure, UnknownOutcome):  # of an intent: it comes to nothing, whoever meets it
                 raise NoQuorum(f"{failure.args[0]}; nothing was changed, try again") from failure
             raise
+        times = {each.version.modified_us for each in placed}
+        if len(times) > 1:  # else time travel would show, in between, one change without the other
+            await self._replace(transaction, placed, False)
+            raise _Behind(max(times))
         try:
             committed = await self._decide(transaction, [each.register for each in placed], begun)
         except UnknownOutcome:
@@ -134,10 +150,9 @@ class Transactions:
         return generation_in(state)
 
     async def _leave_all(
-        self, transaction: bytes, changes: Sequence[Wanted], generation: int, placed: list[Placed]
+        self, transaction: bytes, changes: Sequence[Wanted], generation: int, now_us: int, placed: list[Placed]
     ) -> None:
         """Leave all intents; those that were left are in ``placed``, also when this raises what one of them does."""
-        now_us = self._context.wall_clock()
         at_once = -(-len(changes) // _STEPS_MAX) if len(changes) > _STEPS_MAX else 1
         for start in range(0, len(changes), at_once):
             some = changes[start : start + at_once]

@@ -36,11 +36,11 @@ class _CommitsTooEarly(Transactions):
     """Commits when all intents but the last are there."""
 
     async def _leave_all(
-        self, transaction: bytes, changes: Sequence[Wanted], generation: int, placed: list[Placed]
+        self, transaction: bytes, changes: Sequence[Wanted], generation: int, now_us: int, placed: list[Placed]
     ) -> None:
-        await super()._leave_all(transaction, changes[:-1], generation, placed)
+        await super()._leave_all(transaction, changes[:-1], generation, now_us, placed)
         await self._decide(transaction, [each.register for each in placed], generation)
-        await super()._leave_all(transaction, changes[-1:], generation, placed)
+        await super()._leave_all(transaction, changes[-1:], generation, now_us, placed)
 
 
 class _StatesNoGeneration(Transactions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import os
 
@@ -364,6 +365,19 @@ async def test_what_is_remembered_of_a_bucket_may_be_older_than_an_intent(
     monkeypatch.setattr(services.transactions, "_decide", remembering)
     await client.commit([PutObject(bucket, "a", data=b"1"), PutObject(bucket, "b", data=b"1")])
     assert not await _left(client, bucket)
+
+
+async def test_all_changes_are_of_one_time_whatever_the_clock_says(
+    client: AsyncClient, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else time travel would show one change without the other."""
+    there = await client.put_object(bucket, "a", data=b"0")
+    services = await client._open()
+    late = dataclasses.replace(services.context, wall_clock=lambda: there.modified_us - 5_000_000)
+    monkeypatch.setattr(services.transactions, "_context", late)
+    made = await client.commit([PutObject(bucket, "a", data=b"1"), PutObject(bucket, "b", data=b"1")])
+    assert [each.modified_us for each in made] == [there.modified_us + 1] * 2
+    assert len(await client.versions(bucket, "a")) == 2
 
 
 async def test_racing_transactions_are_one_after_the_other(

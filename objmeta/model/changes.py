@@ -122,10 +122,13 @@ class PutVersion(_Change, frozen=True, tag="put", gc=False):
 class Intend(PutVersion, frozen=True, tag="intend", gc=False):
     """What PutVersion does, if ``transaction`` (its id, 16 bytes) commits: an intent is left, and nobody sees it yet.
 
+    It is one of so many ``objects`` that the transaction changes.
+
     The conditions are decided now, and nothing else is written until the transaction is decided, so they hold then.
     """
 
     transaction: bytes = b""
+    objects: int = 1
 
     def apply(self, name: bytes, state: State | None, sequence_floor: int) -> Decision:
         found = _current(state)
@@ -135,7 +138,7 @@ class Intend(PutVersion, frozen=True, tag="intend", gc=False):
         if isinstance(decided, Keep):
             return decided
         record, version = decided
-        value = Pending(version, found.current, self.transaction)
+        value = Pending(version, found.current, self.transaction, self.objects)
         return Write(State(encode(value), (record.ref,), flag_of(value)), (record,))
 
 

@@ -45,11 +45,13 @@ class Pending(msgspec.Struct, frozen=True, array_like=True, tag=_PENDING, gc=Fal
 
     ``current`` is the object's current version if ``transaction`` (16 bytes) commits, ``before`` if it does not (None:
     no version was left).  Nobody answers from it: whoever meets one asks the transaction and puts a Head in its place.
+    ``objects``: how many the transaction changes, for the patience of who waits for it.
     """
 
     current: Version
     before: Version | None
     transaction: bytes
+    objects: int = 1
 
 
 COMMITTED: Final = "committed"

@@ -7,12 +7,13 @@ replaced by what that makes of it.  All who read or change objects come here, so
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from objmeta.core.change import Change
-from objmeta.core.listing import ScanRequest, decode_rows
+from objmeta.core.listing import ScanRequest, ScanRow, decode_rows
 from objmeta.core.messages import Fence, State
 from objmeta.errors import Fenced, NoQuorum, Unavailable, UnknownOutcome
 from objmeta.interfaces import ChangeReply, ChangeRequest, ScanPage
@@ -24,6 +25,9 @@ from objmeta.objects.context import Context
 GRACE_S: Final = 0.5
 """How long an undecided transaction is waited for before it is aborted, unless an operation has less than four times
 as long: its owner needs a few round trips, and aborting one that is alive makes it begin anew."""
+_GRACE_OBJECTS: Final = 100
+"""Of transactions of more objects the owner is waited for longer, in proportion: one who lists again and again would
+otherwise keep them from ever being committed."""
 _POLL_S_MIN: Final = 0.002
 _POLL_S_MAX: Final = 0.05
 _PAGES_MAX: Final = 50
@@ -52,7 +56,7 @@ class Intents:
             intent = decode_value(state.value)
             assert isinstance(intent, Pending)
             if intent.transaction != asked:
-                asked, until, pause_s = intent.transaction, loop.time() + self.grace_s, _POLL_S_MIN
+                asked, until, pause_s = intent.transaction, loop.time() + self.grace_s(intent), _POLL_S_MIN
             committed = await self.outcome(asked, loop.time() >= until)
             if committed is not None:
                 state = await self.resolve(name, asked, committed, fence)
@@ -62,10 +66,9 @@ class Intents:
             (state,) = await self._context.registers.read((name,), self._context.timeout_s, fence)
         return state
 
-    @property
-    def grace_s(self) -> float:
+    def grace_s(self, intent: Pending) -> float:
         """How long the owner of an undecided transaction is waited for."""
-        return min(GRACE_S, self._context.timeout_s / 4)
+        return min(GRACE_S * max(1.0, intent.objects / _GRACE_OBJECTS), self._context.timeout_s / 4)
 
     async def clear(self, name: bytes, fence: Fence) -> None:
         """Have no intent in the way of a change. Raises Fenced, NoQuorum."""
@@ -82,10 +85,21 @@ class Intents:
             if not met:
                 return page
             assert request.fence is not None, "whoever lists objects states the term of their bucket"
-            await asyncio.gather(*(self.settled(row.name, row.state, request.fence) for row in met))
+            by_transaction: dict[bytes, list[ScanRow]] = {}
+            for row in met:
+                intent = decode_value(row.state.value)
+                assert isinstance(intent, Pending)
+                by_transaction.setdefault(intent.transaction, []).append(row)
+            await asyncio.gather(*(self._settle_all(rows, request.fence) for rows in by_transaction.values()))
             # What is there now is another page; a shorter one has fewer objects that are just being changed.
             request = msgspec.structs.replace(request, limit=max(1, request.limit // 2))
         raise Unavailable("objects are changed by transactions all the time; try again later")
+
+    async def _settle_all(self, rows: Sequence[ScanRow], fence: Fence) -> None:
+        """Settle the intents of one transaction: one of them is waited at, or all would ask for it all the time."""
+        first, *others = rows
+        await self.settled(first.name, first.state, fence)
+        await asyncio.gather(*(self.settled(row.name, row.state, fence) for row in others))
 
     # -- Outcomes -----------------------------------------------------------------------------------------------------
 

@@ -146,11 +146,11 @@ class Objects:
         raise Unavailable(f"object {key!r} in bucket {bucket!r} is being written to all the time; try again later")
 
     def change_for(
-        self, wanted: PutObject | DeleteObject, transaction: bytes = b"", now_us: int | None = None
+        self, wanted: PutObject | DeleteObject, transaction: bytes = b"", now_us: int | None = None, objects: int = 1
     ) -> PutVersion:
         """The change that makes a version, as an intent of ``transaction`` if one is given. Raises InvalidArgument.
 
-        ``now_us`` is the time of a transaction, for all its versions alike.
+        ``now_us`` is the time of a transaction, for all its versions alike, and ``objects`` how many it changes.
         """
         now_us = self._context.wall_clock() if now_us is None else now_us
         required = b"" if wanted.if_version is None else parse_version_id(wanted.if_version)
@@ -159,7 +159,7 @@ class Objects:
         else:
             manifest, data, if_absent = _manifest(wanted, now_us), wanted.data or b"", wanted.if_absent
         fields = (self._context.new_id(), manifest, data, if_absent, isinstance(wanted, DeleteObject), required)
-        return Intend(*fields, transaction=transaction) if transaction else PutVersion(*fields)
+        return Intend(*fields, transaction=transaction, objects=objects) if transaction else PutVersion(*fields)
 
     async def append(self, wanted: PutObject | DeleteObject, change: PutVersion, generation: int = 0) -> ObjectVersion:
         """Run the change of :meth:`change_for`; see :meth:`placed`."""

@@ -154,18 +154,21 @@ class Transactions:
     ) -> None:
         """Leave all intents; those that were left are in ``placed``, also when this raises what one of them does."""
         at_once = -(-len(changes) // _STEPS_MAX) if len(changes) > _STEPS_MAX else 1
-        for start in range(0, len(changes), at_once):
-            some = changes[start : start + at_once]
+        # The first one alone, also of very many: those who want the same objects wait for each other there.
+        for start, end in itertools.pairwise([0, *range(1, len(changes), at_once), len(changes)]):
             left = await asyncio.gather(
-                *(self._leave(transaction, wanted, generation, now_us) for wanted in some), return_exceptions=True
+                *(self._leave(transaction, wanted, generation, now_us, len(changes)) for wanted in changes[start:end]),
+                return_exceptions=True,
             )
             placed += (each for each in left if isinstance(each, Placed))
             for each in left:
                 if isinstance(each, BaseException):
                     raise each
 
-    async def _leave(self, transaction: bytes, wanted: Wanted, generation: int, now_us: int | None = None) -> Placed:
-        change = self._objects.change_for(wanted, transaction, now_us)
+    async def _leave(
+        self, transaction: bytes, wanted: Wanted, generation: int, now_us: int | None = None, objects: int = 1
+    ) -> Placed:
+        change = self._objects.change_for(wanted, transaction, now_us, objects)
         register, version = await self._objects.placed(wanted, change, generation)
         return Placed(wanted.bucket, register, version)
 

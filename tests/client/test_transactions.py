@@ -15,7 +15,7 @@ from objmeta.core.listing import ScanRequest, decode_rows, successor
 from objmeta.interfaces import ChangeRequest
 from objmeta.model.changes import Decide
 from objmeta.model.names import TRANSACTIONS, object_register, transaction_register
-from objmeta.model.values import DONE, INTENT_MARK, Transaction, decode_value, holds_intent
+from objmeta.model.values import DONE, INTENT_MARK, Pending, Transaction, decode_value, holds_intent
 from objmeta.objects import intents
 from objmeta.objects.transactions import CHANGES_MAX
 
@@ -400,6 +400,51 @@ async def test_racing_transactions_are_one_after_the_other(
     ]
     assert len(orders[0]) == 12
     assert orders[0] == orders[1] == orders[2]
+
+
+async def test_very_many_do_not_wait_for_each_other_in_a_circle(
+    client: AsyncClient, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who wants the same objects waits at the first of them, without anybody's losing patience."""
+    monkeypatch.setattr(intents.Intents, "grace_s", lambda *_: 600.0)
+    keys = [f"{i:03}" for i in range(100)]
+    done = await asyncio.wait_for(
+        asyncio.gather(*(client.commit([PutObject(bucket, key, data=b"%d" % n) for key in keys]) for n in range(4))), 60
+    )
+    assert len({each.version_id for made in done for each in made}) == 400
+
+
+async def test_one_loses_patience_for_all_intents_of_a_transaction(
+    client: AsyncClient, bucket: str, owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(30):
+        await owner.leave(PutObject(bucket, f"{i}", data=b"2"))
+    registers = (await client._open()).registers
+    change, aborts = registers.change, itertools.count()
+
+    async def counted(request: ChangeRequest, timeout_s: float):  # type: ignore[no-untyped-def]
+        if isinstance(request.change, Decide):
+            next(aborts)
+        return await change(request, timeout_s)
+
+    monkeypatch.setattr(registers, "change", counted)
+    assert not (await client.list_objects(bucket)).objects
+    assert next(aborts) == 1
+
+
+async def test_a_large_transaction_is_waited_for_longer(client: AsyncClient, bucket: str, owner: Owner) -> None:
+    buckets = (await client._open()).buckets
+    found: list[float] = []
+    for key, objects in (("a", 2), ("b", 1000)):
+        placed = await owner.services.transactions._leave(
+            owner.transaction, PutObject(bucket, key, data=b""), owner.generation, None, objects
+        )
+        (state,) = await owner.services.registers.read((placed.register,), 10)
+        assert state is not None
+        intent = decode_value(state.value)
+        assert isinstance(intent, Pending)
+        found.append(buckets.intents.grace_s(intent))
+    assert found == [intents.GRACE_S, 10 * intents.GRACE_S]
 
 
 async def test_what_owners_left_is_concluded_and_erased(client: AsyncClient, bucket: str, owner: Owner) -> None:

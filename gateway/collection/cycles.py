@@ -250,6 +250,9 @@ async def _let_go(client: AsyncClient) -> None:
     """Remove what nobody wants any more. What keeps this from working does not keep the cycle from it."""
     try:
         await client.conclude_transactions()
+    except errors.ObjmetaError as problem:  # of one object, it may be: no reason to keep all other versions for ever
+        _log.warning("what owners of transactions left undone could not be done: %s", problem)
+    try:
         await forget_old(client)
         retained = await Retention(client).apply()
     except errors.ObjmetaError as problem:

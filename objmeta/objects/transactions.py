@@ -20,6 +20,7 @@ from objmeta.core.listing import ScanRequest, decode_rows, successor
 from objmeta.core.messages import LIVE
 from objmeta.errors import (
     Fenced,
+    IntegrityError,
     InvalidArgument,
     NoQuorum,
     NoSuchBucket,
@@ -218,10 +219,11 @@ class Transactions:
 async def conclude_all(context: Context, intents: Intents) -> int:
     """Do for committed transactions what their owners left undone, so that their registers go; how many there were.
 
-    Raises NoQuorum.
+    What is damaged keeps its own transaction alone from that.  Raises NoQuorum, and IntegrityError in the end.
     """
     fences = BucketFences(context)
     start, count = TRANSACTIONS, 0
+    damaged: IntegrityError | None = None
     while start:
         request = ScanRequest(start, successor(TRANSACTIONS), _PAGE_ROWS)
         page = await context.registers.scan(request, context.timeout_s)
@@ -229,11 +231,17 @@ async def conclude_all(context: Context, intents: Intents) -> int:
             found = decode_value(row.state.value)
             if row.state.flag == LIVE and isinstance(found, Transaction):
                 transaction = row.name[len(TRANSACTIONS) :]
-                for name in found.participants:
-                    await _settle_one(intents, transaction, name, fences)
+                try:
+                    for name in found.participants:
+                        await _settle_one(intents, transaction, name, fences)
+                except IntegrityError as damage:
+                    damaged = damage
+                    continue
                 await intents.conclude(transaction)
                 count += 1
         start = page.next
+    if damaged is not None:
+        raise damaged
     return count
 
 

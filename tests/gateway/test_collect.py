@@ -16,6 +16,7 @@ from gateway.collection.cycles import LOCK, Cycled, last_cycle, run_cycle, run_c
 from gateway.data import moving, parts
 from gateway.data.transfer import Store, open_store
 from objmeta import Chunk, PutObject, errors
+from objmeta.core.messages import State
 from objmeta.model.values import holds_intent
 
 BUCKET = "bucket"
@@ -229,6 +230,38 @@ async def test_the_rules_of_buckets_are_applied_before_a_cycle(store: Store) -> 
         done = await run_if_due(store.client, meet, 0.0)
         assert done is not None
         assert done.deleted == places(store)
+
+
+async def test_a_transaction_that_cannot_be_concluded_keeps_no_other_version(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One damaged object would otherwise end the rules of all buckets."""
+    await store.client.configure_bucket(BUCKET, keep_versions=1)
+    for _ in range(4):
+        await put(store, "a", os.urandom(SIZE))
+    other = BUCKET + "-2"
+    await store.client.create_bucket(other)
+    services = await store.client._open()
+    transactions = services.transactions
+    damaged = b""
+    for key in "xyz":
+        transaction, generation = os.urandom(16), await store.client.generation()
+        placed = await transactions._leave(transaction, PutObject(other, key, data=b"x"), generation)
+        assert await transactions._decide(transaction, [placed.register], generation)
+        damaged = damaged or placed.register
+    resolve = services.buckets.intents.resolve
+
+    async def failing(name: bytes, *more) -> State | None:  # type: ignore[no-untyped-def]
+        if name == damaged:
+            raise errors.IntegrityError("it is damaged")
+        return await resolve(name, *more)
+
+    monkeypatch.setattr(services.buckets.intents, "resolve", failing)
+    async with workers_of(store) as meet:
+        assert await run_if_due(store.client, meet, 3600.0) is not None
+    assert len(await store.client.versions(BUCKET, "a")) == 2
+    monkeypatch.undo()
+    assert await store.client.conclude_transactions() == 1
 
 
 async def test_nothing_is_deleted_while_a_disk_is_away(tmp_path: Path) -> None:

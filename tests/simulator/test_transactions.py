@@ -8,7 +8,7 @@ from objmeta.testing import transactionwork
 from objmeta.testing.mutations_transactions import BROKEN, VARIANTS
 from objmeta.testing.transactionwork import SAFETY, run_seed
 
-QUICK = 25
+QUICK = 12
 ALL = 300
 SEEDS_MAX = 1000
 
@@ -37,8 +37,14 @@ def test_many_seeds() -> None:
     _run(range(QUICK, QUICK + ALL))
 
 
+LATE = frozenset({"asks-anew"})
+"""Caught, but only by the hundredth seed or so."""
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", sorted(BROKEN))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LATE)) for name in sorted(BROKEN)]
+)
 def test_a_broken_transaction_is_caught(name: str) -> None:
     for seed in range(SEEDS_MAX):
         report = run_seed(seed, VARIANTS[name])
@@ -61,5 +67,6 @@ def test_the_same_seed_gives_the_same_trace() -> None:
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert transactionwork.main(["--seeds", "2"]) == 0
     assert "2 seeds, 0 failed" in capsys.readouterr().out
-    assert transactionwork.main(["--seed", "0", "--variant", "asks-nobody", "--trace"]) == 1
+    seed = next(seed for seed in range(SEEDS_MAX) if run_seed(seed, VARIANTS["asks-nobody"]).failure)
+    assert transactionwork.main(["--seed", str(seed), "--variant", "asks-nobody", "--trace"]) == 1
     assert "safety: transaction" in capsys.readouterr().out

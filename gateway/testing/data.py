@@ -30,7 +30,7 @@ from gateway.testing.named import Named
 from gateway.testing.nodes import DataNetwork, DataNode
 from gateway.testing.peers import Ways
 from gateway.upkeep import leaving, repairing, runs
-from objmeta import Chunk, ObjectVersion, errors
+from objmeta import Chunk, DeleteObject, ObjectVersion, PutObject, errors
 from objmeta.core.configuration import Configuration
 from objmeta.objects.buckets import Buckets
 from objmeta.objects.context import Context
@@ -202,14 +202,25 @@ class SimClient:
         self, bucket: str, key: str, *, chunks: Sequence[Chunk] = (), generation: int = 0, **options: Any
     ) -> ObjectVersion:
         """Commit a version, of which the observer is told first."""
+        objects = await self._announced(key, chunks, generation)
+        return await objects.put(bucket, key, chunks=chunks, generation=generation, **options)
+
+    async def commit(self, changes: Sequence[PutObject | DeleteObject], *, generation: int = 0) -> list[ObjectVersion]:
+        """The same for a copy, which is a commit of one change; nothing is moved here."""
+        (wanted,) = changes
+        assert isinstance(wanted, PutObject), "what is copied is put"
+        objects = await self._announced(wanted.key, wanted.chunks, generation)
+        return [await objects.append(wanted, objects.change_for(wanted), generation)]
+
+    async def _announced(self, key: str, chunks: Sequence[Chunk], generation: int) -> Objects:
+        """Object operations, the next one under an id that the observer knows."""
         pause_s = PAUSE_S.get()
         PAUSE_S.set(0.0)
         await asyncio.sleep(pause_s)
         operation = self._rng.randbytes(16)
         self._named.on_commit(operation, chunks, generation)
         self._world.note(f"P{self._number}: commit {operation.hex()[:8]} as {key}, generation {generation}")
-        objects = self.objects(operation)
-        return await objects.put(bucket, key, chunks=chunks, generation=generation, **options)
+        return self.objects(operation)
 
     async def members(self) -> tuple[int, list[Place]]:
         """The nodes that keep data, as some node knows them, and in which epoch that is. Raises Unavailable."""

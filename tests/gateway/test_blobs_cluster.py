@@ -21,7 +21,6 @@ from gateway.blobs.packs import PACKED_BYTES_MAX
 from gateway.blobs.peer import LAG_WAIT_S, PENDING_MAX, Peer
 from gateway.blobs.placement import Place, homes, order
 from gateway.blobs.places import ChunkMissing
-from gateway.blobs.room import Room
 from gateway.blobs.sending import Payload, Unreachable
 from gateway.blobs.service import SERVICE
 from objmeta import Chunk, errors
@@ -528,32 +527,6 @@ async def test_a_node_that_takes_nothing_more_counts_as_away(
         await peer.put(Payload(chunk, bytes(length)), 1, lambda: None, 5)
     assert peer.down
     await peer.close()
-
-
-async def test_room_is_given_in_order_and_back() -> None:
-    room = Room(4)
-    held: list[int] = []
-
-    async def hold(units: int, until: asyncio.Event) -> None:
-        async with room.share(units):
-            held.append(units)
-            await until.wait()
-
-    done = asyncio.Event()
-    first = asyncio.create_task(hold(3, done))
-    big, small = (asyncio.create_task(hold(units, asyncio.Event())) for units in (2, 1))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert held == [3]
-    big.cancel()
-    await asyncio.wait((big,))
-    await until(lambda: held == [3, 1])
-    done.set()
-    await first
-    small.cancel()
-    await asyncio.wait((small,))
-    async with asyncio.timeout(1), room.share(4):
-        pass
 
 
 async def test_a_fork_is_told(blobs: ClusterBlobs, monkeypatch: pytest.MonkeyPatch) -> None:

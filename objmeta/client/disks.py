@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import uuid_utils
 
-from objmeta.core.configuration import Configuration, ConfigurationTag, Membership
+from objmeta.core.configuration import OUTSIDE, Configuration, ConfigurationTag, Membership
 from objmeta.core.inventory import DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, Refusal, Reply, Request, State
@@ -181,6 +181,7 @@ class DiskRegisters:
         """Erase what can be erased, bring every disk up to date, and give the space back."""
         collected = await self._engine.collect(run, timeout_s)
         if collected.done:
+            await self._admit()
             await self._repair()
             for store in list(self._stores.values()):
                 await asyncio.to_thread(store.tidy)
@@ -221,11 +222,13 @@ class DiskRegisters:
                     await coordinator.finish()
                     current = self._engine.membership
                 acceptor, joining = await self._pair(current, old, new)
-                if not acceptor:
-                    return
-                known = {member: str(path) for member, path in self._paths.items()}
-                await coordinator.begin({joining: str(new)}, [acceptor], self._prepare, timeout_s, addresses=known)
-                await coordinator.finish()
+                if acceptor:
+                    known = {member: str(path) for member, path in self._paths.items()}
+                    await coordinator.begin({joining: str(new)}, [acceptor], self._prepare, timeout_s, addresses=known)
+                    if self._opening:  # the new one is let in with the others only if it answers by then
+                        await asyncio.wait(tuple(self._opening), timeout=_OPENING_S)
+                    await coordinator.finish()
+                await self._admit()
         except TimeoutError:
             raise UnknownOutcome(f"{new} has not taken over within {timeout_s:g} s: replace {old} once more") from None
 
@@ -297,8 +300,21 @@ class DiskRegisters:
             same = store.configuration.store_id == self._engine.configuration.store_id
             if same and store.acceptor_id == acceptor:
                 self._take(acceptor, store)
+                await self._admit()
                 return
             await asyncio.to_thread(store.close)
+
+    async def _admit(self) -> None:
+        """Let members in that were not open yet when their configuration was handed out; they have no vote before."""
+        from objmeta.register.membership import Coordinator
+
+        for acceptor in self._engine.quorums.members:
+            store = self._stores.get(acceptor)
+            if self._engine.configuration.is_joint:  # whoever makes that change lets them in
+                return
+            if store is not None and store.configuration.epoch == OUTSIDE:
+                with suppress(ObjmetaError):
+                    await Coordinator(self._engine, self._rng, self._fences()).admit(acceptor)
 
     def _do(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -100,6 +101,26 @@ def become(client: objmeta.Client, wanted: dict[str, str]) -> bool:
     while (is_so := states(client) == wanted) is False and time.monotonic() < until:
         time.sleep(0.1)
     return is_so
+
+
+def test_a_disk_that_opens_late_is_let_in(
+    filled: objmeta.Client, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = paths[0].with_name("d")
+    go_on = threading.Event()
+    open_one = places.open_one
+
+    def slowly(path: Path) -> SqliteStore:
+        if path == new:
+            assert go_on.wait(60)
+        return open_one(path)
+
+    monkeypatch.setattr(places, "open_one", slowly)
+    monkeypatch.setattr("objmeta.client.disks._OPENING_S", 0.01)
+    filled.replace_disk(paths[1], new)
+    assert states(filled)["d"] == "down"
+    go_on.set()
+    assert become(filled, {"a": "up", "c": "up", "d": "up"}), "it was given no vote"
 
 
 def test_a_lost_disk_is_replaced_by_an_empty_one(filled: objmeta.Client, paths: list[Path]) -> None:

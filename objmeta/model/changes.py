@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from objmeta.core.change import Decision, Keep, Write
-from objmeta.core.messages import Record, RecordRef, State
+from objmeta.core.messages import RecordRef, State
 from objmeta.model.values import (
     ABORTED,
     COMMITTED,
@@ -91,17 +91,7 @@ class PutVersion(_Change, frozen=True, tag="put", gc=False):
         found = _current(state)
         if isinstance(found, Keep):
             return found
-        decided = self._version_after(found.current, state, sequence_floor)
-        if isinstance(decided, Keep):
-            return decided
-        record, version = decided
-        value = Head(version)
-        return Write(State(encode(value), (record.ref,), flag_of(value)), (record,))
-
-    def _version_after(
-        self, current: Version | None, state: State | None, sequence_floor: int
-    ) -> Keep | tuple[Record, Version]:
-        """The version that follows ``current``, with its record; Keep if a condition does not hold."""
+        current = found.current
         visible = current is not None and not current.delete_marker
         if self.if_absent and visible:
             return Keep(EXISTS)
@@ -116,7 +106,12 @@ class PutVersion(_Change, frozen=True, tag="put", gc=False):
             manifest = msgspec.structs.replace(manifest, parent_version_id=current.ref.version_id)
         record = make_record(tip_of(state), sequence_floor, self.version_id, manifest, self.data)
         version = Version(record.ref, manifest.size, manifest.etag, manifest.modified_us, manifest.delete_marker)
-        return record, version
+        value = self._value(version, current)
+        return Write(State(encode(value), (record.ref,), flag_of(value)), (record,))
+
+    def _value(self, version: Version, before: Version | None) -> RegisterValue:
+        """What the register holds when ``version`` follows ``before``."""
+        return Head(version)
 
 
 class Intend(PutVersion, frozen=True, tag="intend", gc=False):
@@ -130,16 +125,8 @@ class Intend(PutVersion, frozen=True, tag="intend", gc=False):
     transaction: bytes = b""
     objects: int = 1
 
-    def apply(self, name: bytes, state: State | None, sequence_floor: int) -> Decision:
-        found = _current(state)
-        if isinstance(found, Keep):
-            return found
-        decided = self._version_after(found.current, state, sequence_floor)
-        if isinstance(decided, Keep):
-            return decided
-        record, version = decided
-        value = Pending(version, found.current, self.transaction, self.objects)
-        return Write(State(encode(value), (record.ref,), flag_of(value)), (record,))
+    def _value(self, version: Version, before: Version | None) -> RegisterValue:
+        return Pending(version, before, self.transaction, self.objects)
 
 
 class Resolve(_Change, frozen=True, tag="resolve", gc=False):

@@ -68,7 +68,8 @@ def parse_time(given: str | float | datetime, *, now: datetime | None = None) ->
 def _read(given: Any, now: datetime | None) -> datetime | None:
     try:
         if isinstance(given, datetime):
-            return given.astimezone(UTC) if given.tzinfo else given.replace(tzinfo=UTC)
+            plain = datetime.fromisoformat(given.isoformat())  # pandas' may be finer, or no time at all (NaT)
+            return plain.astimezone(UTC) if plain.tzinfo else plain.replace(tzinfo=UTC)
         if isinstance(given, int | float) and not isinstance(given, bool):
             return _EPOCH + timedelta(seconds=given)
         text = given.strip() if isinstance(given, str) else ""

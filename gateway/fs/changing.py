@@ -18,9 +18,9 @@ from fsspec.asyn import _run_coros_in_chunks
 
 from gateway.data import moving
 from gateway.fs.blocking import blocking
-from gateway.fs.conditions import terms
+from gateway.fs.conditions import refuse_if_none_match, terms
 from gateway.fs.describing import Describing
-from gateway.fs.entries import DIRECTORY_TYPE, Name
+from gateway.fs.entries import DIRECTORY_TYPE, Name, outermost
 from gateway.fs.oserrors import oserrors
 from objmeta.errors import AlreadyExists, InvalidArgument, NoSuchBucket, NoSuchKey, NotFound, PreconditionFailed
 
@@ -61,18 +61,19 @@ class Changing(Describing):
 
     # -- Copying and moving -------------------------------------------------------------------------------------------
 
-    async def _copy(self, path1: Any, path2: Any, recursive: bool = False, **kwargs: Any) -> None:
+    async def _copy(
+        self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any
+    ) -> None:
         """Copy files inside the store. A recursive copy to a bucket that does not exist makes it."""
         if isinstance(path1, str) and isinstance(path2, str):
             target = self._name(path2)
             if recursive and target.bucket and not target.key and not await self._exists(target.bucket):
                 await self._makedirs(target.bucket, exist_ok=True)
                 path1 = path1.rstrip("/") + "/"
-            elif not recursive and await self._is_literal(path1):
+            elif await self._is_literal(path1):
                 into = path2.endswith("/") or await self._isdir(path2)
-                inside = self._name(path1).key.rsplit("/", 1)[-1]
-                path1, path2 = [path1], [f"{path2.rstrip('/')}/{inside}" if into else path2]
-        await super()._copy(path1, path2, recursive=recursive, **kwargs)
+                path1, path2 = await self._literal_pairs(path1, path2, into, recursive, maxdepth)
+        await super()._copy(path1, path2, recursive=recursive, maxdepth=maxdepth, **kwargs)
 
     async def _cp_file(
         self,
@@ -148,8 +149,11 @@ class Changing(Describing):
 
     # -- Removing -----------------------------------------------------------------------------------------------------
 
-    async def _rm_file(self, path: str, if_match: str | None = None, **kwargs: Any) -> None:
+    async def _rm_file(
+        self, path: str, if_match: str | None = None, if_none_match: str | None = None, **kwargs: Any
+    ) -> None:
         """Hide one file behind a delete marker; its versions stay. With ``?versionId=``, remove that one for good."""
+        refuse_if_none_match("removing", if_none_match)
         name = self._name(path)
         asked = terms(if_match=if_match)
         if not name.key:
@@ -181,25 +185,32 @@ class Changing(Describing):
         maxdepth: int | None = None,
         versions: bool = False,
         if_match: str | None = None,
+        if_none_match: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Remove files, and directories if ``recursive``; ``versions`` removes their whole history for good.
 
-        ``if_match`` is for files by name: only where that is current.
+        A version (``?versionId=``) goes alone, whatever else is asked.  ``if_match`` is for files by name: only where
+        that is current.  What can be removed is; then the first failure is raised.
         A bucket goes only if no history is left in it; else it stays, without files, and the error says so.
         """
+        refuse_if_none_match("removing", if_none_match)
         if if_match is not None and (recursive or versions):
             raise ValueError("if_match is about one version of one file: not with recursive or versions")
         batch_size = batch_size or self.batch_size
-        for each in await self._expand_path(path):
-            name = self._name(each)
-            if recursive and maxdepth is not None:
-                files = await self._find(each, maxdepth=maxdepth)
-                await self._all([self._rm_file(file) for file in files], batch_size)
-            elif recursive or versions:
-                await self._rm_all(name, recursive, versions, batch_size)
-            else:
-                await self._rm_file(each, if_match=if_match)
+        found = await self._expand_path(path)
+        if recursive and maxdepth is not None:
+            found = [file for each in found for file in await self._find(each, maxdepth=maxdepth)]
+        elif recursive or versions:
+            whole = [name for name in map(self._name, found) if not name.version_id]
+            found = [each for each in found if self._name(each).version_id]
+            roots = outermost(whole) if recursive else whole
+            await self._all([self._rm_all(name, recursive, versions, batch_size) for name in roots], batch_size)
+        await self._all([self._rm_file(each, if_match=if_match) for each in found], batch_size)
+
+    def delete(self, path: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any) -> None:
+        """The same under another name."""
+        self.rm(path, recursive=recursive, maxdepth=maxdepth, **kwargs)
 
     async def _rm_all(self, name: Name, recursive: bool, versions: bool, batch_size: int | None) -> None:
         if not name.bucket:

@@ -73,6 +73,29 @@ def terms(
     )
 
 
+def mode_creates(mode: str) -> bool:
+    """Read fsspec's mode of pipe and put: whether there must be no such file. Raises ValueError."""
+    if mode not in ("overwrite", "create"):
+        raise ValueError(f"mode is 'overwrite' or 'create', not {mode!r}; to append, open the file with 'ab'")
+    return mode == "create"
+
+
+def refuse_if_none_match(verb: str, if_none_match: str | None) -> None:
+    """Refuse what could never be met, instead of passing it over. Raises ValueError."""
+    if if_none_match is not None:
+        raise ValueError(f"{verb} is about a file that is there, so if_none_match has no meaning for it")
+
+
+def content(value: Any) -> bytes:
+    """The bytes of anything with a buffer. Raises TypeError for text, numbers, lists, None."""
+    if isinstance(value, bytes):
+        return value
+    try:
+        return memoryview(value).tobytes()
+    except TypeError:
+        raise TypeError(f"the content of a file is bytes, not {type(value).__name__}") from None
+
+
 def checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """User metadata, which is text under text. Raises TypeError."""
     if not isinstance(metadata, Mapping):

@@ -16,7 +16,7 @@ from typing import Any, Final
 from fsspec.utils import tokenize
 
 from gateway.fs.blocking import blocking
-from gateway.fs.conditions import Terms, checked_metadata, settled, terms
+from gateway.fs.conditions import Terms, checked_metadata, refuse_if_none_match, settled, terms
 from gateway.fs.entries import Entry, Name, version_entry
 from gateway.fs.listing import Listing
 from gateway.fs.oserrors import oserrors
@@ -92,6 +92,7 @@ class Describing(Listing):
         path: str,
         content_type: str | None = None,
         if_match: str | None = None,
+        if_none_match: str | None = None,
         attributes: Mapping[str, str | None] | None = None,
         **named: str | None,
     ) -> dict[str, str]:
@@ -100,6 +101,7 @@ class Describing(Listing):
         Values are given by name, or in ``attributes`` where a name is none of Python's.  Makes a new version with the
         same content; who writes to the file meanwhile loses nothing.
         """
+        refuse_if_none_match("setting metadata", if_none_match)
         name = self._file_name(path)
         changed = {**(attributes or {}), **named}
         checked_metadata({key: value for key, value in changed.items() if value is not None})
@@ -125,9 +127,16 @@ class Describing(Listing):
                     return metadata
             raise PreconditionFailed(f"{name.path!r} was written to all the time; its metadata was not changed")
 
-    async def _setxattr(self, path: str, copy_kwargs: Any = None, **named: str | None) -> None:
+    async def _setxattr(
+        self,
+        path: str,
+        copy_kwargs: Any = None,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        **named: str | None,
+    ) -> None:
         """The same under s3fs's name for it."""
-        await self._setxattrs(path, attributes=named)
+        await self._setxattrs(path, if_match=if_match, if_none_match=if_none_match, attributes=named)
 
     ukey = blocking(_ukey)
     checksum = blocking(_checksum)

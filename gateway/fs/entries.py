@@ -8,6 +8,7 @@ the key, and with ``version_aware=False`` these are as well.  A key that ends wi
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -122,4 +123,13 @@ def implied_directories(key: str, base: int) -> list[str]:
         if slash > base and key[slash - 1] != "/":
             found.append(key[:slash])
         slash = key.find("/", slash + 1)
+    return found
+
+
+def outermost(names: Iterable[Name]) -> list[Name]:
+    """Those of the names that are not below another of them."""
+    found: list[Name] = []
+    for name in sorted(names, key=lambda name: f"{name.path}/"):
+        if not found or not f"{name.path}/".startswith(f"{found[-1].path}/"):
+            found.append(name)
     return found

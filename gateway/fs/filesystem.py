@@ -20,20 +20,22 @@ import concurrent.futures
 import contextlib
 import os
 import weakref
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
+from glob import has_magic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from fsspec.asyn import _run_coros_in_chunks, get_loop
 from fsspec.callbacks import DEFAULT_CALLBACK
-from fsspec.utils import isfilelike
+from fsspec.implementations.local import LocalFileSystem, make_path_posix
+from fsspec.utils import check_contained, isfilelike, other_paths
 
 from gateway.data.localfiles import BYTES_MAX, LocalFile, LocalFiles
 from gateway.data.past import parse_time
 from gateway.fs import options
 from gateway.fs.blocking import add_blocking_methods, blocking, outcome, start
-from gateway.fs.conditions import terms
-from gateway.fs.instances import Environment, PerThread
+from gateway.fs.conditions import content, mode_creates, terms
+from gateway.fs.instances import Anchored, Environment, PerThread
 from gateway.fs.opening import Opening
 from gateway.fs.oserrors import oserrors
 from objmeta import AsyncClient, Cluster, ObjectVersion
@@ -45,16 +47,17 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class ObjmetaFileSystem(Opening):
+class ObjmetaFileSystem(Opening, metaclass=Anchored):
     """Files in an objmeta store.
 
     ``path`` is the directory of an embedded store, ``disks`` are those of one over several disks, ``endpoints`` the
     nodes of a cluster (``"host:port,host:port"`` or a list), ``timeout_s`` how long one operation may take, in seconds.
     Without any, the settings decide as they do for :func:`objmeta.connect`, whose other settings may be given as well.
     ``batch_size`` is how much is done at a time.  With ``version_aware=False`` paths name no versions: all of a path is
-    the key.  With ``as_of`` (ISO 8601, a datetime, or seconds since the epoch; UTC where no offset is said) all is as
-    it was at that time, and read only: see ``gateway.data.past``.  ``local_path`` keeps its files in ``local_dir``
-    (default: ``local`` in an embedded store's directory, else in the user's cache), at most ``local_bytes`` of them.
+    the key.  With ``as_of`` (ISO 8601, a datetime or another kind of time, or seconds since the epoch; UTC where no
+    offset is said) all is as it was at that time, and read only: see ``gateway.data.past``.  ``local_path`` keeps its
+    files in ``local_dir`` (default: ``local`` in an embedded store's directory, else in the user's cache), at most
+    ``local_bytes`` of them.
 
     Instances are cached, picklable, and usable from any thread; an embedded one also after a fork, while one of a
     cluster refuses in a forked child (start workers by spawn or forkserver).
@@ -106,16 +109,6 @@ class ObjmetaFileSystem(Opening):
     def timeout_s(self) -> float:
         """How long one operation may take, in seconds."""
         return self._settings.timeout_s
-
-    @property
-    def storage_options(self) -> dict[str, Any]:
-        """The arguments by name, from which fsspec makes the same instance again: here, elsewhere, or from JSON."""
-        return self._storage_options
-
-    @storage_options.setter
-    def storage_options(self, given: Mapping[str, Any]) -> None:
-        is_json = not isinstance(given.get("as_of"), datetime)
-        self._storage_options = dict(given) if is_json else {**given, "as_of": self.as_of}
 
     # -- The store, and the loop it lives on --------------------------------------------------------------------------
 
@@ -229,8 +222,8 @@ class ObjmetaFileSystem(Opening):
         """
         if not isinstance(paths, list):
             raise TypeError("paths must be a list")
-        begins = list(starts) if isinstance(starts, Sequence) else [starts] * len(paths)
-        stops = list(ends) if isinstance(ends, Sequence) else [ends] * len(paths)
+        begins = list(starts) if isinstance(starts, Iterable) else [starts] * len(paths)
+        stops = list(ends) if isinstance(ends, Iterable) else [ends] * len(paths)
         if len(begins) != len(paths) or len(stops) != len(paths):
             raise ValueError("paths, starts and ends differ in length")
         if max_gap is not None and max_gap < 0:
@@ -301,13 +294,16 @@ class ObjmetaFileSystem(Opening):
                 name.bucket, name.key, lpath, version_id=name.version_id, progress=callback.relative_update
             )
 
-    async def _get(self, rpath: Any, lpath: Any, recursive: bool = False, **kwargs: Any) -> None:
+    async def _get(
+        self, rpath: Any, lpath: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any
+    ) -> None:
         """Fetch files, names or patterns; see fsspec. A name that exists is not taken for a pattern."""
-        if isinstance(rpath, str) and isinstance(lpath, str) and not recursive and await self._is_literal(rpath):
-            into = lpath.endswith("/") or await asyncio.to_thread(_local_size, lpath) is None
-            inside = self._name(rpath).key.rsplit("/", 1)[-1]
-            rpath, lpath = [rpath], [os.path.join(lpath, inside) if into else lpath]
-        await super()._get(rpath, lpath, recursive=recursive, **kwargs)
+        if isinstance(rpath, str) and isinstance(lpath, str) and await self._is_literal(rpath):
+            root = make_path_posix(lpath)
+            into = lpath.endswith("/") or await asyncio.to_thread(_local_size, root) is None
+            rpath, lpath = await self._literal_pairs(rpath, root, into, recursive, maxdepth)
+            check_contained(root, lpath)
+        await super()._get(rpath, lpath, recursive=recursive, maxdepth=maxdepth, **kwargs)
 
     async def _local_path(self, path: str, version_id: str | None = None) -> LocalFile:
         """A file on this machine with the content of a file here, verified, read-only, and immutable.
@@ -340,10 +336,11 @@ class ObjmetaFileSystem(Opening):
     ) -> None:
         """Set the bytes of a file; the other arguments as for :meth:`open`."""
         name = self._file_name(path)
-        asked = terms(mode == "create", content_type, metadata, if_match, if_none_match)
+        asked = terms(mode_creates(mode), content_type, metadata, if_match, if_none_match)
+        data = content(value)
         with oserrors(name.path):
             asked = await self._settled(asked, name)
-            await (await self.store()).put_stream(name.bucket, name.key, bytes(value), **asked.arguments)
+            await (await self.store()).put_stream(name.bucket, name.key, data, **asked.arguments)
 
     async def _put_file(
         self,
@@ -363,12 +360,24 @@ class ObjmetaFileSystem(Opening):
             await self._makedirs(rpath, exist_ok=True)
             return
         name = self._file_name(rpath)
-        asked = terms(mode == "create", content_type, metadata, if_match, if_none_match)
+        asked = terms(mode_creates(mode), content_type, metadata, if_match, if_none_match)
         callback.set_size(size)
         with oserrors(name.path):
             asked = await self._settled(asked, name)
             store = await self.store()
             await store.put_file(name.bucket, name.key, lpath, progress=callback.relative_update, **asked.arguments)
+
+    async def _put(
+        self, lpath: Any, rpath: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any
+    ) -> Any:
+        """Store local files, names or patterns; see fsspec. A file that exists is not taken for a pattern."""
+        if isinstance(lpath, str) and isinstance(rpath, str) and has_magic(lpath):
+            paths = await asyncio.to_thread(_local_paths, make_path_posix(lpath), recursive, maxdepth)
+            if paths is not None:
+                into = rpath.endswith("/") or await self._isdir(rpath)
+                exists = into and not lpath.endswith("/")
+                lpath, rpath = paths, other_paths(paths, self._strip_protocol(rpath), exists) if paths else []
+        return await super()._put(lpath, rpath, recursive=recursive, maxdepth=maxdepth, **kwargs)
 
 
 _Stores = dict[asyncio.AbstractEventLoop, "asyncio.Task[Store]"]
@@ -414,6 +423,14 @@ def _local_size(path: str) -> int | None:
     with contextlib.suppress(FileNotFoundError):
         return None if os.path.isdir(path) else os.path.getsize(path)
     return 0
+
+
+def _local_paths(path: str, recursive: bool, maxdepth: int | None) -> list[str] | None:
+    """What is to be stored of a local file or directory with exactly this name; None if there is none."""
+    if not os.path.lexists(path):
+        return None
+    found: list[str] = LocalFileSystem().expand_path([path], recursive, maxdepth, assume_literal=True)
+    return found if recursive and maxdepth is None else [each for each in found if not os.path.isdir(each)]
 
 
 def _make_parent(path: str) -> None:

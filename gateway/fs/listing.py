@@ -13,6 +13,7 @@ from glob import has_magic
 from typing import TYPE_CHECKING, Any
 
 from fsspec.asyn import AsyncFileSystem, _run_coros_in_chunks
+from fsspec.utils import other_paths
 
 from gateway.fs.entries import (
     Entry,
@@ -59,7 +60,7 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
             client = (await self.store()).client
             if not name.key:
                 return bucket_entry(await client.bucket(name.bucket))
-            if name.version_id:
+            if name.version_id is not None:
                 return file_entry(await self._get_object(name, with_data=False))
             try:
                 return file_entry(await client.head_object(name.bucket, name.key))
@@ -265,7 +266,7 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
     async def _glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
         """Names that match a pattern; if none does, the file that has the pattern itself as its name."""
         stripped = self._strip_protocol(path)
-        literal = self.version_aware and is_pinned(stripped) and not has_magic(self._name(path).path)
+        literal = self._is_pinned(stripped)
         found: Any = {} if literal else await super()._glob(path, maxdepth=maxdepth, **kwargs)
         if not found and (literal or has_magic(stripped)) and await self._isfile(stripped):
             found = {stripped: {**await self._info(stripped), "name": stripped}}
@@ -273,10 +274,24 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
             return found or {}
         return list(found)
 
+    def _is_pinned(self, stripped: str) -> bool:
+        """Whether the only thing in a path that looks like a pattern is the mark of its version."""
+        return self.version_aware and is_pinned(stripped) and not has_magic(self._name(stripped).path)
+
     async def _is_literal(self, path: str) -> bool:
-        """Whether a path that looks like a pattern is the name of something."""
+        """Whether a path that looks like a pattern is the name of something, or names a version."""
         stripped = self._strip_protocol(path)
-        return has_magic(stripped) and await self._exists(stripped)
+        return self._is_pinned(stripped) or (has_magic(stripped) and await self._exists(stripped))
+
+    async def _literal_pairs(
+        self, source: str, target: str, into: bool, recursive: bool, maxdepth: int | None
+    ) -> tuple[list[str], list[str]]:
+        """What a bulk copy from a literal name takes, and where that goes; ``into``: the target is a directory."""
+        paths = await self._expand_path([source], recursive, maxdepth, assume_literal=True)
+        if not recursive or maxdepth is not None:
+            paths = [each for each in paths if not await self._isdir(each)]
+        names = [self._name(each).path for each in paths]  # a version is no part of a copy's name
+        return paths, other_paths(names, target, exists=into and not source.endswith("/")) if names else []
 
     async def _expand_path(
         self, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = False
@@ -290,7 +305,9 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
             try:
                 found.update(await super()._expand_path([each], recursive, maxdepth, assume_literal=each in literal))
             except FileNotFoundError as failure:
-                missing = failure
+                is_name = each in literal or not has_magic(each)
+                reason = "there is no such file, directory or version" if is_name else "nothing matches this pattern"
+                missing = failure if failure.filename else FileNotFoundError(errno.ENOENT, reason, each)
         if not found:
             raise missing or FileNotFoundError(errno.ENOENT, "no path was given", "")
         return sorted(found)

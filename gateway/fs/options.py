@@ -59,7 +59,7 @@ def settings(given: Mapping[str, Any]) -> Resolved:
         if path:
             if "home" in values:
                 raise InvalidArgument("path and home are two names for one thing; give only one of them")
-            values["home"] = os.path.abspath(path) if values is arguments else path
+            values["home"] = path
         if sum(name in values for name in _PLACES) > 1:
             raise InvalidArgument(
                 "a store is a directory (path), several (disks) or a cluster (endpoints), only one of them"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
 from fsspec.callbacks import Callback
 
@@ -56,6 +57,8 @@ def test_ranges_of_one_file_are_of_one_version_and_errors_stay_in_their_place(fs
     assert found[2] == b"56"
     with pytest.raises(FileNotFoundError):
         fs.cat_ranges(["bucket/none"], 0, 1, on_error="raise")
+    for several in (list, tuple, iter, np.array):
+        assert fs.cat_ranges(["bucket/file"] * 2, several([0, 8]), several([2, 10]), max_gap=8) == [b"01", b"89"]
 
 
 def test_ranges_close_to_each_other_are_read_as_one(fs: ObjmetaFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +91,20 @@ def test_pipe_create_refuses_to_replace(fs: ObjmetaFileSystem) -> None:
     with pytest.raises(FileExistsError):
         fs.pipe_file("bucket/file", b"new", mode="create")
     assert fs.cat_file("bucket/file") == b"old"
+
+
+def test_content_is_bytes(fs: ObjmetaFileSystem) -> None:
+    for content in (b"ab", bytearray(b"ab"), memoryview(b"axbx")[::2], np.frombuffer(b"ab", dtype="u1")):
+        fs.pipe_file("bucket/file", content)
+        assert fs.cat_file("bucket/file") == b"ab"
+    for nothing in (5, [1, 2], "ab", None):
+        with pytest.raises(TypeError, match="bytes, not"):
+            fs.pipe_file("bucket/file", nothing)
+    with pytest.raises(ValueError, match="'ab'"):
+        fs.pipe_file("bucket/file", b"x", mode="append")
+    with pytest.raises(ValueError, match="'ab'"):
+        fs.put_file(__file__, "bucket/file", mode="a")
+    assert fs.cat_file("bucket/file") == b"ab"
 
 
 def test_writes_on_a_condition(fs: ObjmetaFileSystem) -> None:

@@ -18,7 +18,7 @@ from gateway.fs.filesystem import ObjmetaFileSystem
 
 
 def test_every_coroutine_of_fsspec_is_there_with_its_twin(fs: ObjmetaFileSystem) -> None:
-    ours_are_made_of = {"_pipe", "_cat", "_put", "_size", "_sizes", "_process_limits"}
+    ours_are_made_of = {"_pipe", "_cat", "_size", "_sizes", "_process_limits"}
     for name, method in inspect.getmembers(AsyncFileSystem, inspect.isfunction):
         if not (inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)):
             continue

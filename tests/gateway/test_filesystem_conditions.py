@@ -42,6 +42,8 @@ IF_MATCH: dict[str, Callable[..., Any]] = {
     "append": lambda fs, **condition: write(fs, "ab", **condition),
     "rm_file": lambda fs, **condition: fs.rm_file("bucket/file", **condition),
     "rm": lambda fs, **condition: fs.rm("bucket/file", **condition),
+    "delete": lambda fs, **condition: fs.delete("bucket/file", **condition),
+    "setxattr": lambda fs, **condition: fs.setxattr("bucket/file", x="y", **condition),
     "setxattrs": lambda fs, **condition: fs.setxattrs("bucket/file", x="y", **condition),
 }
 
@@ -100,10 +102,14 @@ def test_conditions_that_make_no_sense_are_refused(fs: ObjmetaFileSystem) -> Non
             fs.rm("bucket/file", if_match=version, **options)
     with pytest.raises(OSError, match="by its id alone"):
         fs.rm(f"bucket/file?versionId={version}", if_match=version)
+    for verb in IF_MATCH.keys() - VERBS.keys() - {"append"}:
+        with pytest.raises(ValueError, match="no meaning"):
+            IF_MATCH[verb](fs, if_none_match="*")
     for metadata in ({"a": 1}, {1: "a"}, ["a"]):
         with pytest.raises(TypeError, match="text under text"):
             fs.pipe_file("bucket/file", b"2", metadata=metadata)
     assert fs.cat_file("bucket/file") == b"1"
+    assert fs.metadata("bucket/file") == {}
 
 
 def test_of_racing_writers_that_require_one_version_one_wins(fs: ObjmetaFileSystem) -> None:

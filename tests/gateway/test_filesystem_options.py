@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from fsspec.config import conf
+from fsspec.spec import AbstractFileSystem
 
 from gateway.fs.filesystem import ObjmetaFileSystem
 from objmeta import Cluster, Disks, Embedded
@@ -32,6 +34,9 @@ from objmeta import Cluster, Disks, Embedded
         ({"concurrency": "many"}, "concurrency"),
         ({"version_aware": "perhaps"}, "version_aware"),
         ({"disks": "/a:/b"}, "disks"),
+        ({"path": 5}, "not the path"),
+        ({"path": "~nobody-has-this-name/x"}, "home directory"),
+        ({"target": "http://x"}, "URL"),
     ],
 )
 def test_what_is_unknown_bad_or_contradictory_is_refused(
@@ -67,6 +72,38 @@ def test_places_have_several_names(no_settings: None, tmp_path: Path, monkeypatc
     fs = ObjmetaFileSystem(path="store", concurrency=3, timeout_s="4", failover_s=0.5)
     assert (fs.batch_size, fs.timeout_s) == (3, 4.0)
     assert ObjmetaFileSystem(path="store", concurrency=3, batch_size="7").batch_size == 7
+
+
+def test_a_relative_path_stays_the_one_it_was(
+    no_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        places: list[dict[str, Any]] = [{"path": "store"}, {"home": "./store"}, {"path": Path("store")}]
+        for options in [*places, {"target": "store"}]:
+            found = ObjmetaFileSystem(**options)
+            assert found.location == Embedded(tmp_path / name / "store")
+            assert found is ObjmetaFileSystem(**options)
+        assert ObjmetaFileSystem("store").location == ObjmetaFileSystem(path="store").location
+        assert ObjmetaFileSystem(disks="x:y:z").location == Disks(tuple(tmp_path / name / each for each in "xyz"))
+        assert ObjmetaFileSystem(path="store", local_dir="l").local_files.directory == tmp_path / name / "l"
+        with monkeypatch.context() as environment:
+            environment.setenv("OBJMETA_HOME", "said")
+            assert ObjmetaFileSystem().location == Embedded(tmp_path / name / "said")
+    sent = [ObjmetaFileSystem("store"), ObjmetaFileSystem(path="store"), ObjmetaFileSystem(disks=["x", "y", Path("z")])]
+    wanted = [each.location for each in sent]
+    pickled, texts = pickle.dumps(sent), [each.to_json() for each in sent]
+    monkeypatch.chdir(tmp_path)
+    assert [each.location for each in pickle.loads(pickled)] == wanted
+    assert [AbstractFileSystem.from_json(each).location for each in texts] == wanted
+
+
+def test_a_tilde_is_the_home_directory(no_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    places: list[dict[str, Any]] = [{"path": "~/store"}, {"home": "~/store"}, {"target": "~/store"}]
+    for options in places:
+        assert ObjmetaFileSystem(**options).location == Embedded(tmp_path / "store")
 
 
 def test_arguments_go_before_the_environment_and_that_before_fsspecs_config(

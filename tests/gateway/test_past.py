@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pandas as pd
 import pytest
 from fsspec.spec import AbstractFileSystem
@@ -49,6 +50,7 @@ NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
         (int(NOON.timestamp()), NOON),
         (str(int(NOON.timestamp())), NOON),
         (f"{NOON.timestamp():.3f}", NOON),
+        (pd.Timestamp(NOON) + pd.Timedelta(1, "ns"), NOON),
     ],
 )
 def test_times(given: Any, found: datetime) -> None:
@@ -64,7 +66,8 @@ def test_relative_times_are_for_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["", "yesterday", "2026", "2026-13-01", "h ago", True, None, b"2026-11-20", 1e30, float("nan"), "9" * 40]
+    "given",
+    [pd.NaT, "", "yesterday", "2026", "2026-13-01", "h ago", True, None, b"2026-11-20", 1e30, float("nan"), "9" * 40],
 )
 def test_what_is_no_time(given: Any) -> None:
     with pytest.raises(errors.InvalidArgument, match="not a time"):
@@ -214,17 +217,27 @@ def test_options_travel(fs: ObjmetaFileSystem, home: Path) -> None:
     fs.pipe_file("bucket/file", b"1")
     time = now()
     fs.pipe_file("bucket/file", b"2")
-    for given in (time, time.isoformat(), time.timestamp(), str(time.timestamp())):
+    elsewhere = pd.Timestamp(time).tz_convert("Asia/Tokyo")
+    numbers = (time.timestamp(), str(time.timestamp()), np.float64(time.timestamp()))
+    times: list[Any] = [time, time.isoformat(), *numbers, elsewhere, np.datetime64(time.replace(tzinfo=None))]
+    for given in times:
         past = ObjmetaFileSystem(path=str(home), as_of=given)
         assert past.as_of is not None
         assert past.cat_file("bucket/file") == b"1"
         assert pickle.loads(pickle.dumps(past)).cat_file("bucket/file") == b"1"
         assert AbstractFileSystem.from_json(past.to_json()).cat_file("bucket/file") == b"1"
         assert json.loads(past.to_json())["path"] == str(home)
+        assert (
+            pickle.loads(pickle.dumps(past)).as_of == AbstractFileSystem.from_json(past.to_json()).as_of == past.as_of
+        )
         with fsspec.open("objmeta://bucket/file", as_of=given, path=str(home)) as file:
             assert file.read() == b"1"
-    with pytest.raises(OSError, match="not a time"):
-        ObjmetaFileSystem(path=home, as_of="2h ago")
+    no_times: list[Any] = ["2h ago", pd.NaT, b"2026-11-26"]
+    for nothing in no_times:
+        with pytest.raises(OSError, match="not a time"):
+            ObjmetaFileSystem(path=home, as_of=nothing)
+    day: Any = time.date()
+    assert ObjmetaFileSystem(path=home, as_of=day).as_of == f"{time.date()}T00:00:00+00:00"
     assert ObjmetaFileSystem(path=home, as_of="").cat_file("bucket/file") == b"2"
 
 

@@ -44,7 +44,10 @@ known when that was, so the first cycle dates it."""
 INTERVAL_S: Final = 6 * 3600.0
 LOOK_S: Final = 60.0
 AGAIN_S: Final = 600.0
-LOCK_WAIT_S: Final = 5.0
+LOCK_TTL_S: Final = 10.0
+LOCK_WAIT_S: Final = 1.5 * LOCK_TTL_S
+"""What a runner that was killed leaves locked may be taken when it has stood still for its whole time-to-live, so
+whoever waits for less never gets it."""
 
 _log: Final = logging.getLogger(__name__)
 
@@ -159,22 +162,25 @@ async def run_cycles(
 ) -> Cycled:
     """As many cycles as it takes to delete all that nothing named when this began; what they came to together.
 
-    Raises LockHeld while somebody else collects, and what reading the uploads in parts raises.
+    Losing the lock, as when nodes are away, ends it early.  Raises LockHeld while somebody else collects, and what
+    reading the uploads in parts raises.
     """
-    total: Cycled | None = None
-    async with client.lock(LOCK, wait_s=lock_wait_s):
-        await forget_old(client)
-        for number in range(CYCLES_MAX):
-            if number:
-                await asyncio.sleep(grace_s)
-            cycle = await run_cycle(client, meet)
-            on_cycle(cycle)
-            total = cycle if total is None else _together(total, cycle)
-            if not cycle.complete or not cycle.waiting:
-                break
-        assert total is not None, "there is at least one"
-        if total.complete:
-            await _note(client, total)
+    total = Cycled(0, 0, {})
+    try:
+        async with client.lock(LOCK, ttl_s=LOCK_TTL_S, wait_s=lock_wait_s):
+            await forget_old(client)
+            for number in range(CYCLES_MAX):
+                if number:
+                    await asyncio.sleep(grace_s)
+                cycle = await run_cycle(client, meet)
+                on_cycle(cycle)
+                total = _together(total, cycle)
+                if not cycle.complete or not cycle.waiting:
+                    break
+            if total.complete:
+                await _note(client, total)
+    except errors.LockLost as lost:
+        total = msgspec.structs.replace(total, problem=str(lost))
     return total
 
 
@@ -234,7 +240,7 @@ async def run_if_due(client: AsyncClient, meet: Meet, interval_s: float, rest: f
     if not await is_due(client, interval_s):
         return None
     try:
-        async with client.lock(LOCK, wait_s=0):
+        async with client.lock(LOCK, ttl_s=LOCK_TTL_S, wait_s=0):
             if not await is_due(client, interval_s):
                 return None
             await _let_go(client)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -206,6 +207,36 @@ async def test_who_collects_is_alone(store: Store) -> None:
         assert await run_if_due(store.client, meet, 3600.0) is None
         with pytest.raises(errors.LockHeld):
             await run_cycles(store.client, meet, lock_wait_s=0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["directory"], indirect=True)
+async def test_what_a_runner_that_was_killed_left_locked_does_not_keep_the_next_one_from_collecting(
+    store: Store, tmp_path: Path
+) -> None:
+    killed = await open_store(tmp_path / "home")
+    await killed.client.lock(LOCK).acquire()
+    await killed.close()  # gives nothing back, as there may be work under way
+    assert (await collect(store)).complete
+
+
+@pytest.mark.parametrize("store", ["directory"], indirect=True)
+async def test_who_loses_the_lock_says_how_far_it_came(store: Store) -> None:
+    await put(store, "k", os.urandom(SIZE))
+    await store.client.delete_object(BUCKET, "k")
+    for version in await store.client.versions(BUCKET, "k"):
+        await store.client.remove_version(BUCKET, "k", version.version_id)
+    services = await store.client._open()
+
+    def lose(cycle: Cycled) -> None:
+        (lease,) = [lease for lease in services.locks._leases if lease.name == LOCK]
+        asyncio.get_running_loop().call_soon(lease.lose, "no node answered")
+
+    async with workers_of(store) as meet:
+        done = await run_cycles(store.client, meet, grace_s=60.0, on_cycle=lose)
+    assert (done.waiting, done.complete) == (1, False)
+    assert "no node answered" in done.problem
+    assert (await collect(store)).deleted == 1
 
 
 async def test_a_cycle_runs_when_it_is_due(store: Store) -> None:

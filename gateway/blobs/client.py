@@ -92,9 +92,10 @@ class BlobPeer(Protocol):
 class ClusterBlobs:
     """Chunks on the nodes that ``members`` names, a :class:`gateway.blobs.places.BlobStore`.
 
-    ``members`` is asked at the first use, and again while ``epoch``, a number that grows when members change, is above
-    that of the answer.  Belongs to the event loop of its first use and to its process.  ``timeout_s`` bounds one
-    operation.  ``generation`` asks for the newest, which copies that are healed state; without, they state none.
+    ``members`` is asked at the first use, again while ``epoch``, a number that grows when members change, is above that
+    of the answer, and when nobody has a chunk that is to be read.  Belongs to the event loop of its first use and to
+    its process.  ``timeout_s`` bounds one operation.  ``generation`` asks for the newest, which copies that are healed
+    state; without, they state none.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class ClusterBlobs:
         self._places: tuple[Place, ...] = ()
         self._peers: dict[str, BlobPeer] = {}
         self._connecting = asyncio.Lock()
+        self._asking: asyncio.Task[None] | None = None
         self._trailing: set[asyncio.Task[Any]] = set()
         self._healing: set[tuple[bytes, str]] = set()
 
@@ -202,9 +204,15 @@ class ClusterBlobs:
                     if data is not None:
                         self._heal(chunk, data, places, failures)
                         return data if start == 0 and stop is None else data[start:stop]
-                    if not any(isinstance(failure, Unreachable) for failure in failures.values()):
-                        raise _nowhere(chunk, failures)
-                    await asyncio.sleep(BACKOFF_S_MIN)
+                    asking = self._ask_again()
+                    if any(isinstance(failure, Unreachable) for failure in failures.values()):
+                        await asyncio.sleep(BACKOFF_S_MIN)
+                    else:
+                        await asyncio.wait((asking,))
+                        if self._places is places:
+                            raise _nowhere(chunk, failures)
+                    if self._places is not places:  # others have taken their place
+                        places, failures = self._places, {}
         except TimeoutError:
             known = "; ".join(map(str, failures.values())) or "no node sent anything"
             raise errors.Unavailable(
@@ -240,15 +248,26 @@ class ClusterBlobs:
         if not self._places or self._epoch_of_places < self._epoch():
             async with self._connecting:
                 if not self._places or self._epoch_of_places < self._epoch():
-                    epoch, places = await self._members()
-                    for place in places:  # what is under way with others goes on
-                        if place.address and place.address not in self._peers:
-                            self._peers[place.address] = self._connect_to(place.address)
-                    if not self._places or epoch > self._epoch_of_places:
-                        self._places, self._epoch_of_places = tuple(places), epoch
+                    await self._learn()
         if not any(place.address for place in self._places):
             raise errors.NoQuorum("no node of the cluster is known that could keep data")
         return self._places
+
+    def _ask_again(self) -> asyncio.Task[None]:
+        """Ask for the members anew, once for all who want to know."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._learn())
+            self._trailing.add(self._asking)
+            self._asking.add_done_callback(self._finished)
+        return self._asking
+
+    async def _learn(self) -> None:
+        epoch, places = await self._members()
+        for place in places:  # what is under way with others goes on
+            if place.address and place.address not in self._peers:
+                self._peers[place.address] = self._connect_to(place.address)
+        if not self._places or epoch > self._epoch_of_places:
+            self._places, self._epoch_of_places = tuple(places), epoch
 
     def _hopeful(self, place: Place) -> bool:
         return bool(place.address) and not self._peers[place.address].resting

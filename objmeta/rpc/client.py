@@ -12,9 +12,10 @@ Acceptors apply an operation at most once whoever proposes it, so copies of a ch
 decides.  A refusal, an error or a "no quorum" decides only when no copy is left that may still apply; if the outcome of
 a copy can no longer be known (its connection broke), all that is left to say is UnknownOutcome.
 
-Nodes say who the members are and where (when a connection is made, and when their epoch turns out to be higher than the
-one known here).  The connections follow: to each member one.  A node that is no member any more may finish what it was
-given.  When no member can be reached, the endpoints that were given at first are tried again.
+Nodes say who the members are and where (when a connection is made, when their epoch turns out to be higher than the one
+known here, and when one of them is gone).  The connections follow: to each member one.  A node that is no member any
+more may finish what it was given.  When no member can be reached, the endpoints that were given at first are tried
+again.
 """
 
 from __future__ import annotations
@@ -306,7 +307,16 @@ class RemoteRegisters:
 
     def on_epoch(self, link: NodeLink, epoch: int) -> None:
         """A node knows a membership; ask for it if it is a newer one."""
-        if epoch > self.epoch and self._asking is None and not self._closed:
+        if epoch > self.epoch:
+            self._begin_asking()
+
+    def on_lost(self, link: NodeLink) -> None:
+        """A node is gone: perhaps it is no member any more, and whoever is idle would hear of that too late."""
+        if link in self._links and any(other.condition is Condition.READY for other in self._links):
+            self._begin_asking()
+
+    def _begin_asking(self) -> None:
+        if self._asking is None and not self._closed:
             self._asking = self._loop.create_task(self._ask_members())
 
     async def _ask_members(self) -> None:

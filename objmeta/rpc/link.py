@@ -88,6 +88,10 @@ class Owner(Protocol):
         """A connection could not be made, or broke."""
         ...
 
+    def on_lost(self, link: NodeLink) -> None:
+        """A connection that was up is gone."""
+        ...
+
     def on_epoch(self, link: NodeLink, epoch: int) -> None:
         """The node knows a membership of this epoch."""
         ...
@@ -234,6 +238,7 @@ class NodeLink:
         self._owner.on_ready(self)
 
     def _on_disconnected(self) -> None:
+        was_up = self.condition is Condition.READY
         self.condition = Condition.DOWN
         self._failed_last = True
         self._retry_at = self._loop.time() + self._wait_s
@@ -242,6 +247,8 @@ class NodeLink:
         sent = list(self._sent.values())
         self._sent.clear()
         self._owner.on_down(self, unsent, sent)
+        if was_up:
+            self._owner.on_lost(self)
 
     def _frame(self, calls: list[Call]) -> bytes:
         self.messages_sent += 1

@@ -19,7 +19,7 @@ from blake3 import blake3
 from gateway.blobs.client import ClusterBlobs
 from gateway.blobs.packs import PACKED_BYTES_MAX
 from gateway.blobs.peer import LAG_WAIT_S, PENDING_MAX, Peer
-from gateway.blobs.placement import Place, homes, order
+from gateway.blobs.placement import homes, order
 from gateway.blobs.places import ChunkMissing
 from gateway.blobs.sending import Payload, Unreachable
 from gateway.blobs.service import SERVICE
@@ -108,44 +108,6 @@ async def test_close_lets_copies_finish(nodes: list[BlobNode]) -> None:
     assert not nodes[2].holds(chunk)
     await store.close()
     assert nodes[2].holds(chunk)
-
-
-async def test_members_are_asked_for_once(nodes: list[BlobNode]) -> None:
-    asked = 0
-
-    async def members() -> tuple[int, Sequence[Place]]:
-        nonlocal asked
-        asked += 1
-        return await placed(nodes[0], nodes[1], "")()
-
-    store = ClusterBlobs(members)
-    await asyncio.gather(*(store.put(b"%d" % number, generation=0) for number in range(10)))
-    assert asked == 1
-    await nodes[1].stop()
-    impatient = ClusterBlobs(members, timeout_s=0.5)
-    with pytest.raises(errors.NoQuorum, match="3 nodes"):
-        await impatient.put(b"a node that may not be used counts all the same", generation=0)
-    await store.close()
-    await impatient.close()
-
-
-async def test_members_are_asked_again_until_the_answer_is_of_the_epoch_that_was_heard_of(
-    nodes: list[BlobNode],
-) -> None:
-    heard, answers = 1, [1, 2, 2]
-
-    async def members() -> tuple[int, Sequence[Place]]:
-        nonlocal heard
-        epoch = answers.pop(0)
-        heard = 2  # meanwhile somebody who knows the new members has answered another question
-        return epoch, places(*nodes[:epoch])
-
-    store = ClusterBlobs(members, timeout_s=5, epoch=lambda: heard)
-    await store.put(b"to the one node there was", generation=0)
-    await store.put(b"to both that there are", generation=0)
-    assert len(await store.status()) == 2
-    assert answers == [2]
-    await store.close()
 
 
 async def test_status_names_who_is_down(blobs: ClusterBlobs, nodes: list[BlobNode]) -> None:

@@ -30,12 +30,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import grpc
-import grpc.aio
-
 import objmeta
 from bench import etcd
 from bench.machine import describe, scratch
+from objmeta.grpcio import grpc
 from objmeta.node.dev import LocalCluster
 
 TARGET_MS: Final = 250.0

@@ -18,13 +18,12 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-import grpc
-
 import objmeta
 from bench import http2
 from bench.etcd import PUT, put_request
 from gateway.data.transfer import open_store
 from objmeta.errors import Unavailable
+from objmeta.grpcio import grpc
 
 Put = Callable[[int], Awaitable[object]]
 """Makes the put of that number durable."""

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar, cast
 
-import grpc
 import msgspec
 
 from gateway.blobs.channel import REFUSED, Channel, NoChannel, Offer
@@ -35,6 +34,7 @@ from gateway.blobs.service import (
     encode_header,
 )
 from objmeta import Chunk, errors
+from objmeta.grpcio import grpc
 
 PENDING_BYTES_MAX: Final = 16 << 20
 """On their way to one node at most, so that a slow one costs little memory: four big chunks, or"""

@@ -30,14 +30,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar, cast
 
-import grpc
-import grpc.aio
 import msgspec
 
 from gateway.blobs.channel import Offer
 from gateway.blobs.places import CHUNK_LENGTH_MAX, BlobPlace, ChunkMissing
 from gateway.blobs.room import Room
 from objmeta import Chunk, errors
+from objmeta.grpcio import grpc
 
 SERVICE: Final = "objmeta.blobs.v1.Blobs"
 KIND: Final = "objmeta-kind"

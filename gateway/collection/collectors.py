@@ -18,9 +18,8 @@ from gateway.data.parts import chunks_of_parts
 from objmeta import Chunk, Cluster, Marked, errors
 
 if TYPE_CHECKING:
-    import grpc
-
     from gateway.data.transfer import Store
+    from objmeta.grpcio import grpc
 
 SPOOLS: Final = "spools"
 

@@ -11,13 +11,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
-import grpc
 import msgspec
 
 from gateway.blobs.service import KIND
 from gateway.collection.collect import CycleName, Link, Marking, MarkOrder, Sweeping, SweepOrder
 from gateway.collection.marks import MarksPage
 from objmeta import errors
+from objmeta.grpcio import grpc
 
 SERVICE: Final = "objmeta.collector.v1.Collector"
 ANSWER_S: Final = 10.0

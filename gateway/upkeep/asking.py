@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar, cast
 
-import grpc
 import msgspec
 
 from gateway.blobs.peer import Peer, Progress
@@ -18,6 +17,7 @@ from gateway.upkeep.repairing import Answer, Want
 from gateway.upkeep.service import SERVICE, Confirm, Copy, DataStatus, Look, Take, encode_wants
 from gateway.upkeep.views import Tag
 from objmeta import Chunk, errors
+from objmeta.grpcio import grpc
 
 FETCH_TIMEOUT_S: Final = 30.0
 CONFIRM_TIMEOUT_S: Final = 30.0

@@ -17,7 +17,6 @@ import enum
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
-import grpc
 import msgspec
 
 from gateway.blobs.local import LocalBlobs
@@ -27,6 +26,7 @@ from gateway.upkeep.repairing import Handover, Want
 from gateway.upkeep.runs import Run, Runner
 from gateway.upkeep.views import Tag
 from objmeta import Chunk, errors
+from objmeta.grpcio import grpc
 
 SERVICE: Final = "objmeta.upkeep.v1.Upkeep"
 REPAIR: Final = "repair"

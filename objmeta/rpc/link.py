@@ -15,11 +15,10 @@ import contextlib
 import enum
 from typing import Any, Final, Protocol
 
-import grpc
-import grpc.aio
 import msgspec
 
 from objmeta.core.configuration import Membership
+from objmeta.grpcio import grpc
 from objmeta.rpc import wire
 from objmeta.rpc.batching import Outbox
 from objmeta.rpc.options import CONNECT_S_MAX, RECONNECT_S_MAX, RECONNECT_S_MIN, open_channel

@@ -7,10 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias, cast
 
-import grpc
-import grpc.aio
-
 from objmeta.errors import ForkedClient, Unavailable
+from objmeta.grpcio import grpc
 
 MESSAGE_BYTES_MAX: Final = 64 << 20
 """No message is longer: one item of the greatest size, beside a full batch, with room to spare."""

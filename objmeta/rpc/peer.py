@@ -16,8 +16,6 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar, cast
 
-import grpc
-import grpc.aio
 import msgspec
 
 from objmeta.core.configuration import Configuration, ConfigurationTag, Membership
@@ -25,6 +23,7 @@ from objmeta.core.inventory import ChangesRequest, DigestRequest, Digests, Inven
 from objmeta.core.listing import ScanAnswer, ScanRequest
 from objmeta.core.messages import Adopted, Reply, Request
 from objmeta.errors import ConfigurationMismatch, ObjmetaError, Unavailable
+from objmeta.grpcio import grpc
 from objmeta.interfaces import Changes, OnReplies, OnReply
 from objmeta.register.local import Acceptor
 from objmeta.rpc import wire

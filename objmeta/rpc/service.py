@@ -12,11 +12,10 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol, cast
 
-import grpc
-
 from objmeta.core.configuration import Membership
 from objmeta.core.erasure import FIRST_GENERATION
 from objmeta.errors import ObjmetaError, StoreError, UnknownOutcome
+from objmeta.grpcio import grpc
 from objmeta.interfaces import ChangeReply, ChangeRequest, MembersStatus, Registers, StoreStatus
 from objmeta.rpc import wire
 from objmeta.rpc.batching import Outbox

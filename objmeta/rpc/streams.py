@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import grpc
 import msgspec
 
+from objmeta.grpcio import grpc
 from objmeta.rpc.batching import Outbox
 from objmeta.rpc.options import EOF
 

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import grpc
-
 from gateway.blobs.client import Members
 from gateway.blobs.listener import Listener
 from gateway.blobs.local import LocalBlobs
 from gateway.blobs.placement import Place
 from gateway.blobs.service import BlobService
 from objmeta import Chunk, errors
+from objmeta.grpcio import grpc
 from tests.gateway import blobfiles
 
 

@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-import grpc
 import msgspec
 import pytest
 from blake3 import blake3
@@ -24,6 +23,7 @@ from gateway.blobs.places import ChunkMissing
 from gateway.blobs.sending import Payload, Unreachable
 from gateway.blobs.service import SERVICE
 from objmeta import Chunk, errors
+from objmeta.grpcio import grpc
 from tests.gateway.blobnodes import BlobNode, placed, places
 
 

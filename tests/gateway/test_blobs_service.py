@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any, cast
 
-import grpc
 import msgspec
 import pytest
 from blake3 import blake3
 
 from gateway.blobs.service import NAMED, SERVICE, AskFor
 from objmeta import Chunk
+from objmeta.grpcio import grpc
 from tests.gateway.blobnodes import BlobNode
 
 

@@ -125,6 +125,35 @@ def test_an_instance_of_a_cluster_refuses_in_a_forked_child(no_settings: None) -
     fs.close()
 
 
+FORKING = """
+import fsspec, os
+try:
+    fsspec.filesystem("objmeta", endpoints="127.0.0.1:1", timeout_s=0.2).exists("bucket/file")
+except TimeoutError:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def said_of_forks(code: str, **environment: str) -> str:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
+    done = subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=True)
+    return "\n".join(line for line in done.stderr.splitlines() if "fork" in line)
+
+
+def test_a_fork_is_none_of_grpcs_business() -> None:
+    # with its handlers on it would say that it skips them, and children would crash now and then
+    assert said_of_forks(FORKING, GRPC_VERBOSITY="INFO") == ""
+
+
+def test_where_grpc_was_imported_before_a_fork_is_warned_of() -> None:
+    assert "GRPC_ENABLE_FORK_SUPPORT=0" in said_of_forks("import grpc" + FORKING)
+    assert said_of_forks("import grpc" + FORKING, GRPC_ENABLE_FORK_SUPPORT="0", GRPC_VERBOSITY="INFO") == ""
+
+
 def test_a_new_instance_of_a_directory_works_beside_a_refused_one_of_a_cluster(home: Path, no_settings: None) -> None:
     fs = ObjmetaFileSystem(endpoints="127.0.0.1:1", timeout_s=0.2, skip_instance_cache=True)
     with pytest.raises(TimeoutError):

@@ -9,7 +9,7 @@
     objects   buckets, objects, versions, listings, key-value registers, locks, elections
     register | store | model           rounds and retries | durable acceptors | what is stored
     core      CASPaxos, pure
-    interfaces, errors, config         forking: what must not be open while the process forks; grpcio: gRPC, as we need it
+    interfaces, errors, config         forking: what must not be open while the process forks; grpcio: gRPC for all
     testing   (beside all of it) simulator, fakes, checkers; imported by tests and bench only
 
 Everything public is named in ``__all__`` here; ``docs/architecture.md`` says where to look for what.

@@ -331,11 +331,18 @@ class Store:
         version = await self.client.get_object(bucket, key, version_id=version_id)
         if version.is_delete_marker:
             raise errors.NoSuchKey(f"version {version.version_id} of {bucket}/{key} is a delete marker")
+        await self.get_version(version, path, progress=progress)
+        return version
+
+    async def get_version(
+        self, version: ObjectVersion, path: str | os.PathLike[str], *, progress: Progress | None = None
+    ) -> None:
+        """The same of a version that was looked up. Raises IntegrityError, and OSError if it cannot be written."""
         target, mode = await in_thread(_target, Path(path))
         if mode is not None and not stat.S_ISREG(mode):
             async with writing(target) as file:
                 await self.write_to(version, file, progress or _ignore)
-            return version
+            return
         temporary = target.parent / f".objmeta-{os.urandom(8).hex()}.part"
         async with creating(temporary) as file:
             await self.write_to(version, file, progress or _ignore)
@@ -343,7 +350,6 @@ class Store:
             if mode is not None:
                 await in_thread(os.chmod, temporary, stat.S_IMODE(mode))
             await in_thread(os.replace, temporary, target)
-        return version
 
     async def write_to(self, version: ObjectVersion, file: Any, progress: Progress = _ignore) -> None:
         """Write a version's content to a file of aiofiles, its etag verified. Raises as :meth:`stream`, and OSError."""

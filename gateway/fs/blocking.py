@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import functools
 import inspect
+import types
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -69,7 +70,19 @@ def add_blocking_methods(fs: Any) -> None:
     mirror_sync_methods(fs)
     for name, method in list(vars(fs).items()):
         if inspect.isfunction(method) and hasattr(method, "__wrapped__"):
-            setattr(fs, name, _keeping_the_reason(method))
+            setattr(fs, name, _bound(fs, name, _keeping_the_reason(method)))
+
+
+def _bound(fs: Any, name: str, call: Callable[..., Any]) -> types.MethodType:
+    """A call as a method, which can be pickled (``pool.map(fs.cat_file, …)``), unlike an instance's own function."""
+
+    @functools.wraps(call)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return call(*args, **kwargs)
+
+    run.__name__ = name
+    run.__wrapped__ = getattr(type(fs), f"_{name}")  # its signature has a self
+    return types.MethodType(run, fs)
 
 
 def _keeping_the_reason(call: Callable[..., Any]) -> Callable[..., Any]:

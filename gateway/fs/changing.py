@@ -89,7 +89,7 @@ class Changing(Describing):
         source, target = self._name(path1, version_id), self._name(path2)
         if source == target:
             return
-        with oserrors(source.path):
+        with oserrors(source.path, target.path):
             try:
                 if not source.key:
                     raise NoSuchKey(f"{source.path!r} is a bucket")

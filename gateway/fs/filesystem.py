@@ -274,25 +274,24 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
     ) -> None:
         """Fetch a file to disk (whole or not at all) or into a file object; of a directory, make it."""
         target = outfile if outfile is not None else lpath if isfilelike(lpath) else None
-        if target is not None:
+        try:
             version = await self._version(rpath, version_id)
-            callback.set_size(version.size)
-            async for piece in (await self.store()).stream(version):
+        except IsADirectoryError:
+            if target is not None:
+                raise
+            await asyncio.to_thread(os.makedirs, lpath, exist_ok=True)
+            return
+        callback.set_size(version.size)
+        if target is None:
+            await asyncio.to_thread(_make_parent, lpath)
+        with oserrors(f"{version.bucket}/{version.key}"):
+            store = await self.store()
+            if target is None:
+                await store.get_version(version, lpath, progress=callback.relative_update)
+                return
+            async for piece in store.stream(version):
                 target.write(piece)
                 callback.relative_update(len(piece))
-            return
-        entry = await self._info(rpath, version_id)
-        if entry["type"] == "directory":
-            os.makedirs(lpath, exist_ok=True)
-            return
-        name = self._name(rpath, version_id)
-        callback.set_size(entry["size"])
-        await asyncio.to_thread(_make_parent, lpath)
-        with oserrors(name.path):
-            store = await self.store()
-            await store.get_file(
-                name.bucket, name.key, lpath, version_id=name.version_id, progress=callback.relative_update
-            )
 
     async def _get(
         self, rpath: Any, lpath: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any

@@ -40,20 +40,21 @@ ERRNO: Final[tuple[tuple[type[errors.ObjmetaError], int], ...]] = (
 """The first class that matches counts."""
 
 
-def os_error(error: errors.ObjmetaError, path: str | None = None) -> OSError:
-    """The OSError to raise for ``error``; ``path`` becomes its ``filename``."""
+def os_error(error: errors.ObjmetaError, path: str | None = None, target: str | None = None) -> OSError:
+    """The OSError to raise for ``error``; ``path`` becomes its ``filename``, and ``target`` its ``filename2``."""
     number = next(number for kind, number in ERRNO if isinstance(error, kind))
     if type(error) is errors.StoreError and isinstance(error.__cause__, OSError) and error.__cause__.errno:
         number = error.__cause__.errno  # the disk's own reason (EACCES, EROFS, ...) says more than EIO
-    found = OSError(number, str(error), path) if path else OSError(number, str(error))
+    names = (path, None, target) if target else (path,) if path else ()
+    found = OSError(number, str(error), *names)
     found.__cause__ = error
     return found
 
 
 @contextmanager
-def oserrors(path: str | None = None) -> Iterator[None]:
-    """Turn objmeta's errors that leave the block into OSErrors."""
+def oserrors(path: str | None = None, target: str | None = None) -> Iterator[None]:
+    """Turn objmeta's errors that leave the block into OSErrors; of a copy or a move, both names are in them."""
     try:
         yield
     except errors.ObjmetaError as error:
-        raise os_error(error, path) from error
+        raise os_error(error, path, target) from error

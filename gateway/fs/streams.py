@@ -158,5 +158,5 @@ class AsyncWriter(_Stream):
         if not getattr(self, "closed", True):
             self.closed = True
             warnings.warn(
-                f"{self.path} was never closed, so nothing was stored", ResourceWarning, source=self, stacklevel=2
+                f"{self.path} was never closed, so nothing was stored", RuntimeWarning, source=self, stacklevel=2
             )

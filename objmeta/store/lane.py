@@ -237,12 +237,13 @@ class _Worker:
     def _run(self) -> None:
         job = self._jobs.get()
         while job is not None:
-            if not isinstance(job, list):
+            if isinstance(job, list):
+                batch, job = self._join(job)
+                self._answer(batch)
+                del batch  # whoever asked for it may be what holds the lane, and is not kept while nothing comes
+            else:
                 job()
-                job = self._jobs.get()
-                continue
-            batch, job = self._join(job)
-            self._answer(batch)
+                job = _NOTHING
             if job is _NOTHING:
                 job = self._jobs.get()
         _call_on(self._loop, self._settle_finished)

@@ -146,6 +146,16 @@ def test_what_fails_leaves_what_was_there(fs: ObjmetaFileSystem, con: duckdb.Duc
     assert fs.ukey("bucket/x.csv") == version
 
 
+def test_a_database_is_exported_and_imported(fs: ObjmetaFileSystem, con: duckdb.DuckDBPyConnection) -> None:
+    con.execute("CREATE TABLE t AS FROM range(1000) r(i); CREATE VIEW v AS SELECT max(i) AS most FROM t")
+    con.execute("EXPORT DATABASE 'objmeta://bucket/export' (FORMAT parquet)")
+    assert fs.find("bucket/export") == [f"bucket/export/{name}" for name in ("load.sql", "schema.sql", "t.parquet")]
+    with duckdb.connect() as other:
+        other.register_filesystem(fs)
+        other.execute("IMPORT DATABASE 'objmeta://bucket/export'")
+        assert other.sql("FROM v").fetchall() == [(999,)]
+
+
 def test_a_dataset_gets_the_filters_of_a_query(fs: ObjmetaFileSystem, con: duckdb.DuckDBPyConnection) -> None:
     con.execute(
         "COPY (SELECT i, i % 2 AS p FROM range(100) t(i)) TO 'objmeta://bucket/t' (FORMAT parquet, PARTITION_BY (p))"

@@ -79,7 +79,7 @@ async def test_a_block_left_by_an_exception_stores_nothing(home: Path, no_settin
         await racing.close()
     dropped = await fs.open_async("bucket/file", "wb")
     await dropped.write(b"x")
-    with pytest.warns(ResourceWarning, match="never closed"):  # noqa: PT031
+    with pytest.warns(RuntimeWarning, match="never closed"):  # noqa: PT031
         del dropped
         gc.collect()
     assert await fs._find("bucket") == ["bucket/late"]
@@ -105,6 +105,23 @@ def test_one_instance_on_several_event_loops_and_threads(fs: ObjmetaFileSystem) 
         thread.join()
     assert found == {number: b"%d" % number for number in range(4)}
     assert fs.find("bucket") == [f"bucket/{number}" for number in range(4)]
+
+
+def test_event_loops_that_end_leave_no_threads(fs: ObjmetaFileSystem, home: Path) -> None:
+    async def read() -> bytes:
+        found: bytes = await ObjmetaFileSystem(path=home, asynchronous=True)._cat_file("bucket/file")
+        return found
+
+    fs.pipe_file("bucket/file", b"x")
+    before = set(threading.enumerate())
+    assert [asyncio.run(read()) for _ in range(5)] == [b"x"] * 5
+    ObjmetaFileSystem.clear_instance_cache()
+    gc.collect()  # the instance, which lets go of its store
+    gc.collect()
+    left = set(threading.enumerate()) - before
+    for thread in left:
+        thread.join(timeout=20)
+    assert not [thread.name for thread in left if thread.is_alive()]
 
 
 def test_the_generic_file_system_copies_in_and_out(fs: ObjmetaFileSystem, home: Path, tmp_path: Path) -> None:

@@ -155,6 +155,14 @@ async def content(store: Store) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.parametrize("verb", ["cp_file", "mv"])
+def test_an_error_of_a_copy_names_both(fs: ObjmetaFileSystem, verb: str) -> None:
+    fs.pipe({"bucket/file": b"1", "bucket/other": b"2"})
+    with pytest.raises(FileExistsError, match="'bucket/other' -> 'bucket/file'") as caught:
+        VERBS[verb](fs, if_none_match="*")
+    assert (caught.value.filename, caught.value.filename2) == ("bucket/other", "bucket/file")
+
+
 async def test_of_racing_moves_one_wins_and_the_others_leave_nothing(store: Store) -> None:
     await store.put_stream("bucket", "source", b"x")
     await store.put_stream("bucket", "to-3", b"was here before")

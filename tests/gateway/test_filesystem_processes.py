@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
+import inspect
 import json
 import multiprocessing
 import os
@@ -199,9 +201,13 @@ def test_instances_travel_to_worker_processes(fs: ObjmetaFileSystem, method: str
 
 def test_blocking_methods_travel_too(fs: ObjmetaFileSystem) -> None:
     fs.pipe_file("bucket/file", b"x")
-    for name in ("ukey", "modified", "touch", "local_path", "metadata"):
+    for name in ("ukey", "modified", "touch", "local_path", "metadata", "cat_file", "info", "walk"):
         assert pickle.loads(pickle.dumps(getattr(fs, name))) == getattr(fs, name)
     assert pickle.loads(pickle.dumps(fs.ukey))("bucket/file") == fs.ukey("bucket/file")
+    assert list(pickle.loads(pickle.dumps(fs.walk))("bucket")) == [("bucket", [], ["file"])]
+    assert next(iter(inspect.signature(fs.cat_file).parameters)) == "path"
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert list(pool.map(fs.cat_file, ["bucket/file"] * 2)) == [b"x", b"x"]
 
 
 def test_pickle_json_and_the_instance_cache(fs: ObjmetaFileSystem, home: Path) -> None:

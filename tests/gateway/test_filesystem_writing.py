@@ -140,7 +140,7 @@ def test_a_handle_that_is_dropped_stores_nothing_and_warns(
         file = fs.open("bucket/file", mode, compression=compression)
         file.write("x" * 100 if mode == "w" else os.urandom(5 << 20))
 
-    with pytest.warns(ResourceWarning, match="never closed"):
+    with pytest.warns(RuntimeWarning, match="never closed"):
         drop()
         gc.collect()
     assert versions(fs, "bucket/file") == 0

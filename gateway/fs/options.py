@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,12 +51,16 @@ def settings(given: Mapping[str, Any]) -> Resolved:
             "listings are never cached: every one is as new as the store, so use_listings_cache is off"
         )
     section = conf.get("objmeta", {})
-    said = {name: value for name, value in given.items() if value and not (name in section and section[name] == value)}
+    said = {
+        name: value
+        for name, value in given.items()
+        if not _is_empty(value) and not (name in section and section[name] == value)
+    }
     arguments = {name: said[name] for name in _SETTINGS if name in said}
-    configured = {name: value for name, value in section.items() if value}
+    configured = {name: value for name, value in section.items() if not _is_empty(value)}
     for values in (arguments, configured):
         path = (said if values is arguments else configured).get("path")
-        if path:
+        if path is not None:
             if "home" in values:
                 raise InvalidArgument("path and home are two names for one thing; give only one of them")
             values["home"] = path
@@ -64,9 +68,12 @@ def settings(given: Mapping[str, Any]) -> Resolved:
             raise InvalidArgument(
                 "a store is a directory (path), several (disks) or a cluster (endpoints), only one of them"
             )
-    if given.get("timeout_s") == 0:
-        arguments["timeout_s"] = 0  # an error, and not "not given"
     return resolve(arguments, fsspec_conf=configured)
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value says nothing. Zero does: it is wrong."""
+    return value is None or (isinstance(value, Sized) and not len(value))
 
 
 def concurrency(resolved: Resolved) -> int | None:

@@ -23,6 +23,7 @@ import os
 import sys
 import warnings
 from contextlib import suppress
+from opcode import opmap
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from gateway.data.uploading import Upload
     from gateway.fs.filesystem import ObjmetaFileSystem
 
+_WITH_EXCEPT_START: Final = opmap["WITH_EXCEPT_START"]
 _NEVER_CLOSED_BY_DUCKDB: Final = ("schema.sql", "load.sql")
 
 
@@ -324,9 +326,10 @@ class CompressedWriter(io.BufferedIOBase):
 def _left_by_exception(already: BaseException | None) -> bool:
     """Whether this close is the doing of a context manager that an exception is leaving.
 
-    ``fsspec.open`` and pandas close the handle in their ``__exit__`` whatever happened.  Their frames tell it: one
-    named ``__exit__`` that was given the exception under way.  ``already`` is the one that was under way at open: a
-    report written while an error is being handled is not half-written.
+    ``fsspec.open`` and pandas close the handle in their ``__exit__`` whatever happened.  The frames tell it: either one
+    named ``__exit__`` that was given the exception under way, or, where that is no Python (pyarrow, ``io``), one that
+    is leaving a ``with`` block by it.  ``already`` is the one that was under way at open: a report written while an
+    error is being handled is not half-written.
     """
     error = sys.exception()
     if error is None or error is already:
@@ -337,5 +340,13 @@ def _left_by_exception(already: BaseException | None) -> bool:
             for value in frame.f_locals.values():
                 if value is error or (isinstance(value, tuple) and any(part is error for part in value)):
                     return True
+        if _leaves_with_block(frame, error):
+            return True
         frame = frame.f_back
     return False
+
+
+def _leaves_with_block(frame: FrameType, error: BaseException) -> bool:
+    # the traceback of an exception begins in the frame that it has reached
+    reached = error.__traceback__ is not None and error.__traceback__.tb_frame is frame
+    return reached and frame.f_code.co_code[frame.f_lasti] == _WITH_EXCEPT_START

@@ -11,10 +11,14 @@ import io
 import os
 import threading
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
+import pyarrow
 import pytest
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from gateway.fs.filesystem import ObjmetaFileSystem
 
@@ -107,6 +111,30 @@ def test_so_do_other_context_managers(fs: ObjmetaFileSystem) -> None:
         stack.enter_context(contextlib.closing(fs.open("bucket/file", "wb"))).write(b"x")
         raise Oops
     assert versions(fs, "bucket/file") == 0
+
+
+WRAPPERS: dict[str, Callable[[ObjmetaFileSystem], Any]] = {
+    "BufferedWriter": lambda fs: io.BufferedWriter(fs.open("bucket/file", "wb")),
+    "pyarrow": lambda fs: PyFileSystem(FSSpecHandler(fs)).open_output_stream("bucket/file"),
+    "pyarrow.gz": lambda fs: pyarrow.CompressedOutputStream(WRAPPERS["pyarrow"](fs), "gzip"),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_so_do_those_that_are_no_python(fs: ObjmetaFileSystem, wrapper: str) -> None:
+    with pytest.raises(Oops), WRAPPERS[wrapper](fs) as file:
+        file.write(b"half")
+        raise Oops
+    with pytest.raises(Oops), io.TextIOWrapper(fs.open("bucket/file", "wb")) as text:
+        text.write("half")
+        raise Oops
+    assert versions(fs, "bucket/file") == 0
+    try:
+        raise Oops
+    except Oops:
+        with WRAPPERS[wrapper](fs) as file:
+            file.write(b"whole")
+    assert versions(fs, "bucket/file") == 1
 
 
 def test_a_close_on_purpose_stores_also_while_an_error_is_handled(fs: ObjmetaFileSystem) -> None:

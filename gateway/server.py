@@ -114,7 +114,11 @@ class DataNode(Node):
 
     async def stop(self, grace_s: float = 2.0) -> None:
         """As Node.stop."""
+        loop = asyncio.get_running_loop()
+        ends_s = loop.time() + grace_s
         if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait((self._keeping,), timeout=grace_s)  # whoever collects gives back its lock
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
             self._keeping = None
@@ -123,9 +127,12 @@ class DataNode(Node):
         if self._store is not None:
             store, self._store = self._store, None
             await store.close()
-        await self._listener.stop(grace_s)
-        await super().stop(grace_s)
+        await super().stop(max(0.0, ends_s - loop.time()))
         await self._blobs.close()
+
+    async def finish(self, grace_s: float) -> None:
+        """As Node.finish, with chunks that are on their way."""
+        await asyncio.gather(super().finish(grace_s), self._listener.stop(grace_s))
 
     async def _keep(self) -> None:
         with suppress(errors.ObjmetaError):

@@ -14,6 +14,7 @@ Rules.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import os
@@ -39,6 +40,14 @@ _ENDPOINT: Final = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?):(?P<port>\d+)"
 )
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+@functools.cache
+def version() -> str:
+    """Of objmeta, as installed. Raises importlib.metadata.PackageNotFoundError if it is not."""
+    from importlib import metadata
+
+    return metadata.version("objmeta")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from objmeta.config import (
     parse_endpoints,
     parse_target,
     resolve,
+    version,
 )
 from objmeta.errors import InvalidArgument
 
@@ -242,6 +244,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 _SCRIPT = """
 import sys
+from importlib import metadata
 import objmeta.config
 resolved = objmeta.config.resolve()
 print(resolved.settings.timeout_s, resolved.sources["timeout_s"], "fsspec" in sys.modules, sep="|")
@@ -269,3 +272,13 @@ def test_fsspec_settings_hold_for_everybody(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     toml(folder / "conf.json", '{"objmeta": {"timeout_s": 6}}')
     assert run_script(tmp_path) == "6.0|fsspec config|True"
+
+
+def test_the_version_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = version()
+
+    def refuse(name: str) -> str:
+        raise AssertionError("every status would read the package's metadata")
+
+    monkeypatch.setattr(metadata, "version", refuse)
+    assert version() == known

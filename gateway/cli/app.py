@@ -104,8 +104,10 @@ def _show_version(context: click.Context, parameter: click.Parameter, value: boo
     if value and not context.resilient_parsing:
         from importlib import metadata
 
+        from objmeta.config import version
+
         try:
-            number = metadata.version("objmeta")
+            number = version()
         except metadata.PackageNotFoundError:
             number = "from source, not installed"
         click.echo(f"gateway {number}")

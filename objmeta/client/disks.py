@@ -16,12 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 import uuid_utils
 
+from objmeta.config import version
 from objmeta.core.configuration import OUTSIDE, Configuration, ConfigurationTag, Membership
 from objmeta.core.inventory import DigestRequest, Digests, Inventory, InventoryRequest
 from objmeta.core.listing import ScanAnswer, ScanRequest
@@ -375,7 +375,7 @@ class DiskRegisters:
                     str(path),
                     node.state,
                     str(lane.damage) or "disk",
-                    metadata.version("objmeta"),
+                    version(),
                     registers=await lane.count(),
                     changes=(await lane.changes(_NEWEST, 1)).watermark,
                     disk_free=shutil.disk_usage(path).free,

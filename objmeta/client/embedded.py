@@ -13,9 +13,9 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
+from objmeta.config import version
 from objmeta.core.configuration import Configuration, single_set
 from objmeta.core.listing import ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, State
@@ -101,7 +101,7 @@ class EmbeddedRegisters:
             str(self._home),
             node.state,
             str(self._lane.damage) or "embedded",
-            metadata.version("objmeta"),
+            version(),
             registers=await self._lane.count(),
             changes=(await self._lane.changes(sys.maxsize, 1)).watermark,
             disk_free=shutil.disk_usage(self._home).free,

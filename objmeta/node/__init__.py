@@ -2,9 +2,9 @@
 
 Files: ``settings`` (what a node is told), ``data`` (its directory), ``bootstrap`` (how a cluster comes to be),
 ``background`` (what it does by itself), ``positions`` (who has lost what it had promised is found out),
-``kept`` (small things remembered over restarts), ``members`` (its part in changes of members), ``forwarding`` (changes
-go to the home of their register), ``node`` (the wiring), ``process`` (a node as a process of its own), ``dev`` (several
-of those on this machine).
+``kept`` (small things remembered over restarts), ``members`` (its part in changes of members), ``others`` (how the
+others are, seen from here), ``forwarding`` (changes go to the home of their register), ``node`` (the wiring),
+``process`` (a node as a process of its own), ``dev`` (several of those on this machine).
 """
 
 from __future__ import annotations

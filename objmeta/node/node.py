@@ -15,16 +15,15 @@ import random
 import sys
 import time
 from collections.abc import AsyncGenerator, Sequence
-from importlib import metadata
 from typing import Any, Final
 
-import msgspec
 import uuid_utils
 
+from objmeta.config import version
 from objmeta.core.configuration import OUTSIDE, Configuration, Membership
 from objmeta.core.erasure import FIRST_GENERATION, GENERATION_REGISTER
 from objmeta.core.home import home_of
-from objmeta.errors import ConfigurationMismatch, IntegrityError, InvalidArgument, ObjmetaError, StoreError, Unavailable
+from objmeta.errors import IntegrityError, InvalidArgument, ObjmetaError, StoreError, Unavailable
 from objmeta.interfaces import AcceptorStore, MembersStatus, NodeStatus, RepairStatus, StoreStatus
 from objmeta.node.background import Background
 from objmeta.node.bootstrap import Bootstrap, removed
@@ -32,6 +31,7 @@ from objmeta.node.data import DataDirectory
 from objmeta.node.forwarding import HomeBound
 from objmeta.node.kept import KeptMarks
 from objmeta.node.members import Members
+from objmeta.node.others import Others
 from objmeta.node.positions import Confirmation, Positions
 from objmeta.node.settings import NodeSettings, split_address
 from objmeta.objects.context import Context
@@ -43,7 +43,7 @@ from objmeta.register.membership import MayLeave
 from objmeta.register.repairing import Repairer
 from objmeta.rpc import wire
 from objmeta.rpc.options import Handler, new_server
-from objmeta.rpc.peer import PeerService, PeerTransport, ask
+from objmeta.rpc.peer import PeerService, PeerTransport
 from objmeta.rpc.service import ClientService
 from objmeta.store.lane import Lane
 from objmeta.store.rocks import RocksStore
@@ -95,6 +95,7 @@ class Node:
         self._ready = asyncio.Event()
         self._stopping = False
         self._started_s = time.monotonic()
+        self._others = Others(self._addresses, self._configuration, self._lost_by)
         self.client_service = ClientService(self)
         self.peer_service = PeerService(self)
 
@@ -141,15 +142,15 @@ class Node:
             await self._members.close()
         if self._background is not None:
             await self._background.close()
-        if self._engine is not None:
-            await self._engine.close()
         if self._server is not None:
-            await self.client_service.drained(grace_s)
+            await self.finish(grace_s)
             if self._home_bound is not None:
                 await self._home_bound.close()
             await asyncio.gather(self.client_service.streams.close(), self.peer_service.streams.close())
             await self._server.stop(_UNARY_GRACE_S)
             self._server = None
+        if self._engine is not None:
+            await self._engine.close()
         if self._transport is not None:
             await self._transport.close()
         if self._positions is not None:
@@ -162,6 +163,10 @@ class Node:
             await asyncio.to_thread(data.close)
         if self._failure is not None and not self._failure.done():
             self._failure.cancel()
+
+    async def finish(self, grace_s: float) -> None:
+        """Finish what clients have under way, within ``grace_s``; nothing new is begun by now."""
+        await self.client_service.drained(grace_s)
 
     async def _until(self, waiting: Any) -> None:
         assert self._failure is not None, "the node has been started"
@@ -265,7 +270,7 @@ class Node:
         )
         membership = await self._bootstrap.newest(store.membership)
         self._bootstrap.waiting_for = "a majority of the nodes, to learn that it has lost nothing it had promised"
-        addresses = {**membership.address_of, **self._others()}
+        addresses = {**membership.address_of, **self._addresses()}
         addresses.pop(self.settings.node_id, None)
         await self._confirmation.by_majority(
             membership.configuration.quorums, [*addresses.values(), *self.settings.join]
@@ -275,7 +280,7 @@ class Node:
         assert self._confirmation is not None
         assert self._failure is not None
         try:
-            await self._confirmation.by_the_rest(self._others())
+            await self._confirmation.by_the_rest(self._addresses())
         except IntegrityError as lost:
             if not self._failure.done():
                 self._failure.set_exception(lost)
@@ -326,11 +331,17 @@ class Node:
         addresses.setdefault(self.settings.node_id, self.address)
         return Membership(known.configuration, tuple((m, addresses[m]) for m in members if m in addresses))
 
-    def _others(self) -> dict[int, str]:
+    def _addresses(self) -> dict[int, str]:
         """Where the other members are."""
         membership = self.membership()
         addresses = dict(self.settings.others) if membership is None else membership.address_of
         return {node_id: address for node_id, address in addresses.items() if node_id != self.settings.node_id}
+
+    def _configuration(self) -> Configuration | None:
+        return self._data.configuration if self._data is not None else None
+
+    def _lost_by(self, node_id: int) -> str:
+        return self._positions.problem(node_id) if self._positions is not None else ""
 
     async def members_status(self, brief: bool, timeout_s: float) -> MembersStatus:
         """Who the members are, and how. Raises Unavailable before the node belongs to a store."""
@@ -339,7 +350,7 @@ class Node:
             raise Unavailable(self._not_ready())
         if brief:
             return MembersStatus(membership, ())
-        found = await self._look_around(min(timeout_s, _STATUS_TIMEOUT_S))
+        found = await self._others.look(min(timeout_s, _STATUS_TIMEOUT_S))
         own = await self.peer_status()
         changes = [status.change for status in (own, *found.values()) if isinstance(status, wire.PeerStatus)]
         nodes = [status if isinstance(status, NodeStatus) else status.status for status in (own, *found.values())]
@@ -409,7 +420,7 @@ class Node:
 
     async def status(self, timeout_s: float) -> StoreStatus:
         """The store as seen from here."""
-        found = await self._look_around(min(timeout_s, _STATUS_TIMEOUT_S))
+        found = await self._others.look(min(timeout_s, _STATUS_TIMEOUT_S))
         others = [status if isinstance(status, NodeStatus) else status.status for status in found.values()]
         nodes = sorted((await self.node_status(), *others), key=lambda node: node.node_id)
         membership = self.membership()
@@ -421,31 +432,7 @@ class Node:
         return StoreStatus(configuration.store_id, configuration.epoch, tuple(nodes), quorum)
 
     async def _statuses(self) -> dict[int, wire.PeerStatus]:
-        found = await self._look_around(_BACKGROUND_STATUS_TIMEOUT_S)
-        return {node_id: status for node_id, status in found.items() if isinstance(status, wire.PeerStatus)}
-
-    async def _look_around(self, timeout_s: float) -> dict[int, wire.PeerStatus | NodeStatus]:
-        """What the other members say of themselves, and where they say nothing, or are strangers, why."""
-        others = self._others()
-        asked = (self._status_of(node_id, address, timeout_s) for node_id, address in others.items())
-        return dict(zip(others, await asyncio.gather(*asked), strict=True))
-
-    async def _status_of(self, node_id: int, address: str, timeout_s: float) -> wire.PeerStatus | NodeStatus:
-        try:
-            answer = await ask(address, wire.STATUS, b"", wire.decode_peer_status, timeout_s)
-        except Unavailable as gone:
-            return NodeStatus(node_id, address, "down", str(gone))
-        except ConfigurationMismatch as stranger:
-            return NodeStatus(node_id, address, "refused", str(stranger))
-        own = self._data.configuration if self._data is not None else None
-        theirs = answer.hello.configuration
-        if answer.hello.node_id != node_id:
-            return NodeStatus(node_id, address, "refused", f"this is node {answer.hello.node_id}")
-        if own is not None and theirs is not None and own.store_id != theirs.store_id:
-            return NodeStatus(node_id, address, "refused", "it belongs to another store")
-        if self._positions is not None and (lost := self._positions.problem(node_id)):
-            return NodeStatus(node_id, address, "refused", lost)
-        return msgspec.structs.replace(answer, status=msgspec.structs.replace(answer.status, address=address))
+        return await self._others.statuses(_BACKGROUND_STATUS_TIMEOUT_S)
 
     # -- For the collector of chunks ----------------------------------------------------------------------------------
 
@@ -491,7 +478,7 @@ class Node:
 
     def remembered(self, node_id: int) -> wire.Remembered:
         """What this node remembers of another one."""
-        configuration = self._data.configuration if self._data is not None else None
+        configuration = self._configuration()
         life, position = self._positions.remembered(node_id) if self._positions is not None else (b"", 0)
         store_id = configuration.store_id if configuration is not None else b""
         return wire.Remembered(self.settings.node_id, store_id, life, position)
@@ -528,7 +515,7 @@ class Node:
             self._own_address(),
             "up" if self._engine is not None else "down",
             detail,
-            metadata.version("objmeta"),
+            version(),
             registers=registers,
             changes=changes,
             disk_free=self._data.disk_free() if self._data is not None else 0,

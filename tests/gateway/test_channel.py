@@ -22,7 +22,10 @@ from gateway.blobs.peer import Peer, Progress
 from gateway.blobs.places import ChunkMissing
 from gateway.blobs.sending import Payload, Queue, Unreachable, Waiting
 from gateway.blobs.service import ARRIVING_BYTES_MAX, GETS_MAX, AskFor, BlobService
+from gateway.server import DataNode
+from gateway.upkeep.watched import WatchedBlobs
 from objmeta import Chunk, errors
+from objmeta.node import NodeSettings
 from tests.gateway.blobnodes import BlobNode
 from tests.node.fakes import until
 
@@ -477,3 +480,36 @@ async def test_a_listener_says_where_it_cannot_listen() -> None:
         with pytest.raises(OSError, match="in use"):
             await listener.start("127.0.0.1", taken.getsockname()[1])
         await listener.stop()
+
+
+async def test_a_node_that_stops_takes_nothing_new_and_finishes_what_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came, may_go = asyncio.Event(), asyncio.Event()
+    receive = WatchedBlobs.receive
+
+    async def slow(self: WatchedBlobs, chunk: Chunk, parts: Sequence[bytes | memoryview], *, generation: int) -> None:
+        came.set()
+        await may_go.wait()
+        await receive(self, chunk, parts, generation=generation)
+
+    monkeypatch.setattr(WatchedBlobs, "receive", slow)
+    node = DataNode(NodeSettings(data=tmp_path))
+    await node.start()
+    await node.ready()
+    peer = Peer(node.address)
+    putting = asyncio.create_task(put(peer, os.urandom(MIB), timeout_s=60.0))
+    await came.wait()
+    stopping = asyncio.create_task(node.stop(60.0))
+    await until(lambda: not takes(node))
+    may_go.set()
+    await putting
+    await stopping
+    await peer.close()
+
+
+def takes(node: DataNode) -> bool:
+    with suppress(errors.Unavailable):
+        node.registers()
+        return True
+    return False

@@ -14,7 +14,8 @@ import pytest
 
 import objmeta
 from objmeta.core.configuration import single_set
-from objmeta.errors import ConfigurationMismatch, InvalidArgument, NoQuorum, StoreError
+from objmeta.core.home import home_of
+from objmeta.errors import ConfigurationMismatch, InvalidArgument, NoQuorum, StoreError, Unavailable
 from objmeta.node import Node, NodeSettings, parse_peers
 from objmeta.node.data import DataDirectory
 from objmeta.rpc.client import RemoteRegisters
@@ -22,6 +23,7 @@ from objmeta.rpc.wire import BOOTSTRAPPING, EMPTY, ESTABLISHED
 from tests.node.fakes import change, free_endpoints, until
 
 TIMEOUT_S = 10.0
+HANGS_S = 60.0
 
 
 class Machines:
@@ -280,6 +282,20 @@ async def test_a_stop_finishes_what_is_under_way(machines: Machines) -> None:
     await asyncio.wait(putting, return_when=asyncio.FIRST_COMPLETED)
     await machines.nodes.pop(2).stop()
     assert all(reply.code == "" for reply in await asyncio.gather(*putting))
+    await client.close()
+
+
+async def test_a_stop_waits_for_what_fails_in_time_and_no_longer(machines: Machines) -> None:
+    await machines.start_all()
+    elsewhere = next(name for name in (b"k/%d" % i for i in range(100)) if home_of(name, (1, 2, 3)) == 1)
+    await machines.stop(1, 3)
+    client, node = machines.client(2), machines.nodes.pop(2)
+    changing = asyncio.ensure_future(client.change(change(elsewhere), 1.0))
+    await until(lambda: node.client_service.in_flight == 1)
+    async with asyncio.timeout(HANGS_S):  # nobody answers: the change has an end of its own
+        await node.stop(2 * HANGS_S)
+    with pytest.raises(Unavailable):
+        await changing
     await client.close()
 
 

@@ -49,6 +49,13 @@ class Content(NamedTuple):
     """Of the members when the first of it was touched (:attr:`Commits.epoch`)."""
 
 
+class Prepared(NamedTuple):
+    """A version that lacks nothing but its commit; of one that is not inlined the content says which chunks it has."""
+
+    put: PutObject
+    content: Content | None
+
+
 def put_of(
     source: ObjectVersion,
     bucket: str,
@@ -121,6 +128,37 @@ class Commits:
                     f"{bucket}/{key} took so long that some of its content was deleted again; begin anew ({gone})"
                 ) from gone
         raise errors.Unavailable(f"{bucket}/{key} was not committed: generations or members moved on all the time")
+
+    async def commit_together(self, prepared: Sequence[Prepared]) -> list[ObjectVersion]:
+        """Commit several versions at one instant, or none. Raises what AsyncClient.commit and :meth:`commit` raise."""
+        contents = [(put.bucket, content) for put, content in prepared if content is not None]
+        generation = min((content.generation for _, content in contents), default=0)
+        epochs = {content.epoch for _, content in contents}
+        for _ in range(RENEWALS_MAX):
+            if epochs <= {self.epoch}:
+                try:
+                    changes = [await self._change(put, content, generation) for put, content in prepared]
+                    if epochs <= {self.epoch}:
+                        return await self.client.commit(changes, generation=generation)
+                except errors.StaleGeneration:
+                    if not contents:
+                        raise
+                    await self.newer(generation)
+            epochs = {self.epoch}
+            try:
+                generation = min([await self.keep(each.chunks, await self.replicas(name)) for name, each in contents])
+            except errors.IntegrityError as gone:
+                raise errors.Unavailable(
+                    f"these {len(prepared)} objects took so long that some of their content was deleted again; begin "
+                    f"anew ({gone})"
+                ) from gone
+        raise errors.Unavailable("nothing was committed: generations or members moved on all the time")
+
+    async def _change(self, put: PutObject, content: Content | None, generation: int) -> PutObject:
+        if content is None:
+            return put
+        chunks, lists = await self._listed(put.bucket, content, generation)
+        return msgspec.structs.replace(put, chunks=chunks, lists=lists)
 
     async def _listed(
         self, bucket: str, content: Content, generation: int

@@ -28,8 +28,8 @@ from blake3 import blake3
 from gateway.blobs.files import HASH_INLINE_MAX
 from gateway.blobs.places import digest_now
 from gateway.data.chunking import WINDOW_BYTES, Cutter
-from gateway.data.commits import Commits, Content
-from objmeta import Chunk, ObjectVersion, errors
+from gateway.data.commits import Commits, Content, Prepared
+from objmeta import Chunk, ObjectVersion, PutObject, errors
 
 if TYPE_CHECKING:
     from gateway.data.transfer import Store
@@ -103,20 +103,29 @@ class Upload:
         expected, and Unavailable if it was deleted before it could be committed; unless that is UnknownOutcome nothing
         was changed.
         """
+        put, content = await self.prepare()
+        if content is not None:
+            return await self._store.commits.commit(self._bucket, self._key, content, **self._options)
+        version = await self._store.client.put_object(self._bucket, self._key, data=put.data, **self._options)
+        self._chunks.progress(version.size)
+        return version
+
+    async def prepare(self) -> Prepared:
+        """End the upload without a commit, for :meth:`Commits.commit_together`. Raises as :meth:`commit`."""
         self._check_open()
         self._ended = True
+        options = {**self._options, "metadata": self._options["metadata"] or {}}
         try:
             if not self._chunks.begun and self._chunks.buffered <= INLINE_BYTES_MAX:
                 data = self._chunks.rest()
                 self._check_etag(blake3(data).hexdigest())
-                version = await self._store.client.put_object(self._bucket, self._key, data=data, **self._options)
-                self._chunks.progress(len(data))
-                return version
+                return Prepared(PutObject(self._bucket, self._key, data=data, **options), None)
             content = await self._chunks.finish()
             if self._checking is not None:
                 await self._checking
             self._check_etag(content.etag)
-            return await self._store.commits.commit(self._bucket, self._key, content, **self._options)
+            put = PutObject(self._bucket, self._key, size=content.size, etag=content.etag, **options)
+            return Prepared(put, content)
         finally:
             await self._stop()
 

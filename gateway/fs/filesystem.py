@@ -38,11 +38,13 @@ from gateway.fs.conditions import content, mode_creates, terms
 from gateway.fs.instances import Anchored, Environment, PerThread
 from gateway.fs.opening import Opening
 from gateway.fs.oserrors import oserrors
+from gateway.fs.transactions import Together
 from objmeta import AsyncClient, Cluster, ObjectVersion
 from objmeta.errors import ForkedClient
 
 if TYPE_CHECKING:
     from gateway.data.transfer import Store
+    from gateway.fs.writers import Sink, Writer
 
 _T = TypeVar("_T")
 
@@ -71,6 +73,7 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
     _extra_tokenize_attributes = ("_environment",)
     _intrans = PerThread(False)
     _transaction = PerThread(None)
+    transaction_type = Together
 
     def __init__(
         self,
@@ -166,6 +169,18 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
     def wait(self, future: concurrent.futures.Future[_T]) -> _T:
         """Wait for what :meth:`submit` started; refuses on the loop's own thread, where it would wait for ever."""
         return outcome(future, self._loop)
+
+    def commit_together(self, writers: Sequence[Writer]) -> None:
+        """Publish files that were closed in a transaction, at one instant; see ``gateway.fs.transactions``."""
+        if writers:
+            made = self.wait(self.submit(self._commit_together([writer.sink for writer in writers])))
+            for writer, version in zip(writers, made, strict=True):
+                writer.version = version
+
+    async def _commit_together(self, sinks: Sequence[Sink]) -> list[ObjectVersion]:
+        prepared = await _run_coros_in_chunks([sink.prepare() for sink in sinks], batch_size=self.batch_size)
+        with oserrors():
+            return await (await self.store()).commits.commit_together(prepared)
 
     async def _close(self) -> None:
         """Release the store's files, threads and connections on this loop; the next use opens it again."""

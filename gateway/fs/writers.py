@@ -10,7 +10,7 @@ Rules, each with a test:
   for stored.  They are.
 * ``xb`` fails at open, and again at commit by compare-and-swap, also for an empty file.
 * ``ab`` writes the old content and the new as one new version, on condition that nobody else wrote in between.
-* In an fsspec transaction (``autocommit=False``) closing uploads, and ``commit`` publishes.
+* In an fsspec transaction (``autocommit=False``) closing uploads, and its end publishes (``transactions``).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from objmeta import ObjectVersion
 from objmeta.errors import ObjmetaError
 
 if TYPE_CHECKING:
+    from gateway.data.commits import Prepared
     from gateway.data.uploading import Upload
     from gateway.fs.filesystem import ObjmetaFileSystem
 
@@ -62,6 +63,11 @@ class Sink:
         """Publish it."""
         with oserrors(self._name.path):
             return await (await self._begun()).commit()
+
+    async def prepare(self) -> Prepared:
+        """End it without a commit, for a transaction."""
+        with oserrors(self._name.path):
+            return await (await self._begun()).prepare()
 
     async def discard(self, writing: concurrent.futures.Future[None] | None) -> None:
         """Give up; ``writing`` is the write that is under way, if there is one."""
@@ -186,9 +192,20 @@ class Writer(AbstractBufferedFile):  # type: ignore[misc]
             self._closed = True
 
     def commit(self) -> None:
-        """Publish a file that was closed in a transaction."""
-        if not self.autocommit and not self._dropping and self.version is None:
+        """Publish a file that was closed in a transaction, by itself."""
+        if not self.autocommit and self.has_content and self.version is None:
             self._publish()
+
+    @property
+    def has_content(self) -> bool:
+        """Whether a file that was closed is to be published: not if it was discarded, or nothing was appended."""
+        return not self._dropping and (self._base is None or self._begun)
+
+    @property
+    def sink(self) -> Sink:
+        """What a transaction commits."""
+        self._begun = True
+        return self._sink
 
     def drop(self) -> None:
         """Take no more bytes: whatever closes this file from now on discards it."""

@@ -325,32 +325,6 @@ def test_compression_by_name(fs: ObjmetaFileSystem) -> None:
     assert gzip.decompress(fs.cat_file("bucket/file.gz")) == b"x" * 1000
 
 
-def test_a_transaction_publishes_at_its_end_and_belongs_to_its_thread(fs: ObjmetaFileSystem) -> None:
-    def elsewhere() -> None:
-        fs.pipe_file("bucket/piped", b"1")
-        with fs.open("bucket/other", "wb") as file:
-            file.write(b"2")
-
-    with fs.transaction:
-        with fs.open("bucket/a", "wb") as file:
-            file.write(b"a")
-        with fs.open("bucket/b", "wb") as file:
-            file.write(b"b")
-        thread = threading.Thread(target=elsewhere)
-        thread.start()
-        thread.join()
-        assert fs.find("bucket") == ["bucket/other", "bucket/piped"]
-    assert fs.find("bucket") == ["bucket/a", "bucket/b", "bucket/other", "bucket/piped"]
-    with pytest.raises(Oops), fs.transaction:
-        with fs.open("bucket/c", "wb") as file:
-            file.write(b"c")
-        raise Oops
-    assert not fs.exists("bucket/c")
-    with fs.open("bucket/d", "wb") as file:
-        file.write(b"d")
-    assert fs.cat_file("bucket/d") == b"d"
-
-
 def test_a_raw_handle_may_be_wrapped(fs: ObjmetaFileSystem) -> None:
     with io.BufferedWriter(fs.open("bucket/file", "wb")) as buffered:
         buffered.write(b"buffered")

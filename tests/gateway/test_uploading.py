@@ -229,6 +229,42 @@ async def test_a_copy_is_touched_again_when_members_change_meanwhile(
     assert len(kept) == 2
 
 
+async def test_several_at_once_are_touched_again_after_cycles_and_changes_of_members(
+    store: Store, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "LIST_CHUNKS_MAX", 4)
+    contents = {"large": content(20 * MIB), "medium": content(100_000, seed=1), "small": b"inline"}
+
+    async def prepared(suffix: str) -> list[commits.Prepared]:
+        uploads = [store.upload(BUCKET, key + suffix, metadata={"for": key}) for key in contents]
+        for upload, data in zip(uploads, contents.values(), strict=True):
+            await upload.write(data)
+        return [await upload.prepare() for upload in uploads]
+
+    aged = await prepared("-aged")
+    for _ in range(3):
+        await next_cycle(store)
+    moved = await prepared("-moved")
+    counted.members += 1
+    for suffix, ready in (("-aged", aged), ("-moved", moved)):
+        made = await counted.commit_together(ready)
+        assert [version.key for version in made] == [key + suffix for key in contents]
+        assert len({version.modified_us for version in made}) == 1
+        for version, (key, data) in zip(made, contents.items(), strict=True):
+            assert await store.read(version) == data
+            assert version.metadata == {"for": key}
+    newest = await store.client.generation()
+    assert {held.touched for held in await place(store).held() if held.chunk.length > MIB} == {newest}
+    lost = await prepared("-lost")
+    counted.members += 1
+    blobfiles.lose(place(store).path, next(each.content.chunks[0] for each in lost if each.content is not None))
+    with pytest.raises(errors.Unavailable, match="begin anew"):
+        await counted.commit_together(lost)
+    for key in contents:
+        with pytest.raises(errors.NoSuchKey):
+            await store.client.head_object(BUCKET, f"{key}-lost")
+
+
 async def test_copies_and_restored_versions_touch_their_chunks(store: Store) -> None:
     version = await store.put_stream(BUCKET, "key", content(100_000))
     for _ in range(3):

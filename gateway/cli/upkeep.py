@@ -219,7 +219,7 @@ async def _fsck(store: Store, deep: bool) -> None:
     from gateway.upkeep.stores import places_of
 
     status = await store.client.status()
-    async with places_of(store.client.location, status, store.client.timeout_s) as places:
+    async with places_of(store.client.location, status, store.client.timeout_s, patient=True) as places:
         checker = Checker(store, places, deep=deep)
         async for finding in checker.run():
             output.answer(_finding_record(finding), _finding_line(finding, places))

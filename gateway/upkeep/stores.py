@@ -130,10 +130,16 @@ class Places:
 
 
 @contextlib.asynccontextmanager
-async def places_of(location: Location, status: StoreStatus, timeout_s: float = 10.0) -> AsyncIterator[Places]:
-    """The places of the store at ``location`` (as its client says), as ``status`` (of the client) shows them."""
-    up = [node for node in status.nodes if node.state == "up"]
-    away = {node.node_id: f"{node.address}: {node.detail or node.state}" for node in status.nodes if node.state != "up"}
+async def places_of(
+    location: Location, status: StoreStatus, timeout_s: float = 10.0, *, patient: bool = False
+) -> AsyncIterator[Places]:
+    """The places of the store at ``location`` (as its client says), as ``status`` (of the client) shows them.
+
+    ``patient``: nodes that it shows as down are asked all the same; they may have been too busy to answer it at once.
+    """
+    asked = {"up", "down"} if patient and isinstance(location, Cluster) else {"up"}
+    up = [node for node in status.nodes if node.state in asked]
+    away = {node.node_id: f"{node.address}: {node.detail or node.state}" for node in status.nodes if node not in up}
     if isinstance(location, Cluster):
         upkeeps = [Upkeep(node.address) for node in up]
         try:

@@ -15,6 +15,7 @@ from glob import has_magic
 from typing import Any
 
 from fsspec.asyn import _run_coros_in_chunks
+from fsspec.utils import stringify_path
 
 from gateway.data import moving
 from gateway.fs.blocking import blocking
@@ -65,6 +66,7 @@ class Changing(Describing):
         self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any
     ) -> None:
         """Copy files inside the store. A recursive copy to a bucket that does not exist makes it."""
+        path1, path2 = stringify_path(path1), stringify_path(path2)
         if isinstance(path1, str) and isinstance(path2, str):
             target = self._name(path2)
             if recursive and target.bucket and not target.key and not await self._exists(target.bucket):
@@ -131,6 +133,7 @@ class Changing(Describing):
     ) -> None:
         """Move files by name: each file at once, a directory file by file, and a bucket only if it has no history."""
         whole_bucket = False
+        path1, path2 = stringify_path(path1), stringify_path(path2)
         if isinstance(path1, str) and isinstance(path2, str):
             source, target = self._name(path1), self._name(path2)
             whole_bucket = recursive and maxdepth is None and not source.key

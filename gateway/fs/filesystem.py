@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from fsspec.asyn import _run_coros_in_chunks, get_loop
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.implementations.local import LocalFileSystem, make_path_posix
-from fsspec.utils import check_contained, isfilelike, other_paths
+from fsspec.utils import check_contained, isfilelike, other_paths, stringify_path
 
 from gateway.data.localfiles import BYTES_MAX, LocalFile, LocalFiles
 from gateway.data.past import parse_time
@@ -312,6 +312,7 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
         self, rpath: Any, lpath: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any
     ) -> None:
         """Fetch files, names or patterns; see fsspec. A name that exists is not taken for a pattern."""
+        rpath, lpath = stringify_path(rpath), stringify_path(lpath)
         if isinstance(rpath, str) and isinstance(lpath, str) and await self._is_literal(rpath):
             root = make_path_posix(lpath)
             into = lpath.endswith("/") or await asyncio.to_thread(_local_size, root) is None
@@ -385,6 +386,7 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
         self, lpath: Any, rpath: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: Any
     ) -> Any:
         """Store local files, names or patterns; see fsspec. A file that exists is not taken for a pattern."""
+        lpath, rpath = stringify_path(lpath), stringify_path(rpath)
         if isinstance(lpath, str) and isinstance(rpath, str) and has_magic(lpath):
             paths = await asyncio.to_thread(_local_paths, make_path_posix(lpath), recursive, maxdepth)
             if paths is not None:

@@ -13,7 +13,7 @@ from glob import has_magic
 from typing import TYPE_CHECKING, Any
 
 from fsspec.asyn import AsyncFileSystem, _run_coros_in_chunks
-from fsspec.utils import other_paths
+from fsspec.utils import other_paths, stringify_path
 
 from gateway.fs.entries import (
     Entry,
@@ -265,6 +265,7 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
 
     async def _glob(self, path: str, maxdepth: int | None = None, **kwargs: Any) -> Any:
         """Names that match a pattern; if none does, the file that has the pattern itself as its name."""
+        path = stringify_path(path)
         stripped = self._strip_protocol(path)
         literal = self._is_pinned(stripped)
         found: Any = {} if literal else await super()._glob(path, maxdepth=maxdepth, **kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -151,3 +151,18 @@ def test_a_tree_is_removed_once_however_often_it_is_named(fs: ObjmetaFileSystem)
     fs.pipe(dict.fromkeys(["bucket/d/a", "bucket/d/s/b"], b""))
     fs.delete("bucket/d", recursive=True, maxdepth=1)
     assert fs.find("bucket") == ["bucket/d/s/b"]
+
+
+def test_a_path_object_is_the_name_that_it_says(fs: ObjmetaFileSystem, tmp_path: Path) -> None:
+    (tmp_path / "d" / "sub").mkdir(parents=True)
+    (tmp_path / "d" / "sub" / "file").write_text("x")
+    fs.put(tmp_path / "d" / "sub" / "file", "bucket/one")
+    fs.put(tmp_path / "d", PurePosixPath("bucket/tree"), recursive=True)
+    fs.cp(PurePosixPath("bucket/one"), PurePosixPath("bucket/two"))
+    fs.mv(PurePosixPath("bucket/two"), PurePosixPath("bucket/three"))
+    assert fs.find("bucket") == ["bucket/one", "bucket/three", "bucket/tree/sub/file"]
+    assert fs.glob(PurePosixPath("bucket/t*e")) == ["bucket/three", "bucket/tree"]
+    fs.get(PurePosixPath("bucket/one"), tmp_path / "back")
+    assert (tmp_path / "back").read_text() == "x"
+    fs.get(PurePosixPath("bucket/tree"), tmp_path / "copy", recursive=True)
+    assert tree(tmp_path / "copy") == ["sub/file"]

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from fsspec.asyn import _run_coros_in_chunks, get_loop
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.implementations.local import LocalFileSystem, make_path_posix
-from fsspec.utils import check_contained, isfilelike, other_paths, stringify_path
+from fsspec.utils import check_contained, isfilelike, other_paths, stringify_path, tokenize
 
 from gateway.data.localfiles import BYTES_MAX, LocalFile, LocalFiles
 from gateway.data.past import parse_time
@@ -112,6 +112,11 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
     def timeout_s(self) -> float:
         """How long one operation may take, in seconds."""
         return self._settings.timeout_s
+
+    @property
+    def fsid(self) -> str:
+        """What is the same for all instances on one store, in any process."""
+        return f"objmeta_{tokenize(str(self.location))}"
 
     # -- The store, and the loop it lives on --------------------------------------------------------------------------
 

@@ -217,6 +217,7 @@ def test_pickle_json_and_the_instance_cache(fs: ObjmetaFileSystem, home: Path) -
     assert AbstractFileSystem.from_json(fs.to_json()).cat_file("bucket/file") == b"x"
     assert json.loads(fs.to_json())["protocol"] == "objmeta"
     nodes = ObjmetaFileSystem(endpoints=["127.0.0.1:1", "127.0.0.1:2"], timeout_s=5)
+    assert nodes.fsid == ObjmetaFileSystem(endpoints="127.0.0.1:1,127.0.0.1:2").fsid != fs.fsid
     assert pickle.loads(pickle.dumps(nodes)) == nodes
     assert AbstractFileSystem.from_json(nodes.to_json()).location == nodes.location
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from fsspec.config import conf
 
+from gateway.fs.instances import anchored
 from objmeta import Embedded
 from objmeta.client import Location
 from objmeta.config import DEFAULT, FIELDS, Resolved, resolve
@@ -54,7 +55,7 @@ def settings(given: Mapping[str, Any]) -> Resolved:
     said = {
         name: value
         for name, value in given.items()
-        if not _is_empty(value) and not (name in section and section[name] == value)
+        if not _is_empty(value) and not (name in section and value in (section[name], anchored(name, section[name])))
     }
     arguments = {name: said[name] for name in _SETTINGS if name in said}
     configured = {name: value for name, value in section.items() if not _is_empty(value)}

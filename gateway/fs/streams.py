@@ -157,6 +157,4 @@ class AsyncWriter(_Stream):
     def __del__(self) -> None:
         if not getattr(self, "closed", True):
             self.closed = True
-            warnings.warn(
-                f"{self.path} was never closed, so nothing was stored", RuntimeWarning, source=self, stacklevel=2
-            )
+            warnings.warn(f"{self.path} was never closed, so nothing was stored", RuntimeWarning, stacklevel=2)

@@ -250,7 +250,7 @@ class Writer(AbstractBufferedFile):  # type: ignore[misc]
             return
         self._dropping = self._closed = True
         self._start_discarding()  # not waited for: this may be the loop's own thread
-        warnings.warn(f"{self.path} was never closed, so nothing was stored", RuntimeWarning, source=self, stacklevel=2)
+        warnings.warn(f"{self.path} was never closed, so nothing was stored", RuntimeWarning, stacklevel=2)
 
     def _is_of_an_export(self) -> bool:
         return (

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
+from fsspec.callbacks import Callback
 
 from gateway.fs.filesystem import ObjmetaFileSystem
 
@@ -91,6 +92,55 @@ def test_a_version_goes_alone_and_its_copies_have_the_name_without_it(
     assert [each["size"] for each in fs.object_version_info("bucket/file")] == [3]
     assert fs.cat("bucket/file") == b"new"
     assert fs.cat("bucket/file/below") == b"below"
+
+
+class Progress(Callback):  # type: ignore[misc]
+    """Remembers what each file was said to have, and what was done of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: dict[str, Progress] = {}
+
+    def branched(self, path_1: str, path_2: str, **kwargs: Any) -> Progress:
+        return self.files.setdefault(path_1.rpartition("/")[2], Progress())
+
+    @property
+    def sizes(self) -> dict[str, tuple[int | None, int]]:
+        return {name: (each.size, each.value) for name, each in self.files.items()}
+
+
+def test_progress_has_true_totals(fs: ObjmetaFileSystem, tmp_path: Path) -> None:
+    sizes = {"empty": 0, "small": 10, "large": 9 << 20}
+    for name, size in sizes.items():
+        (tmp_path / "d").mkdir(exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(bytes(size))
+    up, down = Progress(), Progress()
+    fs.put(str(tmp_path / "d"), "bucket/d", recursive=True, callback=up)
+    fs.get(fs.find("bucket/d"), str(tmp_path / "back"), callback=down)
+    for seen in (up, down):
+        assert (seen.size, seen.value) == (3, 3)
+        assert seen.sizes == {name: (size, size) for name, size in sizes.items()}
+
+
+async def test_what_is_fetched_is_the_version_whose_size_was_said(
+    home: Path, no_settings: None, tmp_path: Path
+) -> None:
+    fs = ObjmetaFileSystem(path=home, asynchronous=True, skip_instance_cache=True)
+    await fs._mkdir("bucket")
+    await fs._pipe_file("bucket/file", b"old")
+    real = fs._version
+
+    async def replaced_meanwhile(*args: Any) -> Any:
+        found = await real(*args)
+        await fs._pipe_file("bucket/file", b"newer")
+        return found
+
+    monkeypatch.setattr(fs, "_version", replaced_meanwhile)
+    progress = Progress()
+    await fs._get_file("bucket/file", str(tmp_path / "file"), callback=progress)
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert (progress.size, progress.value) == (3, 3)
+    await fs._close()
 
 
 def test_what_is_not_there_is_said_with_its_reason(fs: ObjmetaFileSystem, tmp_path: Path) -> None:

@@ -128,6 +128,10 @@ def test_arguments_go_before_the_environment_and_that_before_fsspecs_config(
     monkeypatch.delenv("OBJMETA_HOME")
     assert ObjmetaFileSystem().location == Embedded(tmp_path / "path")
     assert ObjmetaFileSystem(endpoints="a:1").location == Cluster(("a:1",))
+    monkeypatch.setitem(conf, "objmeta", {"path": "~/of fsspec's config"})
+    monkeypatch.setenv("OBJMETA_HOME", str(tmp_path / "environment"))
+    found = ObjmetaFileSystem()
+    assert pickle.loads(pickle.dumps(found)).location == found.location == Embedded(tmp_path / "environment")
 
 
 def test_fsspecs_environment_and_files(no_settings: None, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_progress_has_true_totals(fs: ObjmetaFileSystem, tmp_path: Path) -> None
 
 
 async def test_what_is_fetched_is_the_version_whose_size_was_said(
-    home: Path, no_settings: None, tmp_path: Path
+    home: Path, no_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fs = ObjmetaFileSystem(path=home, asynchronous=True, skip_instance_cache=True)
     await fs._mkdir("bucket")

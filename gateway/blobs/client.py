@@ -1,10 +1,7 @@
 """Chunks on the nodes of a cluster.
 
-Rules.  Who keeps a chunk is worked out from its digest (``placement``): its homes are the first of its order.  A put
-sends it to its homes and returns when as many copies as ``placement.enough`` says are durable, each on a node of its
-own; the others go on in the background, at most ``PENDING_BYTES_MAX`` to one node.  For a home that is down, full or
-lagging the next in order stands in; repair moves the copy home.  Where nobody is left, a node that is down costs a put
-nothing, and for one that lags puts wait ``LAG_WAIT_S`` once and then leave it out until it has caught up.
+Rules.  Who keeps a chunk is worked out from its digest (``placement``): its homes are the first in its order.  How a
+put brings it there is in ``putting``.
 
 A get asks the home that is likely to be quickest, the next one at once if the first has no good copy, and one more
 when it takes ``HEDGE_S`` longer than usual.  Nothing is returned that was not verified here.  A home whose copy turned
@@ -15,18 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
 
-from gateway.blobs.peer import BACKOFF_S_MIN, LAG_WAIT_S, Peer, Progress
+from gateway.blobs.peer import BACKOFF_S_MIN, BlobPeer, Peer, Progress
 from gateway.blobs.placement import Place, copies, enough, order
 from gateway.blobs.places import BlobStatus, ChunkMissing, digest_of
+from gateway.blobs.putting import STAND_IN_S, Putting, cancel
 from gateway.blobs.sending import Payload, Unreachable
 from objmeta import Chunk, errors
 
 HEDGE_S: Final = 0.25
-STAND_IN_S: Final = 1.0
-"""So long a node may take to store or touch a chunk before it counts as silent."""
 HEALS_MAX: Final = 4
 """Copies that are mended at a time: each holds a chunk.  What is not mended now is by repair, or by the next get."""
 CLOSE_S_MAX: Final = 5.0
@@ -37,56 +33,6 @@ Members = Callable[[], Awaitable[tuple[int, Sequence[Place]]]]
 
 A node without an address is not to be used but counts.  Whoever answers may not have heard of the newest epoch yet.
 """
-
-
-class BlobPeer(Protocol):
-    """What is asked of one node: as :class:`gateway.blobs.peer.Peer` does it, or somebody in its place."""
-
-    address: str
-    lagging: bool
-
-    @property
-    def down(self) -> bool:
-        """Whether the last call failed."""
-        ...
-
-    @property
-    def resting(self) -> bool:
-        """Whether it failed so lately that it is not to be tried just now."""
-        ...
-
-    @property
-    def wait_s(self) -> float:
-        """How long a chunk from here is likely to take; 0: not known."""
-        ...
-
-    async def turn(self) -> None:
-        """Wait until this node may be tried."""
-        ...
-
-    def leave_out(self) -> None:
-        """Note that a chunk was not sent because too much was on its way."""
-        ...
-
-    async def put(self, payload: Payload, generation: int, started: Callable[[], None], timeout_s: float) -> None:
-        """Send a chunk and wait until it is durable there."""
-        ...
-
-    async def get(self, chunk: Chunk, progress: Progress, timeout_s: float) -> bytes:
-        """Fetch a chunk and verify it."""
-        ...
-
-    async def touch(self, chunks: Sequence[Chunk], generation: int, timeout_s: float) -> list[bool]:
-        """Whether each chunk is there, durably touched now."""
-        ...
-
-    async def status(self, timeout_s: float) -> BlobStatus:
-        """How it is."""
-        ...
-
-    async def close(self) -> None:
-        """Close the connection."""
-        ...
 
 
 class ClusterBlobs:
@@ -132,15 +78,16 @@ class ClusterBlobs:
         the same.
         """
         chunk = chunk or Chunk(await digest_of(data), len(data))
-        await self._known()
-        putting = _Putting(self, Payload(chunk, data), generation, replicas)
+        places = await self._known()
+        ranked = [self._peers[place.address] for place in order(chunk.digest, places) if place.address]
+        putting = Putting(ranked, len(places), Payload(chunk, data), generation, replicas, self._timeout_s)
         task = asyncio.create_task(putting.run())
         self._trailing.add(task)
         task.add_done_callback(self._finished)
         try:
             await asyncio.shield(putting.released)
         except BaseException:
-            await _cancel((task,))
+            await cancel((task,))
             raise
         return chunk
 
@@ -183,7 +130,7 @@ class ClusterBlobs:
                     ):
                         raise failure
         except BaseException:
-            await _cancel(tuple(tasks))  # all of them: those that failed together as well
+            await cancel(tuple(tasks))  # all of them: those that failed together as well
             raise
         for task in waiting:  # the other copies are worth a touch too
             self._trailing.add(task)
@@ -235,7 +182,7 @@ class ClusterBlobs:
             done, _ = await asyncio.wait(self._trailing, timeout=min(1.0, left_s), return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 break
-        await _cancel(tuple(self._trailing))
+        await cancel(tuple(self._trailing))
         peers, self._peers, self._places = self._peers, {}, ()
         await asyncio.gather(*(peer.close() for peer in peers.values()))
 
@@ -315,7 +262,7 @@ class ClusterBlobs:
                     failures[peer.address] = failure
             return None
         finally:
-            await _cancel(tuple(asked))
+            await cancel(tuple(asked))
 
     def _heal(self, chunk: Chunk, data: bytes, places: Sequence[Place], failures: dict[str, Exception]) -> None:
         """Give a good copy to the homes that had none, and to others that had a bad one."""
@@ -342,165 +289,8 @@ class ClusterBlobs:
             self._healing.discard(name)
 
 
-class _Copy:
-    """A chunk on its way to one node."""
-
-    def __init__(self, peer: BlobPeer) -> None:
-        self.peer = peer
-        self.started = False
-        self.slow = False
-        self.task: asyncio.Task[None]
-
-
-class _Putting:
-    """A chunk on its way to its places: who has it, who gets it, and who comes next."""
-
-    def __init__(self, blobs: ClusterBlobs, payload: Payload, generation: int, replicas: int) -> None:
-        self._blobs = blobs
-        self._payload = payload
-        self._generation = generation
-        places = blobs._places
-        self._nodes = len(places)
-        self._wanted = copies(replicas, self._nodes)
-        self._needed = enough(replicas, self._nodes)
-        self._next = [blobs._peers[place.address] for place in order(payload.chunk.digest, places) if place.address]
-        self._rank = {peer: rank for rank, peer in enumerate(self._next)}
-        self._under_way: list[_Copy] = []
-        self._done = 0
-        self._refusals: list[Exception] = []
-        self._reasons: dict[BlobPeer, str] = {}
-        self._changed = asyncio.Event()
-        self.released: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when enough copies are durable and no other one waits for its turn: the others go on by themselves."""
-
-    async def run(self) -> None:
-        """Until all copies are made that can be. Errors are told by :attr:`released`."""
-        try:
-            await self._run()
-        except asyncio.CancelledError:
-            self.released.cancel()
-            raise
-        except Exception as error:
-            if not self.released.done():
-                self.released.set_exception(error)
-        finally:
-            await _cancel([copy.task for copy in self._under_way])
-            self._payload.drop()
-            if not self.released.done():
-                self.released.set_result(None)
-
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._blobs._timeout_s
-        slow_at = loop.time() + STAND_IN_S
-        settled_at: float | None = None
-        while True:
-            self._changed.clear()
-            self._collect()
-            if self._done >= self._needed and settled_at is None:
-                settled_at = loop.time()
-            self._begin_more()
-            if settled_at is None:
-                if self._done + len(self._under_way) < self._needed:
-                    full = [error for error in self._refusals if isinstance(error, errors.StoreFull)]
-                    raise (full or self._refusals or [self._no_quorum()])[0]
-                if deadline <= loop.time():
-                    raise self._no_quorum()
-                if slow_at <= loop.time():
-                    for copy in self._under_way:
-                        copy.slow = True
-                    self._begin_more()
-                    slow_at = deadline
-                left_s = min(deadline, slow_at) - loop.time()
-            else:
-                waiting = [copy for copy in self._under_way if not copy.started]
-                left_s = settled_at + LAG_WAIT_S - loop.time()
-                if waiting and (left_s <= 0 or all(copy.peer.down or copy.peer.lagging for copy in waiting)):
-                    await self._leave_out(waiting)
-                    continue
-                if not waiting:
-                    if not self.released.done():
-                        self.released.set_result(None)
-                    if not self._under_way:
-                        return
-                    left_s = self._blobs._timeout_s
-            try:
-                async with asyncio.timeout(left_s):
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
-
-    def _collect(self) -> None:
-        """Note what has come of copies."""
-        for copy in [copy for copy in self._under_way if copy.task.done()]:
-            self._under_way.remove(copy)
-            failure = copy.task.exception()
-            if failure is None:
-                self._done += 1
-            elif isinstance(failure, Unreachable):
-                self._reasons[copy.peer] = str(failure)
-                self._next.append(copy.peer)
-                self._next.sort(key=self._rank.__getitem__)
-            elif isinstance(failure, errors.StaleGeneration) or not isinstance(failure, errors.ObjmetaError):
-                raise failure
-            else:
-                self._refusals.append(failure)
-
-    def _begin_more(self) -> None:
-        """Have as many copies under way as are wanted; at nodes in trouble only while they are needed."""
-        for peer in [peer for peer in self._next if not (peer.resting or peer.lagging)]:
-            if self._done + len(self._under_way) < self._wanted:
-                self._begin(peer)
-        promised = self._done + sum(not (copy.slow or copy.peer.down) for copy in self._under_way)
-        for peer in [peer for peer in self._next if not peer.down]:
-            if promised < self._needed:
-                self._begin(peer)
-                promised += 1
-        if promised < self._needed:  # whoever comes back first
-            for peer in list(self._next):
-                self._begin(peer)
-
-    def _begin(self, peer: BlobPeer) -> None:
-        self._next.remove(peer)
-        copy = _Copy(peer)
-
-        def started() -> None:
-            copy.started = True
-            self._changed.set()
-
-        async def send() -> None:
-            await peer.turn()
-            await peer.put(self._payload, self._generation, started, self._blobs._timeout_s)
-
-        copy.task = asyncio.create_task(send())
-        copy.task.add_done_callback(lambda _: self._changed.set())
-        self._under_way.append(copy)
-
-    async def _leave_out(self, waiting: Iterable[_Copy]) -> None:
-        """Enough have it, and these have not begun to get it: somebody else may stand in."""
-        for copy in waiting:
-            self._under_way.remove(copy)
-            if not copy.peer.down:
-                copy.peer.leave_out()
-            await _cancel((copy.task,))
-
-    def _no_quorum(self) -> errors.NoQuorum:
-        silent = {copy.peer: f"{copy.peer.address}: no answer in time" for copy in self._under_way}
-        reasons = [*map(str, self._refusals), *(silent | self._reasons).values()]
-        return errors.NoQuorum(
-            f"no {self._needed} of the {self._nodes} nodes stored the data within {self._blobs._timeout_s:g} s "
-            f"({'; '.join(reasons)})"
-        )
-
-
 def _ignore() -> None:
     return None
-
-
-async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _nowhere(chunk: Chunk, failures: dict[str, Exception]) -> errors.ObjmetaError:

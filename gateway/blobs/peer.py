@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -85,6 +85,56 @@ class Progress:
 
     def __init__(self, now: float) -> None:
         self.at = now
+
+
+class BlobPeer(Protocol):
+    """What is asked of one node: as :class:`gateway.blobs.peer.Peer` does it, or somebody in its place."""
+
+    address: str
+    lagging: bool
+
+    @property
+    def down(self) -> bool:
+        """Whether the last call failed."""
+        ...
+
+    @property
+    def resting(self) -> bool:
+        """Whether it failed so lately that it is not to be tried just now."""
+        ...
+
+    @property
+    def wait_s(self) -> float:
+        """How long a chunk from here is likely to take; 0: not known."""
+        ...
+
+    async def turn(self) -> None:
+        """Wait until this node may be tried."""
+        ...
+
+    def leave_out(self) -> None:
+        """Note that a chunk was not sent because too much was on its way."""
+        ...
+
+    async def put(self, payload: Payload, generation: int, started: Callable[[], None], timeout_s: float) -> None:
+        """Send a chunk and wait until it is durable there."""
+        ...
+
+    async def get(self, chunk: Chunk, progress: Progress, timeout_s: float) -> bytes:
+        """Fetch a chunk and verify it."""
+        ...
+
+    async def touch(self, chunks: Sequence[Chunk], generation: int, timeout_s: float) -> list[bool]:
+        """Whether each chunk is there, durably touched now."""
+        ...
+
+    async def status(self, timeout_s: float) -> BlobStatus:
+        """How it is."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connection."""
+        ...
 
 
 class Peer:

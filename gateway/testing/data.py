@@ -19,6 +19,7 @@ from typing import Any, Final
 from unittest import mock
 
 from gateway.blobs import client as blobs_client
+from gateway.blobs import putting
 from gateway.blobs.client import ClusterBlobs
 from gateway.blobs.placement import Place, enough
 from gateway.blobs.places import BlobStatus
@@ -102,11 +103,11 @@ def sized(rng: random.Random) -> Iterator[None]:
         },
         commits: {"KNOWN_S": rng.choice((0.0, 0.1, 1.0))},
         transfer: {"WINDOW": rng.choice((1, 12)), "recycle_buffers": lambda: None},
-        blobs_client: {
-            "STAND_IN_S": rng.choice((0.1, 1.0)),
+        putting: {
+            "STAND_IN_S": (stand_in_s := rng.choice((0.1, 1.0))),
             "LAG_WAIT_S": rng.choice((0.02, 0.25)),
-            "HEDGE_S": rng.choice((0.01, 0.25)),
         },
+        blobs_client: {"STAND_IN_S": stand_in_s, "HEDGE_S": rng.choice((0.01, 0.25))},
         leaving: {"LOOK_S": 0.02, "LEAVE_LOOK_S_MAX": 0.5},
         runs: {"LOOK_S": 0.2, "AGAIN_S_MIN": 1.0, "AGAIN_S_MAX": 4.0, "_log": SILENT},
         repairing: {"_log": SILENT},

@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
-from gateway.blobs import client
 from gateway.blobs.client import ClusterBlobs
+from gateway.blobs.peer import BlobPeer
 from gateway.blobs.places import Sweep
+from gateway.blobs.putting import Putting
 from gateway.data.commits import Commits, Content
 from gateway.data.transfer import Store
 from gateway.data.uploading import ChunkWriter
@@ -104,15 +105,15 @@ async def _trusting_marks(context: Context, acceptor: Acceptor, tag: Configurati
 # -- Clients ----------------------------------------------------------------------------------------------------------
 
 
-class _CountsTwice(client._Putting):
+class _CountsTwice(Putting):
     """A node that has a chunk is asked to keep another copy of it."""
 
-    def _begin(self, peer: client.BlobPeer) -> None:
+    def _begin(self, peer: BlobPeer) -> None:
         super()._begin(peer)
         self._next.append(peer)
 
 
-class _OneCopyFewer(client._Putting):
+class _OneCopyFewer(Putting):
     """A put returns one copy early."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -202,12 +203,12 @@ DATA_MUTATIONS: dict[str, DataMutation] = {
         DataMutation(
             "node-counts-twice",
             "W2: two copies at one node count as two",
-            patches={"gateway.blobs.client._Putting": _CountsTwice},
+            patches={"gateway.blobs.client.Putting": _CountsTwice},
         ),
         DataMutation(
             "one-copy-fewer",
             "W2: a put returns at one copy fewer than enough",
-            patches={"gateway.blobs.client._Putting": _OneCopyFewer},
+            patches={"gateway.blobs.client.Putting": _OneCopyFewer},
         ),
         DataMutation("no-for-yes", "W2: a touch counts nodes that answered False", peer=_TakesNoForYes),
         DataMutation("healing-untouched", "M1: a copy by healing states no generation", healing=lambda newest: None),

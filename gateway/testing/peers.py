@@ -44,7 +44,7 @@ class Ways:
 
 
 class SimPeer:
-    """A node's chunks, from one life of a process; satisfies :class:`gateway.blobs.client.BlobPeer`.
+    """A node's chunks, from one life of a process; satisfies :class:`gateway.blobs.peer.BlobPeer`.
 
     When that life has ended (``port`` is closed) whatever it was doing is cancelled.
     """

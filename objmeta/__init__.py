@@ -9,7 +9,8 @@
     objects   buckets, objects, versions, listings, key-value registers, locks, elections
     register | store | model           rounds and retries | durable acceptors | what is stored
     core      CASPaxos, pure
-    interfaces, errors, config         forking: what must not be open while the process forks; grpcio: gRPC for all
+    interfaces, errors, config         forking: what must not be open while the process forks; grpcio: gRPC for all;
+                                       vectors: many MessagePack values at once, by the column
     testing   (beside all of it) simulator, fakes, checkers; imported by tests and bench only
 
 Everything public is named in ``__all__`` here; ``docs/architecture.md`` says where to look for what.
@@ -31,7 +32,7 @@ from objmeta.client import (
     connect_async,
 )
 from objmeta.model.values import BucketSettings, Chunk, Manifest
-from objmeta.objects.columns import EncodedVersions, VersionColumns
+from objmeta.objects.columns import EncodedVersions, VersionArrays, VersionColumns
 from objmeta.objects.elections import AsyncElection
 from objmeta.objects.feed import ChangedVersions, LoadedPage
 from objmeta.objects.locks import AsyncLease, AsyncLock, LockHolder
@@ -82,6 +83,7 @@ __all__ = [
     "ObjectVersion",
     "PutObject",
     "RemovedVersion",
+    "VersionArrays",
     "VersionColumns",
     "VersionPage",
     "connect",

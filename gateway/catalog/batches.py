@@ -7,11 +7,14 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gateway.catalog.schema import BUCKETS, CHUNKS, REMOVALS, TIME, VERSION_ROWS
-from objmeta import Bucket, Chunk, ObjectVersion, RemovedVersion, VersionColumns
+from objmeta import Bucket, Chunk, RemovedVersion, VersionArrays, VersionColumns
+from objmeta.errors import IntegrityError
+from objmeta.vectors import Many, Spans
 
 Resolve = Callable[[str, str, str, Sequence[Chunk]], Sequence[Chunk] | None]
 """From a version (bucket, key, version id, lists) to its chunks; None where they cannot be read now."""
@@ -31,7 +34,7 @@ def versions(columns: VersionColumns, resolve: Resolve) -> pa.RecordBatch:
     arrays = {
         "bucket": pa.repeat(pa.scalar(columns.bucket, pa.string()), len(columns)),
         "key": pa.array(columns.key, pa.string()),
-        "directory": pa.array([key[: key.rfind("/") + 1] for key in columns.key], pa.string()),
+        "directory": pa.array(map(_directory, columns.key), pa.string()),
         "version_id": _hex(columns.version_id),
         "is_latest": pa.array(columns.is_latest, pa.bool_()),
         "is_delete_marker": marker,
@@ -49,22 +52,38 @@ def versions(columns: VersionColumns, resolve: Resolve) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([arrays[name] for name in VERSION_ROWS.names], schema=VERSION_ROWS)
 
 
-def add(columns: VersionColumns, version: ObjectVersion) -> None:
-    """One more version."""
-    columns.key.append(version.key)
-    columns.version_id.append(bytes.fromhex(version.version_id))
-    columns.sequence.append(version.sequence)
-    columns.is_latest.append(version.is_latest)
-    columns.is_delete_marker.append(version.is_delete_marker)
-    columns.size.append(version.size)
-    columns.etag.append(bytes.fromhex(version.etag))
-    columns.content_type.append(version.content_type)
-    columns.modified_us.append(version.modified_us)
-    columns.metadata.append(version.metadata)
-    parent = version.parent_version_id
-    columns.parent_version_id.append(None if parent is None else bytes.fromhex(parent))
-    columns.chunks.append(version.chunks)
-    columns.lists.append(version.lists)
+def plain_versions(arrays: VersionArrays) -> pa.RecordBatch:
+    """The same of plain objects. Raises IntegrityError."""
+    columns = arrays.columns
+    marker = pa.array(columns["delete_marker"])
+    content_type = _text(columns["content_type"])
+    parent = columns["parent_version_id"]
+    chunks = _chunks(columns["chunks"])
+    of = pa.array(arrays.object)
+    made = {
+        "bucket": pa.repeat(pa.scalar(arrays.bucket, pa.string()), len(of)),
+        "key": pa.array(arrays.keys, pa.string()).take(of),
+        "directory": pa.array(map(_directory, arrays.keys), pa.string()).take(of),
+        "version_id": _text(arrays.version_id, hex=True),
+        "is_latest": pa.array(arrays.is_latest),
+        "is_delete_marker": marker,
+        "size": _unless(marker, pa.array(columns["size"])),
+        "etag": _unless(marker, _text(columns["etag"], hex=True)),
+        "content_type": _unless(pc.equal(content_type, ""), content_type),
+        "last_modified": pa.array(columns["modified_us"]).cast(TIME),
+        "metadata": _text_maps(columns["metadata"]),
+        "sequence": pa.array(arrays.sequence),
+        "parent_version_id": _unless(pa.array(parent.length == 0), _text(parent, hex=True)),
+        "is_inline": pc.and_not(pa.array(columns["chunks"].count == 0), marker),
+        "chunks": chunks,
+        "lists": _chunks(columns["lists"]),
+    }
+    batch = pa.RecordBatch.from_arrays([made[name] for name in VERSION_ROWS.names], schema=VERSION_ROWS)
+    try:
+        batch.validate(full=True)  # what should be text and is not would fail at who reads the catalog
+    except pa.ArrowInvalid as damage:
+        raise IntegrityError(f"a record holds text that cannot be read: {damage}") from damage
+    return batch
 
 
 def removals(columns: VersionColumns) -> pa.Table:
@@ -120,6 +139,10 @@ def _removal_row(bucket: str, key: str, removal: RemovedVersion) -> tuple[object
     )
 
 
+def _directory(key: str) -> str:
+    return key[: key.rfind("/") + 1]
+
+
 def _unless(condition: Any, values: Any) -> Any:
     return pc.if_else(condition, pa.scalar(None, values.type), values)
 
@@ -150,3 +173,25 @@ def _chunk_lists(lists: Sequence[Sequence[Chunk] | None]) -> pa.Array:
     if None in lists:
         made = pc.if_else(pa.array([each is None for each in lists]), pa.scalar(None, made.type), made)
     return made.cast(CHUNKS)
+
+
+def _text(spans: Spans, hex: bool = False) -> pa.StringArray:
+    offsets = _offsets(spans.length) * (2 if hex else 1)
+    data = binascii.hexlify(spans.joined().data) if hex else spans.joined()
+    return pa.StringArray.from_buffers(len(spans.length), pa.py_buffer(offsets), pa.py_buffer(data))
+
+
+def _offsets(lengths: Any) -> Any:
+    return np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+
+
+def _text_maps(maps: Many) -> pa.Array:
+    kind = pa.map_(pa.string(), pa.string())
+    keys, values = _text(maps.items["keys"]), _text(maps.items["values"])
+    return pa.MapArray.from_arrays(pa.array(_offsets(maps.count)), keys, values).cast(kind)
+
+
+def _chunks(lists: Many) -> pa.Array:
+    fields = [_text(lists.items["digest"], hex=True), pa.array(lists.items["length"])]
+    found = pa.StructArray.from_arrays(fields, ["digest", "length"])
+    return pa.ListArray.from_arrays(pa.array(_offsets(lists.count)), found).cast(CHUNKS)

@@ -58,6 +58,7 @@ class Database:
         self._to_make: list[str] = [*schema.VIEWS]
         self._macros = [*macros.MACROS.values()]
         self._in_memory: kept.Catalog | None = None
+        self._opened: kept.Catalog | None = None
         if place is None:
             self._in_memory = self._held.enter_context(kept.opened(self._connection, None))
 
@@ -70,6 +71,9 @@ class Database:
         if self.place is not None:
             self.place.stop.set()
         self._connection.interrupt()
+        opened = self._opened  # looked up once: another thread may be done with it
+        if opened is not None:
+            opened.interrupt()
 
     @contextlib.contextmanager
     def catalog(self, use: bool) -> Iterator[kept.Catalog]:
@@ -78,7 +82,11 @@ class Database:
             if self.place is not None:
                 self.place.stop.clear()
             with kept.opened(self._connection, self.place if use else None) as found:
-                yield found
+                self._opened = found
+                try:
+                    yield found
+                finally:
+                    self._opened = None
             return
         try:
             yield self._in_memory

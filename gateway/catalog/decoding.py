@@ -9,7 +9,6 @@ Rules.
 * Helpers are no more than help: where none can be started, or one dies or refuses a page, the page is taken apart here.
   They end when their input does, so that none is left behind by a process that was killed.
 * Nobody waits for a helper to start: it is given pages once it has said that it is there.
-* While a page is taken apart Python looks for no cycles: pages make none, and it would cost as much as all the rest.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Final, NamedTuple
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from gateway.catalog import batches
@@ -52,7 +51,7 @@ help_out()
 class Decoded(NamedTuple):
     """What is on a page: rows of ``version_rows``, rows of ``removals`` if there are any, and how many objects."""
 
-    versions: pa.RecordBatch
+    versions: pa.Table
     removals: pa.Table | None
     objects: int
 
@@ -119,22 +118,14 @@ class Decoders:
 
 def decoded(versions: EncodedVersions, resolve: batches.Resolve) -> Decoded:
     """What is on a page. Raises IntegrityError."""
-    with _no_cycles():
-        columns = versions.columns()
-        removals = batches.removals(columns) if columns.removals else None
-        return Decoded(batches.versions(columns, resolve), removals, len(set(columns.key)))
-
-
-@contextlib.contextmanager
-def _no_cycles() -> Iterator[None]:
-    """Have Python look for no cycles of objects meanwhile, if it does at all."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+    arrays = versions.arrays()
+    others = arrays.others
+    rows = [batches.plain_versions(arrays)]
+    if len(others):
+        rows.append(batches.versions(others, resolve))
+    removals = batches.removals(others) if others.removals else None
+    objects = len(np.unique(arrays.object)) + len(set(others.key))
+    return Decoded(pa.Table.from_batches(rows), removals, objects)
 
 
 class _Helper:
@@ -171,7 +162,7 @@ class _Helper:
         if answer.objects < 0:
             return None
         removals = pa.ipc.open_stream(answer.removals).read_all() if answer.removals else None
-        return Decoded(pa.ipc.open_stream(answer.versions).read_next_batch(), removals, answer.objects)
+        return Decoded(pa.ipc.open_stream(answer.versions).read_all(), removals, answer.objects)
 
     def __enter__(self) -> _Helper:
         return self
@@ -187,7 +178,7 @@ class _Helper:
 def help_out() -> None:
     """What a helper does: says that it is there, and answers until its input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a caller's Ctrl-C ends the caller, and its input with it
-    gc.disable()  # for good, see above
+    gc.disable()  # for good: pages make no cycles
     with contextlib.suppress(OSError, EOFError):
         _send(sys.stdout.buffer, b"")
         while True:
@@ -208,7 +199,7 @@ def _unresolved(*_: object) -> None:
     raise LookupError("lists of chunks are read by who has a client")
 
 
-def _streamed(rows: pa.RecordBatch | pa.Table) -> bytes:
+def _streamed(rows: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as stream:
         stream.write(rows)

@@ -32,11 +32,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import duckdb
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from gateway.catalog import batches, schema
 from gateway.catalog.decoding import Decoded
+from gateway.catalog.rows import Rows
 from objmeta import Bucket, Chunk, Cluster
 from objmeta.client import Location
 from objmeta.errors import InvalidArgument, StoreError
@@ -49,9 +48,6 @@ _WRITE_PATIENCE_S: Final = 0.3
 _READ_PATIENCE_S: Final = 120.0
 """Somebody is building the catalog: faster than doing it, too."""
 _LOOK_S: Final = 0.02
-_ROWS_AT_ONCE: Final = 60_000
-"""In one statement: of DuckDB's work half is for the statement where it inserts a twentieth of that, and the rows of
-current versions lie together in too short runs."""
 _DAMAGE: Final = ("corrupt", "checksum", "not a valid duckdb", "serialization error", "invalidated", "deserialize")
 
 
@@ -101,12 +97,11 @@ class Catalog:
         self._reading = locks.enter_context(contextlib.ExitStack())
         self._path: Path | None = None
         self._share = _nothing
-        self._target = "kept"
+        self._rows = Rows(database, "kept")
+        self._loader = locks.enter_context(contextlib.ExitStack())
         self._begun = False
         self.is_read_only = False
         """Nothing can be written before :meth:`write`."""
-        self._waiting: list[pa.RecordBatch] = []
-        self._rows_waiting = 0
         self.cursor: str | None = None
         """Where the feed is to be gone on from; None: everything must be loaded."""
 
@@ -116,7 +111,7 @@ class Catalog:
         """Open what is kept for reading, if it is good and nobody writes it; else as :meth:`write` does."""
         if self._place is None:
             self._attach(MEMORY)
-            self._make()
+            self._rows.make()
             return
         if _is_shared(self._place, self._reading):
             with contextlib.suppress(duckdb.Error):
@@ -150,38 +145,43 @@ class Catalog:
         if self.cursor is None and self._path is not None:
             self._detach("kept")
             self._attach(MEMORY)
-            self._make()
+            self._rows.make()
 
     def begin_load(self) -> None:
         """From here on rows go to new, empty tables, and what was kept is let go of."""
         self.cursor = None
+        self._detach("kept")
         if self._path is None:
-            self._detach("kept")
             self._attach(MEMORY)
-            self._target = "kept"
+            self._rows.make()
+            self._begin()
         else:
-            self._target = "building"
-            self._detach("kept")
             building = _beside(self._path, _BUILDING)
             remove(building)
-            self._attach(str(building), "building")
-        self._make()
-        self._begin()
+            # A second thread of DuckDB's would do no more of this work, but cost half as much again.
+            loader = duckdb.connect(config={"threads": 1, "temp_directory": ""})
+            self._loader.callback(loader.close)
+            loader.execute(f"ATTACH {quoted(str(building))} AS building")
+            self._rows = Rows(loader, "building")
+            self._rows.make()
+            loader.execute("BEGIN")
 
     def end_load(self, buckets: Sequence[Bucket], cursor: str) -> None:
         """All rows are there: put them in the place of what was kept."""
-        self._write()
-        self.take_buckets(buckets)
-        self._say(cursor)
-        self._commit()
-        if self._path is not None:
-            self._database.execute("CHECKPOINT building")  # it is to be one file
-            self._detach("building")
-            building = _beside(self._path, _BUILDING)
+        rows = self._rows
+        rows.flush()
+        rows.take_buckets(buckets)
+        rows.say(cursor)
+        self.cursor = cursor
+        if self._path is None:
+            self._commit()
+        else:
+            for statement in ("COMMIT", "CHECKPOINT building", "DETACH building"):  # it is to be one file
+                rows.connection.execute(statement)
+            self._end_loader()
             remove(self._path)
-            building.replace(self._path)
+            _beside(self._path, _BUILDING).replace(self._path)
             self._attach(str(self._path))
-            self._target = "kept"
 
     def settle(self) -> None:
         """Nothing is written any more, whatever a query says."""
@@ -192,29 +192,36 @@ class Catalog:
 
     def detach(self) -> None:
         """Let go of the file."""
-        for name in ("kept", "building"):
-            self._detach(name)
+        self._end_loader()
+        self._detach("kept")
+
+    def interrupt(self) -> None:
+        """Stop what writes a new file, from another thread."""
+        rows = self._rows
+        if rows.connection is not self._database:
+            with contextlib.suppress(duckdb.Error):  # it may just have ended
+                rows.connection.interrupt()
 
     # -- Rows ---------------------------------------------------------------------------------------------------------
 
     def load(self, page: Future[Decoded]) -> int:
         """Add the rows of a page in a load, once they are there; the number of its objects."""
         found = page.result()
-        self._add(found)
+        self._rows.add(found)
         return found.objects
 
     def change(self, objects: Collection[tuple[str, str]], pages: Iterable[Decoded]) -> None:
         """Replace all rows of these objects, each by bucket and key, by those of the pages."""
         if not objects:
             return
-        with self._given("changed", batches.names(objects)):
+        with self._rows.given("changed", batches.names(objects)):
             found = self._database.sql(schema.FIND_ROWS).to_arrow_table()
-            with self._given("rows_found", found):
+            with self._rows.given("rows_found", found):
                 self._database.execute(schema.DELETE_ROWS)
             self._database.execute(schema.DELETE_REMOVALS)
         for page in pages:
-            self._add(page)
-        self._write()
+            self._rows.add(page)
+        self._rows.flush()
 
     @property
     def lacks_chunks(self) -> bool:
@@ -250,7 +257,8 @@ class Catalog:
                 self._database.execute(f"DELETE FROM kept.{name} WHERE bucket IN (SELECT unnest(?))", [gone])
         self.take_buckets(buckets)
         if cursor != self.cursor:
-            self._say(cursor)
+            self._rows.say(cursor)
+            self.cursor = cursor
         self._commit()
 
     def forget_renewed(self, buckets: Sequence[Bucket]) -> None:
@@ -263,8 +271,7 @@ class Catalog:
 
     def roll_back(self) -> None:
         """Undo what was begun, if anything was; the cursor is again that of the rows."""
-        self._waiting.clear()
-        self._rows_waiting = 0
+        self._rows.forget()
         if not self._begun:
             return
         self._surely("ROLLBACK")
@@ -276,49 +283,11 @@ class Catalog:
 
     def take_buckets(self, buckets: Sequence[Bucket]) -> None:
         """Hold these as all buckets there are."""
-        if not self.holds(buckets):
-            self._database.execute(f"DELETE FROM {self._target}.buckets")
-            self._insert("buckets", batches.buckets(buckets))
+        self._rows.take_buckets(buckets)
 
     def holds(self, buckets: Sequence[Bucket]) -> bool:
         """Whether these are held as all buckets there are."""
-        taken = batches.buckets(buckets)
-        held = self._database.sql(f"FROM {self._target}.buckets").to_arrow_table().cast(taken.schema)
-        return bool(held.sort_by("bucket") == taken.sort_by("bucket"))
-
-    def _add(self, page: Decoded) -> None:
-        self._waiting.append(page.versions)
-        self._rows_waiting += page.versions.num_rows
-        if self._rows_waiting >= _ROWS_AT_ONCE:
-            self._write()
-        if page.removals is not None and page.removals.num_rows:
-            self._insert("removals", page.removals)
-
-    def _write(self) -> None:
-        """Insert what waits for more to be inserted with it."""
-        if self._waiting:
-            rows = pa.Table.from_batches(self._waiting)
-            latest = rows["is_latest"]
-            # Most queries want the rows of current versions, and what is 2048 others in a row DuckDB passes by.
-            with self._given("batch", pa.concat_tables((rows.filter(latest), rows.filter(pc.invert(latest))))):
-                self._database.execute(schema.insert_versions(self._target))
-            self._waiting.clear()
-            self._rows_waiting = 0
-
-    def _insert(self, table: str, rows: pa.Table) -> None:
-        with self._given("batch", rows):
-            self._database.execute(f"INSERT INTO {self._target}.{table} FROM batch")
-
-    def _say(self, cursor: str) -> None:
-        self._database.execute(f"DELETE FROM {self._target}.about")
-        self._database.execute(
-            f"INSERT INTO {self._target}.about VALUES (?, ?, ?)", [schema.FORMAT, duckdb.__version__, cursor]
-        )
-        self.cursor = cursor
-
-    def _make(self) -> None:
-        for statement in schema.kept_statements(self._target):
-            self._database.execute(statement)
+        return self._rows.holds(buckets)
 
     def _begin(self) -> None:
         self._begun = True
@@ -328,22 +297,18 @@ class Catalog:
         self._database.execute("COMMIT")
         self._begun = False
 
-    @contextlib.contextmanager
-    def _given(self, name: str, rows: Any) -> Iterator[None]:
-        self._database.register(name, rows)
-        try:
-            yield
-        finally:
-            self._database.unregister(name)
+    def _end_loader(self) -> None:
+        self._loader.close()
+        self._rows = Rows(self._database, "kept")
 
     def _open(self, path: Path, how: str = "") -> None:
-        self._attach(str(path), how=how)
+        self._attach(str(path), how)
         found = self._database.execute("SELECT format, duckdb, cursor FROM kept.about").fetchall()
         if [row[:2] for row in found] == [(schema.FORMAT, duckdb.__version__)]:
             self.cursor = found[0][2]
 
-    def _attach(self, path: str, name: str = "kept", how: str = "") -> None:
-        self._database.execute(f"ATTACH {quoted(path)} AS {name} {how}")
+    def _attach(self, path: str, how: str = "") -> None:
+        self._database.execute(f"ATTACH {quoted(path)} AS kept {how}")
 
     def _detach(self, name: str) -> None:
         self._surely(f"DETACH DATABASE IF EXISTS {name}")

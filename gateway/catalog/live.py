@@ -158,7 +158,7 @@ def _of_versions(bucket: str, page: VersionPage, visible: bool) -> VersionColumn
     columns = VersionColumns(bucket)
     for version in page.versions:
         if not visible or (version.is_latest and not version.is_delete_marker):
-            batches.add(columns, version)
+            columns.add(version)
     return columns
 
 
@@ -166,5 +166,5 @@ def _of_heads(bucket: str, page: ObjectPage) -> VersionColumns:
     columns = VersionColumns(bucket)
     for each in page.objects:
         fields = (each.bucket, each.key, each.version_id, each.sequence, each.size, each.etag, each.modified_us)
-        batches.add(columns, ObjectVersion(*fields))
+        columns.add(ObjectVersion(*fields))
     return columns

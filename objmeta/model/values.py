@@ -5,7 +5,6 @@ A field is only ever added at the end with a default, so that older bytes stay r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -167,7 +166,7 @@ def decode_value(value: bytes) -> RegisterValue:
     """Read a register's bytes; raises IntegrityError if they are not what this version writes."""
     try:
         return _VALUES.decode(value)
-    except msgspec.MsgspecError as damage:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as damage:
         raise IntegrityError(f"a register holds bytes that cannot be read: {damage}") from damage
 
 
@@ -184,15 +183,7 @@ def decode_body(record: Record) -> RecordBody:
     """Read a record's body; raises IntegrityError if it is not what this version writes."""
     try:
         return _BODIES.decode(record.body)
-    except msgspec.MsgspecError as damage:
-        raise IntegrityError(f"a record holds bytes that cannot be read: {damage}") from damage
-
-
-def decode_bodies(bodies: Sequence[bytes]) -> list[RecordBody]:
-    """Read the bodies of many records; raises IntegrityError if one is not what this version writes."""
-    try:
-        return list(map(_BODIES.decode, bodies))
-    except msgspec.MsgspecError as damage:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as damage:
         raise IntegrityError(f"a record holds bytes that cannot be read: {damage}") from damage
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import groupby
-from operator import attrgetter, gt
-from typing import Final, cast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from objmeta.core.listing import ScanRow, decode_rows
-from objmeta.core.messages import TOMBSTONE, Record, RecordRef
-from objmeta.model.values import Chunk, Manifest, RecordBody, decode_bodies, tip_of
-from objmeta.objects.history import by_ref, walk
-from objmeta.objects.types import RemovedVersion
+from objmeta.core.listing import ScanRow, decode_records, decode_rows
+from objmeta.core.messages import TOMBSTONE, Record
+from objmeta.model.values import Chunk
+from objmeta.objects.history import History, by_ref, walk
+from objmeta.objects.types import ObjectVersion, RemovedVersion
+
+if TYPE_CHECKING:
+    from objmeta import vectors
 
 
 class VersionColumns(msgspec.Struct):
@@ -41,8 +43,44 @@ class VersionColumns(msgspec.Struct):
     lists: list[tuple[Chunk, ...]] = []
     removals: list[tuple[str, RemovedVersion]] = []
 
+    def add(self, version: ObjectVersion) -> None:
+        """One more version."""
+        self.key.append(version.key)
+        self.version_id.append(bytes.fromhex(version.version_id))
+        self.sequence.append(version.sequence)
+        self.is_latest.append(version.is_latest)
+        self.is_delete_marker.append(version.is_delete_marker)
+        self.size.append(version.size)
+        self.etag.append(bytes.fromhex(version.etag))
+        self.content_type.append(version.content_type)
+        self.modified_us.append(version.modified_us)
+        self.metadata.append(version.metadata)
+        parent = version.parent_version_id
+        self.parent_version_id.append(None if parent is None else bytes.fromhex(parent))
+        self.chunks.append(version.chunks)
+        self.lists.append(version.lists)
+
     def __len__(self) -> int:
         return len(self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionArrays:
+    """The same in arrays of numpy, for the versions of *plain* objects; the rest is in ``others``, as lists.
+
+    An object is plain if what is held of it is its chain, nothing of that was removed, and no version of it has lists
+    of chunks or very many chunks.  ``object`` says for each version which of the ``keys`` is its own, and ``columns``
+    are those of the manifests (``etag``, ``chunks``, …) by the names of their fields.
+    """
+
+    bucket: str
+    keys: list[str]
+    object: vectors.Numbers
+    is_latest: vectors.Flags
+    sequence: vectors.Numbers
+    version_id: vectors.Spans
+    columns: dict[str, Any]
+    others: VersionColumns
 
 
 class EncodedVersions(msgspec.Struct, frozen=True, array_like=True):
@@ -57,147 +95,31 @@ class EncodedVersions(msgspec.Struct, frozen=True, array_like=True):
     records: bytes
 
     def columns(self) -> VersionColumns:
-        """The versions; those of the few objects that are not plain come last. Raises IntegrityError.
+        """The versions, object after object. Raises IntegrityError."""
+        return self.lists(decode_rows(self.rows))
 
-        An object is *plain* if what is held of it is its chain, and nothing of that was removed: its tip is current.
-        Whole lists are made and compared: a step of Python for each record would cost as much as all the rest.
-        """
-        rows, held = decode_rows(self.rows), _Held(_RECORDS.decode(self.records))
-        odd = held.odd(rows)
-        others: list[tuple[ScanRow, list[Record]]] = []
-        if odd:
-            apart = _by_name(each for each in held.named if each.name in odd)
-            others = [(row, apart.get(row.name, [])) for row in rows if row.name in odd]
-            rows = [row for row in rows if row.name not in odd]
-            held = _Held(each for each in held.named if each.name not in odd)
-        keys: list[str] = []
-        latest: list[bool] = []
-        for row, count in zip(rows, held.counts, strict=True):
-            keys += [row.name[self.base :].decode()] * count
-            latest += _LATEST if count == 1 else [True, *[False] * (count - 1)]
-        refs: list[_Ref | RecordRef] = [*held.refs]
-        manifests = cast("list[Manifest]", held.bodies)
-        removals: list[tuple[str, RemovedVersion]] = []
-        for row, records in others:
-            key = row.name[self.base :].decode()
-            history = walk(row.state, by_ref(records))
-            if row.state.flag != TOMBSTONE:
-                keys += [key] * len(history.entries)
-                refs += [entry.ref for entry in history.entries]
-                manifests += [entry.manifest for entry in history.entries]
-                current = history.current.ref if history.current is not None else None
-                latest += [entry.ref == current for entry in history.entries]
-            removals += ((key, removal) for removal in history.public_removals(self.bucket, key))
-        return VersionColumns(
-            self.bucket,
-            keys,
-            [ref.version_id for ref in refs],
-            [ref.sequence for ref in refs],
-            latest,
-            [manifest.delete_marker for manifest in manifests],
-            [manifest.size for manifest in manifests],
-            [manifest.etag for manifest in manifests],
-            [manifest.content_type for manifest in manifests],
-            [manifest.modified_us for manifest in manifests],
-            [manifest.metadata for manifest in manifests],
-            [manifest.parent_version_id or None for manifest in manifests],
-            [manifest.chunks for manifest in manifests],
-            [manifest.lists for manifest in manifests],
-            removals,
-        )
+    def arrays(self) -> VersionArrays:
+        """The versions, sooner. Raises IntegrityError."""
+        from objmeta.objects.arrays import arrays  # numpy, which would be half of what importing this package costs
 
+        return arrays(self)
 
-class _Ref(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a RecordRef is, read in less time, and nothing that Python's cycle collector goes through."""
+    def histories(self, rows: list[ScanRow] | None = None) -> Iterator[tuple[str, History]]:
+        """The key and history of each object, or of those with these rows. Raises IntegrityError."""
+        wanted = decode_rows(self.rows) if rows is None else rows
+        held: dict[bytes, list[Record]] = {row.name: [] for row in wanted}
+        for each in decode_records(self.records) if wanted else ():
+            if (own := held.get(each.name)) is not None:
+                own.append(each.record)
+        for row in wanted:
+            yield row.name[self.base :].decode(), walk(row.state, by_ref(held[row.name]))
 
-    sequence: int
-    version_id: bytes
-    digest: bytes
-
-
-class _Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A Record without its data."""
-
-    ref: _Ref
-    parent: _Ref | None
-    body: bytes
-
-
-class _Named(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A NamedRecord of these."""
-
-    name: bytes
-    record: _Record
-
-
-_RECORDS: Final = msgspec.msgpack.Decoder(list[_Named])
-_NAME: Final = attrgetter("name")
-_SEQUENCE: Final = attrgetter("record.ref.sequence")
-_LATEST: Final = (True,)
-_NONE: Final = -1
-"""Before every sequence."""
-
-
-class _Held:
-    """Records in order of their registers, those of each newest first, and what is in them, each in a list of its own.
-
-    ``counts``: how many each register has, in the same order.
-    """
-
-    def __init__(self, named: Iterable[_Named]) -> None:
-        self.named: list[_Named] = []
-        self.names: list[bytes] = []
-        self.counts: list[int] = []
-        for name, group in groupby(named, _NAME):
-            own = list(group)
-            if len(own) > 1:
-                own.sort(key=_SEQUENCE, reverse=True)
-            self.named += own
-            self.names.append(name)
-            self.counts.append(len(own))
-        records = [each.record for each in self.named]
-        self.refs = [record.ref for record in records]
-        self.bodies: list[RecordBody] = decode_bodies([record.body for record in records])
-        self._parents = [record.parent for record in records]
-
-    def odd(self, rows: Sequence[ScanRow]) -> set[bytes]:
-        """Of all registers, with a row or with records, those that are not plain; of the others both are in order."""
-        sequences = [ref.sequence for ref in self.refs]
-        # What stands below each record in its register: that must be its parent, and older.
-        below: list[_Ref | None] = [*self.refs, None][1:]
-        older = [*sequences, _NONE][1:]
-        tips = []
-        at = 0
-        for count in self.counts:
-            tips.append(self.refs[at])
-            at += count
-            below[at - 1] = None
-            older[at - 1] = _NONE
-        named = [(name, tip.sequence, tip.version_id, tip.digest) for name, tip in zip(self.names, tips, strict=True)]
-        stated = [(row.name, *(tip_of(row.state) or ())) for row in rows]
-        if (
-            named == stated
-            and self._parents == below
-            and all(map(gt, sequences, older))
-            and set(map(type, self.bodies)) <= {Manifest}
-        ):
-            return set()
-        odd = {name for name, *_ in set(named).symmetric_difference(stated)}
-        found = zip(self.named, self._parents, below, sequences, older, self.bodies, strict=True)
-        for each, parent, ref, sequence, other, content in found:
-            if parent != ref or sequence <= other or type(content) is not Manifest:
-                odd.add(each.name)
-        return odd
-
-
-def _by_name(named: Iterable[_Named]) -> dict[bytes, list[Record]]:
-    found: dict[bytes, list[Record]] = {}
-    for each in named:
-        record = each.record
-        parent = None if record.parent is None else _public(record.parent)
-        found.setdefault(each.name, []).append(Record(_public(record.ref), parent, record.body))
-    return found
-
-
-def _public(ref: _Ref) -> RecordRef:
-    return RecordRef(ref.sequence, ref.version_id, ref.digest)
+    def lists(self, rows: list[ScanRow]) -> VersionColumns:
+        """The versions of the objects with these rows. Raises IntegrityError."""
+        found = VersionColumns(self.bucket)
+        for key, history in self.histories(rows):
+            if history.state.flag != TOMBSTONE:
+                for version in history.public(self.bucket, key):
+                    found.add(version)
+            found.removals.extend((key, removal) for removal in history.public_removals(self.bucket, key))
+        return found

@@ -20,8 +20,8 @@ from typing import Final
 
 import msgspec
 
-from objmeta.core.listing import ScanRequest, decode_records, decode_rows, successor
-from objmeta.core.messages import TOMBSTONE, Record
+from objmeta.core.listing import ScanRequest, successor
+from objmeta.core.messages import TOMBSTONE
 from objmeta.errors import InvalidArgument, NoSuchBucket
 from objmeta.interfaces import ScanPage, Watermarks
 from objmeta.model.names import BUCKET_ID_BYTES, OBJECTS, object_prefix
@@ -29,7 +29,6 @@ from objmeta.model.values import BucketHead
 from objmeta.objects.buckets import Buckets, fence
 from objmeta.objects.columns import EncodedVersions, VersionColumns
 from objmeta.objects.context import Context
-from objmeta.objects.history import by_ref, walk
 from objmeta.objects.types import Bucket, ChangedObject, ChangePage
 
 LIMIT_MAX: Final = 5000
@@ -168,13 +167,8 @@ class Feed:
 
 
 def _objects(page: EncodedVersions) -> Iterator[ChangedObject]:
-    records: dict[bytes, list[Record]] = {}
-    for each in decode_records(page.records):
-        records.setdefault(each.name, []).append(each.record)
-    for row in decode_rows(page.rows):
-        history = walk(row.state, by_ref(records.get(row.name, ())))
-        key = row.name[page.base :].decode()
-        versions = () if row.state.flag == TOMBSTONE else history.public(page.bucket, key)
+    for key, history in page.histories():
+        versions = () if history.state.flag == TOMBSTONE else history.public(page.bucket, key)
         yield ChangedObject(page.bucket, key, tuple(versions), tuple(history.public_removals(page.bucket, key)))
 
 

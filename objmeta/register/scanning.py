@@ -48,8 +48,9 @@ class Scanner:
         covering = tuple(sorted(answers)) if request.covering else ()
         if merged.rows is not None and not request.with_records:
             return ScanPage(merged.rows, merged.horizon, covering=covering)
-        if merged.rows is not None and len({answer.records for answer in answers.values()}) == 1:
-            return ScanPage(merged.rows, merged.horizon, next(iter(answers.values())).records, covering)
+        records = next(iter(answers.values())).records
+        if merged.rows is not None and all(answer.records == records for answer in answers.values()):
+            return ScanPage(merged.rows, merged.horizon, records, covering)
         rows = {row.name: row for row in (decode_rows(merged.rows) if merged.rows is not None else merged.decided)}
         if merged.open:
             look = self._engine.settle if request.settle or request.covering else self._engine.read
@@ -66,8 +67,8 @@ class Scanner:
             del ordered[request.limit :]
         if not request.with_records:
             return ScanPage(encode_rows(ordered), following, covering=covering)
-        records = await self._records(ordered, list(answers.values()), deadline)
-        return ScanPage(encode_rows(ordered), following, encode_records(records), covering)
+        chains = await self._records(ordered, list(answers.values()), deadline)
+        return ScanPage(encode_rows(ordered), following, encode_records(chains), covering)
 
     async def _ask(self, request: ScanRequest, deadline: float) -> dict[int, ScanAnswer]:
         """A quorum's answers, all under the configuration that is in force when this returns."""

@@ -7,13 +7,15 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import objmeta
-from gateway.catalog import decoding
+from gateway.catalog import batches, decoding
 from gateway.catalog.decoding import Decoders, decoded
-from objmeta import Chunk, EncodedVersions
+from objmeta import Chunk, EncodedVersions, vectors
 from objmeta.core.listing import decode_rows, encode_rows
 from objmeta.errors import IntegrityError
 
@@ -114,9 +116,45 @@ def test_lists_of_chunks_are_read_here(tmp_path: Path) -> None:
             assert [row["is_inline"] for row in rows] == [False]
 
 
+def _rows(*tables: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
+    found = [row for table in tables for row in table.to_pylist()]
+    return sorted(found, key=lambda row: (row["key"], -row["sequence"]))
+
+
+def test_what_is_read_by_the_column_is_what_is_read_one_by_one(page: EncodedVersions, tmp_path: Path) -> None:
+    assert _rows(decoded(page, _unwanted).versions) == _rows(batches.versions(page.columns(), _unwanted))
+    assert len(page.arrays().others) == 2, "of the object with a version removed"
+    with objmeta.connect(tmp_path / "store") as client:
+        bucket = client.create_bucket("data")
+        for number, chunks in enumerate((0, 1, 2, vectors.ITEMS_MAX, vectors.ITEMS_MAX + 1, 500)):
+            given = [Chunk(bytes([at % 256]) * 32, 70_000 + at) for at in range(chunks)]
+            for key in (f"{number}/größe 📦", "all/of them"):
+                client.put_object(
+                    "data",
+                    key,
+                    **({"chunks": given, "size": sum(each.length for each in given)} if given else {"data": b""}),
+                    etag="0f" * 32,
+                    content_type="text/plain" if number % 2 else "",
+                    metadata={str(at): "ü" * at for at in range(number)},
+                )
+        made = client.load_versions(bucket, client.changes(None).cursor).versions
+    found = decoded(made, _unwanted)
+    assert _rows(found.versions) == _rows(batches.versions(made.columns(), _unwanted))
+    assert (found.objects, found.versions.num_rows) == (7, 12)
+    assert set(made.arrays().others.key) == {"4/größe 📦", "5/größe 📦", "all/of them"}
+
+
+def test_text_that_is_none_is_told(page: EncodedVersions) -> None:
+    broken = EncodedVersions(page.bucket, page.base, page.rows, page.records.replace(b"\xa6number", b"\xa6n\xffmber"))
+    assert broken.records != page.records
+    with pytest.raises(IntegrityError):
+        decoded(broken, _unwanted)
+
+
 def test_records_without_a_row_are_left_out(page: EncodedVersions) -> None:
     rows = decode_rows(page.rows)
     some = EncodedVersions(page.bucket, page.base, encode_rows(rows[2:]), page.records)
+    assert _rows(decoded(some, _unwanted).versions) == _rows(batches.versions(some.columns(), _unwanted))
     whole, left = page.columns(), some.columns()
     missing = {row.name[page.base :].decode() for row in rows[:2]}
     assert left.key == [key for key in whole.key if key not in missing]

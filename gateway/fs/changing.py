@@ -203,7 +203,7 @@ class Changing(Describing):
         batch_size = batch_size or self.batch_size
         found = await self._expand_path(path)
         if recursive and maxdepth is not None:
-            found = [file for each in found for file in await self._find(each, maxdepth=maxdepth)]
+            found = list(dict.fromkeys([file for each in found for file in await self._find(each, maxdepth=maxdepth)]))
         elif recursive or versions:
             whole = [name for name in map(self._name, found) if not name.version_id]
             found = [each for each in found if self._name(each).version_id]

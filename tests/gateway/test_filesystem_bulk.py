@@ -201,6 +201,8 @@ def test_a_tree_is_removed_once_however_often_it_is_named(fs: ObjmetaFileSystem)
     fs.pipe(dict.fromkeys(["bucket/d/a", "bucket/d/s/b"], b""))
     fs.delete("bucket/d", recursive=True, maxdepth=1)
     assert fs.find("bucket") == ["bucket/d/s/b"]
+    fs.rm(["bucket/d", "bucket/d/s"], recursive=True, maxdepth=2)
+    assert fs.find("bucket") == []
 
 
 def test_a_path_object_is_the_name_that_it_says(fs: ObjmetaFileSystem, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Completion for bash, zsh and fish: their scripts, and what is told to them.
 
 bash gets words that it has already cut at ``:`` and ``=``, and puts what it is given into the command line as it is; so
-here the words are read from the whole line, and what is special to a shell is escaped.  zsh and fish do both by
-themselves.
+here the words are read from the whole line, and what is special to a shell is escaped.  It counts the cursor's place in
+characters or bytes, as its locale has it, so it cuts the line itself.  zsh and fish do all that by themselves.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ VARIABLE: Final = "_GATEWAY_COMPLETE"
 
 _SPECIAL: Final = re.compile(r"""([\s!"#$&'()*,;<=>?@\[\\\]^`{|}~])""")
 
+_IN_QUOTES: Final = re.compile(r"""(["$\\`])""")
+_ESCAPED: Final = frozenset('"$\\`')
+"""Before these a backslash counts between double quotes, before others it stands for itself."""
+
 _BASH: Final = """\
 %(complete_func)s() {
     local line
@@ -29,7 +33,7 @@ _BASH: Final = """\
             file,*) compopt -o default ;;
             plain,*) COMPREPLY+=("${line#plain,}") ;;
         esac
-    done < <(env COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" COMP_WORD="${COMP_WORDS[COMP_CWORD]}" \\
+    done < <(env COMP_LINE="${COMP_LINE:0:COMP_POINT}" COMP_WORD="${COMP_WORDS[COMP_CWORD]}" \\
         %(complete_var)s=bash_complete %(prog_name)s)
     if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == */ ]]; then
         compopt -o nospace
@@ -61,6 +65,22 @@ else
 fi
 """
 
+_FISH: Final = """\
+function %(complete_func)s
+    for completion in (env %(complete_var)s=fish_complete COMP_WORDS=(commandline -cp) COMP_CWORD=(commandline -t) \\
+        %(prog_name)s)
+        set -l told (string split -m 1 , -- $completion)
+        switch $told[1]
+            case file
+                __fish_complete_path $told[2]
+            case plain
+                printf '%%s\\n' $told[2]
+        end
+    end
+end
+complete --no-files --command %(prog_name)s --arguments "(%(complete_func)s)"
+"""
+
 
 class Bash(shell_completion.BashComplete):
     """What bash asks, and is told."""
@@ -73,14 +93,12 @@ class Bash(shell_completion.BashComplete):
 
     def get_completion_args(self) -> tuple[list[str], str]:
         """The words before the one that is completed, and that one, from the whole line."""
-        line = os.environ["COMP_LINE"].encode()[: int(os.environ["COMP_POINT"])].decode(errors="ignore")
-        words = shell_completion.split_arg_string(line + "x")  # a space at the end may be one of the last word
-        return words[1:-1], words[-1][:-1]
+        words = _words(os.environ["COMP_LINE"])
+        return words[1:-1], words[-1]
 
     def get_completions(self, args: list[str], incomplete: str) -> list[Any]:
         """The same, as they are to take the place of the word that bash has."""
         word = os.environ["COMP_WORD"]
-        quoted = word[:1] in ("'", '"')
         found = super().get_completions(args, incomplete)
         cut = 0
         for breaker in ":=":
@@ -88,7 +106,7 @@ class Bash(shell_completion.BashComplete):
                 cut = max(cut, incomplete.rindex(breaker) + 1)
         for item in found:
             if item.type == "plain":
-                item.value = item.value[cut:] if quoted else _SPECIAL.sub(r"\\\1", item.value[cut:])
+                item.value = _quoted(item.value[cut:], word[:1])
         return found
 
 
@@ -103,7 +121,45 @@ class Zsh(shell_completion.ZshComplete):
 
 
 class Fish(shell_completion.FishComplete):
-    """As click has it."""
+    """As click has it, but for names with a comma."""
+
+    source_template = _FISH
+
+
+def _words(line: str) -> list[str]:
+    """The words of the beginning of a command line as bash reads them; the last, maybe empty, is being typed."""
+    words = [""]
+    quote = ""
+    letters = iter(line)
+    begun = False
+    for letter in letters:
+        if quote == "'" or (quote and letter == quote):
+            if letter == quote:
+                quote = ""
+            else:
+                words[-1] += letter
+        elif letter == "\\":
+            escaped = next(letters, "")
+            words[-1] += escaped if not quote or escaped in _ESCAPED else letter + escaped
+            begun = True
+        elif not quote and letter in "'\"":
+            quote = letter
+            begun = True
+        elif not quote and letter in " \t\n":
+            if begun:
+                words.append("")
+            begun = False
+        else:
+            words[-1] += letter
+            begun = True
+    return words
+
+
+def _quoted(text: str, quote: str) -> str:
+    """How bash reads ``text``, after the quote that was opened, if any."""
+    if quote == "'":
+        return text.replace("'", "'\\''")
+    return (_IN_QUOTES if quote == '"' else _SPECIAL).sub(r"\\\1", text)
 
 
 SHELLS: Final[dict[str, type[shell_completion.ShellComplete]]] = {"bash": Bash, "zsh": Zsh, "fish": Fish}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -12,7 +14,7 @@ from gateway.cli.app import gateway as commands
 from gateway.cli.shells import SHELLS, VARIABLE
 from tests.cli.conftest import Run, Shell
 
-NAMES = ("a b.txt", "a*c", "a/1", "co:lon", "com,ma", 'q"uote', "$x", "ümlaut", "line\nbreak", "😀")
+NAMES = ("a b.txt", "a*c", "a/1", "co:lon", "com,ma", 'q"uote', "it's", "$x", "ümlaut", "line\nbreak", "😀")
 
 
 @pytest.fixture
@@ -26,11 +28,10 @@ def filled(gateway: Run, bucket: str) -> str:
 
 @pytest.fixture
 def bash(monkeypatch: pytest.MonkeyPatch) -> object:
-    """What bash is told for a line, of which it takes ``word`` for the last word; without what the line has."""
+    """What bash is told for the line up to the cursor, of which it takes ``word`` for the last word."""
 
     def ask(line: str, word: str) -> list[str]:
-        monkeypatch.setenv("COMP_LINE", line + " and what stands behind the cursor")
-        monkeypatch.setenv("COMP_POINT", str(len(line.encode())))
+        monkeypatch.setenv("COMP_LINE", line)
         monkeypatch.setenv("COMP_WORD", word)
         return SHELLS["bash"](commands, {}, "gateway", VARIABLE).complete().splitlines()
 
@@ -46,6 +47,12 @@ def bash(monkeypatch: pytest.MonkeyPatch) -> object:
         ("gateway cat box/a", "box/a", ["plain,box/a\\ b.txt", "plain,box/a\\*c", "plain,box/a/"]),
         ("gateway cat box/a\\ ", "box/a\\ ", ["plain,box/a\\ b.txt"]),
         ("gateway cat 'box/a b", "'box/a b", ["plain,box/a b.txt"]),
+        ('gateway cat "box/q', '"box/q', ['plain,box/q\\"uote']),
+        ('gateway cat "box/q\\"uo', '"box/q\\"uo', ['plain,box/q\\"uote']),
+        ('gateway cat "box/$', '"box/$', ["plain,box/\\$x"]),
+        ("gateway cat 'box/it", "'box/it", ["plain,box/it'\\''s"]),
+        ("gateway cat 'box/it'\\''", "'box/it'\\''", ["plain,box/it'\\''s"]),
+        ("gateway cat box/üml", "box/üml", ["plain,box/ümlaut"]),
         ("gateway cat objmeta://bo", "//bo", ["plain,//box/"]),
         ("gateway cat objmeta://box/co:", "", ["plain,lon"]),
         ("gateway cat box/ü", "box/ü", ["plain,box/ümlaut"]),
@@ -67,15 +74,35 @@ def test_bash(bash: object, filled: str, line: str, word: str, told: list[str]) 
 def test_bash_itself(shell: Shell, filled: str) -> None:
     """The script, in a bash, with what would answer it in place of the command."""
     script = shell("completion", "bash").out
-    stub = "gateway() { printf 'plain,box/a\\\\ b\\nplain,box/a\\\\*c\\n'; }\nenv() { gateway; }\n"
-    use = 'COMP_LINE="gateway cat b" COMP_POINT=13 COMP_WORDS=(gateway cat b) COMP_CWORD=2\n_gateway_completion\n'
+    stub = "env() { printf 'plain,%s\\n' 'box/a\\ b' 'box/a\\*c' \"$1\"; }\n"
+    use = 'COMP_LINE="gateway cat ü x" COMP_POINT=13 COMP_WORDS=(gateway cat ü x) COMP_CWORD=2\n_gateway_completion\n'
     done = subprocess.run(
         ["bash", "-c", stub + script + use + 'printf "<%s>" "${COMPREPLY[@]}"'],
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout == "<box/a\\ b><box/a\\*c>"
+    assert done.stdout == "<box/a\\ b><box/a\\*c><COMP_LINE=gateway cat ü>", "bash counts the cursor's place in characters"
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish here")
+def test_fish_itself(shell: Shell, tmp_path: Path) -> None:
+    """The script, in a fish, with what would answer it in place of the command."""
+    stub = tmp_path / "bin" / "gateway"
+    stub.parent.mkdir()
+    stub.write_text("#!/bin/sh\nprintf 'plain,%s\\n' 'box/com,ma' --dry-run\n")
+    stub.chmod(0o700)
+    script = tmp_path / "gateway.fish"
+    script.write_text(shell("completion", "fish").out)
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", f"source {script}; complete --do-complete 'gateway cat box/com'"],
+        env={**os.environ, "PATH": f"{stub.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["box/com,ma"]
 
 
 @pytest.mark.parametrize("kind", ["zsh", "fish"])
@@ -89,7 +116,7 @@ def test_others(filled: str, kind: str, monkeypatch: pytest.MonkeyPatch, gateway
 
 
 def test_no_store_is_made(shell: Shell) -> None:
-    environ = {VARIABLE: "bash_complete", "COMP_LINE": "gateway cat b", "COMP_POINT": "13", "COMP_WORD": "b"}
+    environ = {VARIABLE: "bash_complete", "COMP_LINE": "gateway cat b", "COMP_WORD": "b"}
     assert shell("x", env=environ).out.strip() == ""
     assert not shell.home.exists()
 
@@ -102,7 +129,6 @@ def test_a_store_that_does_not_answer_is_not_waited_for(shell: Shell) -> None:
         environ = {
             VARIABLE: "bash_complete",
             "COMP_LINE": "gateway cat b",
-            "COMP_POINT": "13",
             "COMP_WORD": "b",
             "OBJMETA_HOME": "",
             "OBJMETA_ENDPOINTS": endpoint,

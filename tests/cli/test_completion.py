@@ -83,7 +83,7 @@ def test_bash_itself(shell: Shell, filled: str) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout == "<box/a\\ b><box/a\\*c><COMP_LINE=gateway cat ü>", "bash counts the cursor's place in characters"
+    assert done.stdout == "<box/a\\ b><box/a\\*c><COMP_LINE=gateway cat ü>", "characters count"
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish here")

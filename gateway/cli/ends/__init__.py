@@ -5,5 +5,5 @@ so that two of any size are compared in bounded memory.  One of the two ends is 
 other gives them and takes them.
 
 Files: ``entries`` (what ends list), ``opening`` (which end an argument names), ``stores``, ``another`` (another store),
-``local``, ``urls`` (any fsspec file system), ``s3`` (S3 and MinIO).
+``local``, ``urls`` (any fsspec file system), ``http``, ``s3`` (S3 and MinIO).
 """

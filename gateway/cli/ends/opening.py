@@ -66,7 +66,12 @@ def foreign_end(store: Store, place: Place, options: dict[str, Any]) -> Foreign:
         raise
     except TypeError as wrong:  # an argument that its file system needs, or does not know
         raise click.UsageError(f"{place.text}: {wrong} (-o NAME=VALUE gives it options)") from None
-    if "s3" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol):
+    protocols = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    if "http" in protocols:
+        from gateway.cli.ends.http import HttpEnd
+
+        return HttpEnd(fs, root, place.text)
+    if "s3" in protocols:
         from gateway.cli.ends.s3 import S3End
 
         options = options | {"config_kwargs": {"max_pool_connections": resolved_settings().settings.concurrency}}

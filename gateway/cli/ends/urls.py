@@ -12,7 +12,7 @@ import errno
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from gateway.cli.ends.entries import SOURCE_MTIME, Advance, Entry, Listed, Unlisted, time_text
 from gateway.cli.paths import Remote
@@ -29,12 +29,16 @@ class UrlEnd:
     """The directory, or for ``import`` the file, at ``root``: a path without protocol, as ``fs`` takes it."""
 
     keeps_times = False
+    open_options: ClassVar[Mapping[str, Any]] = {"cache_type": "none"}
+    """For files that are read from their beginning to their end."""
 
     def __init__(self, fs: Any, root: str, url: str) -> None:
         self._fs = fs
         self._root = root.rstrip("/")
         self._url = url.rstrip("/")
         self._single: Entry | None = None
+        self._unsized: set[str] = set()
+        """Names of files whose size the file system does not tell before they are read."""
 
     def __str__(self) -> str:
         return self._url
@@ -51,7 +55,7 @@ class UrlEnd:
         with translated(self._url):
             info = await asyncio.to_thread(self._fs.info, self._root)
         if info["type"] == "file":
-            self._single = _entry(info, last_part(self._root))
+            self._single = self._entry(info, self._name(self._root))
         return self._single is not None
 
     async def prepare_target(self) -> None:
@@ -94,7 +98,7 @@ class UrlEnd:
             elif info["type"] == "directory":
                 found.append(Entry(f"{folder.name}{name}/", detail=info["name"]))
             elif info["type"] == "file":
-                found.append(_entry(info, folder.name + name))
+                found.append(self._entry(info, folder.name + name))
             else:
                 found.append(Unlisted(folder.name + name, "neither a file nor a directory; it was left out"))
         return found
@@ -124,14 +128,15 @@ class UrlEnd:
     async def _blocks(self, entry: Entry) -> AsyncGenerator[bytes, None]:
         got = 0
         with translated(self.full_name(entry.name)):
-            file = await asyncio.to_thread(self._fs.open, entry.detail, "rb", cache_type="none")
+            file = await asyncio.to_thread(self._fs.open, entry.detail, "rb", **self.open_options)
             try:
                 while block := await asyncio.to_thread(file.read, BLOCK_BYTES):
                     got += len(block)
                     yield block
             finally:
                 file.close()
-        check_length(self.full_name(entry.name), got, entry.size)
+        if entry.name not in self._unsized:
+            check_length(self.full_name(entry.name), got, entry.size)
 
     async def fetch(self, store: Store, source: Remote, entry: Entry, advance: Advance) -> None:
         path = self._path(entry.name)
@@ -178,6 +183,16 @@ class UrlEnd:
     def _make_parent(self, path: str) -> None:
         if parent := path.rpartition("/")[0]:
             self._make_directory(parent)
+
+    def _name(self, path: str) -> str:
+        """What a file at ``path`` is called."""
+        return last_part(path)
+
+    def _entry(self, info: Mapping[str, Any], name: str) -> Entry:
+        time_ns = _time_ns(info)
+        if info["size"] is None:
+            self._unsized.add(name)
+        return Entry(name, int(info["size"] or 0), time_ns, time_ns, detail=info["name"])
 
     def _path(self, name: str) -> str:
         parts = name.rstrip("/").split("/")
@@ -227,6 +242,8 @@ def translated(name: str) -> Iterator[None]:
         yield
     except (ObjmetaError, AssertionError, AttributeError, TypeError, NameError):
         raise  # the store's own, and bugs
+    except BrokenPipeError as failure:  # not that of whoever reads standard output
+        raise OSError(errno.EIO, "the connection was closed at the other end", name) from failure
     except OSError as failure:
         if failure.strerror and failure.errno is not None:
             failure.filename = failure.filename or name
@@ -244,11 +261,6 @@ def _says(failure: Exception) -> str:
     if type(failure).__name__ == "NoCredentialsError":
         text += "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give -o anon=true"
     return text
-
-
-def _entry(info: Mapping[str, Any], name: str) -> Entry:
-    time_ns = _time_ns(info)
-    return Entry(name, int(info["size"] or 0), time_ns, time_ns, detail=info["name"])
 
 
 def _time_ns(info: Mapping[str, Any]) -> int | None:

@@ -53,6 +53,8 @@ class Database:
     def __init__(self, place: kept.Place | None, external_access: bool) -> None:
         self.place = place
         self.external_access = external_access
+        if place is not None:
+            _check_unicode("the catalog's name", str(place.path))
         self._held = contextlib.ExitStack()
         self._connection = self._held.enter_context(contextlib.closing(_connect(place, external_access)))
         self._to_make: list[str] = [*schema.VIEWS]
@@ -96,6 +98,7 @@ class Database:
 
     def parse(self, query: str) -> bool:
         """Refuse what is no SQL that may be run; whether it leaves nothing behind."""
+        _check_unicode("the query", query)
         with refusing():
             statements = self._connection.extract_statements(query)
             if not statements:
@@ -280,6 +283,13 @@ def _connect(place: kept.Place | None, external_access: bool) -> Any:
     for name, columns in schema.OF_NODES.items():
         database.execute(f"CREATE TABLE {name} ({schema.declared(columns)})")
     return database
+
+
+def _check_unicode(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{what} is not valid Unicode and cannot be written as UTF-8: {text!r}") from None
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from objmeta.errors import InvalidArgument
+
 _HUGEINT: Final = pa.decimal128(38, 0)
 
 
@@ -31,10 +33,18 @@ class Result:
         return list(self._table.column_names)
 
     def rows(self) -> list[tuple[Any, ...]]:
-        """The rows as Python values: times in UTC, maps as dicts."""
+        """The rows as Python values: times in UTC, maps as dicts.
+
+        Raises InvalidArgument for dates, times and intervals beyond those of Python, which Arrow can hold.
+        """
         if not self._table.num_columns:
             return []
-        return list(zip(*(_values(column) for column in self._table.columns), strict=True))
+        try:
+            return list(zip(*(_values(column) for column in self._table.columns), strict=True))
+        except (OverflowError, ValueError) as problem:
+            raise InvalidArgument(
+                f"the answer has a date or time that Python cannot hold ({problem}); cast it to VARCHAR in the query"
+            ) from None
 
     def arrow(self) -> pa.Table:
         """The rows as a ``pyarrow.Table``."""

@@ -68,7 +68,7 @@ def sql(query: str | None, as_csv: bool, target: str | None, catalog: str | None
     elif as_csv:
         rows.to_csv(result, sys.stdout)
     elif result.columns:
-        output.line(str(result))
+        output.line(rows.table_text(result))
 
 
 async def _ask(store: Store, query: str, catalog: str | None, live: bool) -> Result:
@@ -90,6 +90,9 @@ def _write(result: Result, target: Path, ending: str) -> None:
         with errors.naming(target):
             _WRITERS[ending](result, temporary)
             temporary.replace(target)
+    except OSError as failure:
+        failure.filename, failure.filename2 = os.fspath(target), None  # nobody knows the other name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -97,7 +100,8 @@ def _write(result: Result, target: Path, ending: str) -> None:
 def _write_parquet(result: Result, path: Path) -> None:
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(result.arrow(), path)
+    with path.open("wb") as file:
+        pyarrow.parquet.write_table(result.arrow(), file)
 
 
 def _write_csv(result: Result, path: Path) -> None:

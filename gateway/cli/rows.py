@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from gateway.catalog.results import Result
 
 
+_PLAN: Final = ["explain_key", "explain_value"]
+
+
 def say_as_of(result: Result, took_s: float | None = None) -> None:
     """On stderr: before which moment every change is in the answer, and how long it took, if that is told."""
     if current().quiet or (result.as_of is None and took_s is None):
@@ -34,7 +37,14 @@ def say_as_of(result: Result, took_s: float | None = None) -> None:
 
 def to_table(result: Result, file: Any, header: bool = True) -> None:
     """Aligned columns; a table is never without its header."""
-    file.write(f"{result}\n")
+    file.write(f"{table_text(result)}\n")
+
+
+def table_text(result: Result) -> str:
+    """The rows as a table; a plan, which EXPLAIN gives, as the drawing that it is."""
+    if result.columns == _PLAN:
+        return "\n".join(text.rstrip("\n") for _, text in result)
+    return str(result)
 
 
 def to_json(result: Result, file: Any, header: bool = True) -> None:

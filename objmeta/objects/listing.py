@@ -44,7 +44,7 @@ class Listings:
         base = object_prefix((await self._buckets.look_up(bucket)).bucket_id)
         objects: list[ObjectSummary] = []
         prefixes: list[str] = []
-        first = base + max(_start(prefix, continuation), begin.encode())
+        first = base + _start(prefix, continuation, begin)
         if (end := successor(base + prefix.encode())) and first >= end:
             return ObjectPage((), (), None)
         start: bytes | None = first
@@ -81,7 +81,7 @@ class Listings:
     ) -> VersionPage:
         """All versions of the objects whose keys begin with ``prefix``, from ``begin`` on; ``limit`` counts objects."""
         base = object_prefix((await self._buckets.look_up(bucket)).bucket_id)
-        start = base + max(_start(prefix, continuation), begin.encode())
+        start = base + _start(prefix, continuation, begin)
         if start >= (end := successor(base + prefix.encode())) and end:
             return VersionPage((), None)
         page = await self._page(bucket, base, start, prefix, "", _checked_limit(limit), True)
@@ -118,11 +118,17 @@ def _checked_limit(limit: int) -> int:
     return min(limit, LIMIT_MAX)
 
 
-def _start(prefix: str, continuation: str | None) -> bytes:
-    if continuation is None:
-        return prefix.encode()
+def _start(prefix: str, continuation: str | None, begin: str) -> bytes:
     try:
-        return base64.urlsafe_b64decode(continuation.encode())
+        earliest = max(prefix.encode(), begin.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgument(
+            f"prefix {prefix + begin!r} is not valid Unicode and cannot be written as UTF-8, so no key has it"
+        ) from None
+    if continuation is None:
+        return earliest
+    try:
+        return max(base64.urlsafe_b64decode(continuation.encode()), earliest)
     except (binascii.Error, ValueError):
         raise InvalidArgument(f"{continuation!r} is not a continuation token of a listing") from None
 

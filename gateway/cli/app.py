@@ -2,14 +2,16 @@
 
 Rules.
 * ``gateway --help`` imports click and this package's small modules, nothing else; a test holds that, and the time.
-* An error is one line on standard error that begins ``gateway:``. A traceback is shown only for OBJMETA_DEBUG=1.
+* An error is one line on standard error that begins ``gateway:``; with ``--json`` it is an object with ``error``,
+  ``kind`` and ``exit_code``. A traceback is shown only for OBJMETA_DEBUG=1.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 import click
@@ -129,10 +131,18 @@ def gateway() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command; the exit code. Everything that goes wrong has been reported on standard error."""
+    options = Options()
+
+    def fail(text: str, code: int, kind: str) -> int:
+        # what is wrong with the command may have been found before --json was
+        as_json = options.json or "--json" in itertools.takewhile(lambda each: each != "--", arguments)
+        say(text, {"error": text, "kind": kind, "exit_code": code}, as_json=as_json)
+        return code
+
     try:
-        with gateway.make_context("gateway", list(arguments), obj=Options()) as context:
+        with gateway.make_context("gateway", list(arguments), obj=options) as context:
             gateway.invoke(context)
-            with errors.naming("standard output"):
+            with errors.writing_output():
                 sys.stdout.flush()
         return errors.DONE
     except click.exceptions.Exit as finished:
@@ -141,23 +151,33 @@ def run(arguments: Sequence[str]) -> int:
         click.echo(help_text.format_message(), err=True)
         return errors.USAGE
     except click.ClickException as wrong:
-        say(_lowered(wrong.format_message()) + _hint(wrong))
-        return errors.USAGE
+        return fail(_lowered(wrong.format_message()) + _hint(wrong), errors.USAGE, "usage")
     except (KeyboardInterrupt, click.Abort):
-        say("interrupted")
-        return errors.INTERRUPTED
+        return fail("interrupted", errors.INTERRUPTED, "interrupted")
+    except errors.Terminated:
+        return fail("terminated", errors.TERMINATED, "terminated")
     except (BrokenPipeError, errors.OutputClosed):
         return errors.OUTPUT_CLOSED
     except Exception as error:
         if os.environ.get("OBJMETA_DEBUG", "0") not in ("", "0"):
             raise
-        say(errors.sentence(error))
-        return errors.exit_code(error)
+        return fail(errors.sentence(error), errors.exit_code(error), errors.record(error)["kind"])
 
 
-def say(text: str) -> None:
-    """One line for people, on standard error."""
-    click.echo(f"gateway: {text}", err=True)
+def say(text: str, record: Mapping[str, Any] | None = None, *, as_json: bool | None = None) -> None:
+    """One line on standard error: ``text`` for people; with ``--json`` the record, or the text as a message.
+
+    ``as_json`` says whether that was given, where there is no running command that knows it.
+    """
+    from gateway.cli import output
+
+    if as_json is None:
+        context = click.get_current_context(silent=True)
+        as_json = context is not None and context.ensure_object(Options).json
+    if as_json:
+        click.echo(output.json_text(record or {"message": text}, sys.stderr), err=True)
+    else:
+        click.echo(f"gateway: {output.shown(text, sys.stderr)}", err=True)
 
 
 def _hint(wrong: click.ClickException) -> str:

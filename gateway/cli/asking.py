@@ -27,7 +27,7 @@ import click
 from gateway.cli import errors, output, statements
 from gateway.cli.app import say
 from gateway.cli.options import current
-from gateway.cli.rows import FORMATS, say_as_of
+from gateway.cli.rows import FORMATS, say_as_of, table_text
 from gateway.cli.session import in_thread
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class _Asking:
             return
         if self._mode == "table":
             shown = table if self.rows_max is None else table.slice(0, self.rows_max)
-            output.line(str(Result(shown)))
+            output.line(table_text(Result(shown)))
             if len(shown) < len(table):
                 output.line(f"... the first {len(shown):,} of {len(table):,} rows; '.mode csv' shows all")
         else:
@@ -131,7 +131,7 @@ class _Asking:
                 part = Result(table.slice(start, _ROWS_AT_ONCE))
                 FORMATS[self._mode](part, sys.stdout, start == 0)
                 await asyncio.sleep(0)
-        with errors.naming("standard output"):
+        with errors.writing_output():
             sys.stdout.flush()
 
     # -- Commands -----------------------------------------------------------------------------------------------------
@@ -196,11 +196,12 @@ class _Terminal(_Asking):
         except (BrokenPipeError, errors.OutputClosed):
             raise
         except click.ClickException as wrong:
-            say(wrong.format_message())
+            text = wrong.format_message()
+            say(text, {"error": text, "kind": "usage"})
         except Exception as error:
             if os.environ.get("OBJMETA_DEBUG", "0") not in ("", "0"):
                 raise
-            say(errors.sentence(error))
+            say(errors.sentence(error), errors.record(error))
         finally:
             self._running = None
 

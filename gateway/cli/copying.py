@@ -1,7 +1,6 @@
 """``cp`` and ``mv``: inside the store, by reference; no bytes are moved.
 
-``mv`` is a copy of one version followed by a delete that requires that same version: an object that somebody replaces
-in between is copied, not lost, and reported.
+``mv`` gives each object its new name and takes the old one away in one transaction (``gateway.data.moving``).
 """
 
 from __future__ import annotations
@@ -168,7 +167,7 @@ async def _one(store: Store, source: Remote, target: Remote, copy: _Copy, verb: 
     try:
         version = await copy(store, source, target, None)
     except NoSuchKey as missing:
-        raise await explained(store, source, missing) from None
+        raise await explained(store, source, missing, "-r") from None
     text = f"{verb} {output.shown(str(source))} to {output.shown(str(target))}, version {version.version_id}"
     output.emit(await output.version_record(store, version) | {"source": str(source)}, text)
 

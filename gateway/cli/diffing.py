@@ -176,8 +176,8 @@ def _lines(text: str) -> list[str]:
 
 
 def _print(lines: list[str]) -> None:
-    colored = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    with errors.naming("standard output"):
+    colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    with errors.writing_output():
         for line in lines:
             text = output.shown(line.replace("\t", "    ") if sys.stdout.isatty() else line)
             color = _COLORS.get(line[:1]) if colored else None

@@ -9,7 +9,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -48,6 +48,10 @@ class OutputClosed(Exception):
     """Nobody reads standard output any more: end quietly."""
 
 
+class OutputFailed(OSError):
+    """Standard output cannot be written, for another reason."""
+
+
 class Terminated(Exception):
     """SIGTERM arrived; what was begun has been undone."""
 
@@ -84,6 +88,15 @@ def sentence(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__) + _hint(error)
 
 
+def record(error: BaseException) -> dict[str, Any]:
+    """The error for programs: what it is, and which kind of error (``objmeta.errors``; else "os", "usage", "bug")."""
+    from objmeta.errors import ObjmetaError
+
+    code = exit_code(error)
+    kind = "bug" if code == BUG else "os" if isinstance(error, OSError) else "error"
+    return {"error": sentence(error), "kind": error.kind if isinstance(error, ObjmetaError) else kind}
+
+
 def _hint(error: BaseException) -> str:
     """What to do next, where that is the same whatever was tried."""
     from objmeta import errors
@@ -106,16 +119,30 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def writing_output() -> Iterator[None]:
+    """Around whatever is written to standard output: if that fails the command ends, also one on many objects.
+
+    Raises OutputClosed or OutputFailed.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise OutputClosed from None
+    except OSError as failure:
+        raise OutputFailed(failure.errno, failure.strerror, "standard output") from None
+
+
 def concerns_one_object(error: Exception) -> bool:
     """Whether a command on many objects can go on with the others after this error.
 
-    Not when the store does not answer, its bucket is gone or a disk is full: each of the others would meet the same,
-    perhaps after a time-out of its own.
+    Not when the store does not answer, its bucket is gone, a disk is full or nobody reads what is printed: each of the
+    others would meet the same, perhaps after a time-out of its own.
     """
     from objmeta import errors
 
     if isinstance(error, OSError):
-        return error.errno not in _DISK_FULL
+        return error.errno not in _DISK_FULL and not isinstance(error, OutputFailed)
     if isinstance(error, errors.Unavailable | errors.NoSuchBucket):
         return False
     if isinstance(error, errors.StoreError):

@@ -147,7 +147,7 @@ async def _find_below(store: Store, target: Remote, nul: bool, test: Test, wante
 def _show(item: ObjectSummary, nul: bool) -> None:
     name = f"{item.bucket}/{item.key}"
     if nul:
-        with errors.naming("standard output"):
+        with errors.writing_output():
             sys.stdout.write(name + "\0")
     else:
         output.answer(output.summary_record(item), output.shown(name))

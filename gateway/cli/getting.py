@@ -123,7 +123,7 @@ async def _each_of(
             await show(store, version)
             tally.succeeded()
         except Exception as error:
-            if len(sources) == 1 or not errors.concerns_one_object(error) or isinstance(error, BrokenPipeError):
+            if len(sources) == 1 or not errors.concerns_one_object(error):
                 raise
             tally.failed(str(source), error)
     tally.finish()
@@ -135,7 +135,7 @@ async def _get(
     if recursive and await is_tree(store, source):
         await _get_tree(store, source, Path(source.name if target is None else target), no_clobber)
         return
-    version = await look_up_content(store, source, version_id)
+    version = await look_up_content(store, source, version_id, hint="-r")
     if target == STANDARD_STREAM:
         await to_standard_output(store, version)
         return
@@ -232,30 +232,33 @@ async def to_standard_output(store: Store, version: ObjectVersion, *, start: int
     """Write bytes ``start`` to ``stop`` of a version, as they come; a negative start counts from the end."""
     if start < 0:
         start = max(0, version.size + start)
-    with errors.naming("standard output"):
-        sys.stdout.flush()
-        descriptor = sys.stdout.fileno()
-        async with aclosing(store.stream(version, start, stop)) as blocks:
-            async for block in blocks:
-                await in_thread(_write_all, descriptor, block)
+    descriptor = _output_descriptor()
+    async with aclosing(store.stream(version, start, stop)) as blocks:
+        async for block in blocks:
+            await in_thread(_write_all, descriptor, block)
 
 
 async def _first_lines(store: Store, version: ObjectVersion, *, lines: int) -> None:
-    with errors.naming("standard output"):
-        sys.stdout.flush()
-        descriptor = sys.stdout.fileno()
-        # small steps at first: reading ahead is for those who want all
-        start, step = 0, HEAD_BYTES
-        while lines and start < version.size:
-            block = await store.read(version, start, start + step)
-            end = -1
-            while lines and (end := block.find(b"\n", end + 1)) >= 0:
-                lines -= 1
-            await in_thread(_write_all, descriptor, block if lines else block[: end + 1])
-            start, step = start + step, min(step * 4, HEAD_BYTES_MAX)
+    descriptor = _output_descriptor()
+    # small steps at first: reading ahead is for those who want all
+    start, step = 0, HEAD_BYTES
+    while lines and start < version.size:
+        block = await store.read(version, start, start + step)
+        end = -1
+        while lines and (end := block.find(b"\n", end + 1)) >= 0:
+            lines -= 1
+        await in_thread(_write_all, descriptor, block if lines else block[: end + 1])
+        start, step = start + step, min(step * 4, HEAD_BYTES_MAX)
+
+
+def _output_descriptor() -> int:
+    with errors.writing_output():
+        sys.stdout.flush()  # what was printed comes first
+        return sys.stdout.fileno()
 
 
 def _write_all(descriptor: int, block: bytes) -> None:
     rest = memoryview(block)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+    with errors.writing_output():
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]

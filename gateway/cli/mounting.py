@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def mount(directory: Path, what: Remote | None, read_only: bool, spool: Path | N
 
     record = {"directory": str(place), "name": None if what is None else str(what), "read_only": read_only}
     text = f"{shown} is in {place}{', read only' if read_only else ''}; Ctrl-C ends it"
-    is_json, is_quiet = current().json, current().quiet  # not known to the thread that says it
+    is_json, is_quiet = current().json, current().quiet  # not known to the threads that say something
+    tell = partial(say, as_json=is_json)
 
     def mounted() -> None:
         with contextlib.suppress(OSError):  # that nobody reads this is no reason to end
@@ -74,14 +76,14 @@ def mount(directory: Path, what: Remote | None, read_only: bool, spool: Path | N
                 output.line(output.json_text(record))
                 sys.stdout.flush()
             elif not is_quiet:
-                say(text)
+                tell(text)
 
     try:
         if root:
             _check_root(fs, root)
         else:
             fs.ls("")  # fails here, and not at the first look into the directory
-        operations = Operations(fs, root, Spool(_spool(spool), say), say, read_only=read_only)
+        operations = Operations(fs, root, Spool(_spool(spool), tell), tell, read_only=read_only)
         try:
             run(operations, place, read_only=read_only, mounted=mounted)
         finally:

@@ -48,7 +48,9 @@ def common(command: Decorated) -> Decorated:
     for declare in (
         click.option("--no-progress", is_flag=True, expose_value=False, callback=_keep, help="Show no progress bar."),
         click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_keep, help="Say only what fails."),
-        click.option("--json", is_flag=True, expose_value=False, callback=_keep, help="Print one JSON object a line."),
+        click.option(
+            "--json", is_flag=True, expose_value=False, callback=_keep, help="Print one JSON object a line, errors too."
+        ),
         click.option(
             "--timeout",
             metavar="SECONDS",

@@ -11,9 +11,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from gateway.cli.errors import naming
+from gateway.cli.errors import writing_output
 from gateway.cli.options import current
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ def answer(record: Mapping[str, Any], text: str) -> None:
 
 def line(text: str) -> None:
     """Print a line."""
-    with naming("standard output"):
+    with writing_output():
         sys.stdout.write(text + "\n")
 
 
-def json_text(record: Mapping[str, Any]) -> str:
-    """One line of JSON, in a form the output can carry."""
-    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+def json_text(record: Mapping[str, Any], stream: TextIO | None = None) -> str:
+    """One line of JSON, in a form the stream (default: standard output) can carry."""
+    plain = ((stream or sys.stdout).encoding or "").lower().replace("-", "") != "utf8"
     return json.dumps(record, ensure_ascii=plain, default=str)
 
 
@@ -74,9 +74,13 @@ def rows(cells: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Iterator[
         yield "  ".join(padded).rstrip()
 
 
-def shown(name: str) -> str:
-    """A name as a terminal may see it: control characters are written out, so that no key can move the cursor."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name) if sys.stdout.isatty() else name
+def shown(name: str, stream: TextIO | None = None) -> str:
+    """A name as a terminal may see it: control characters are written out, so that no key can move the cursor.
+
+    ``stream`` is where it goes (default: standard output); what is no terminal gets the name as it is.
+    """
+    is_terminal = (stream or sys.stdout).isatty()
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name) if is_terminal else name
 
 
 def size_text(size: int, human: bool = True) -> str:

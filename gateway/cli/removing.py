@@ -84,7 +84,7 @@ async def _rm(
                 tally.succeeded()
         except Exception as error:
             if isinstance(error, NoSuchKey):
-                error = await explained(store, target, error)
+                error = await explained(store, target, error, "-r")
             if len(targets) == 1 or not errors.concerns_one_object(error):
                 raise error from None
             tally.failed(str(target), error)

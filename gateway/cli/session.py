@@ -83,6 +83,8 @@ class Tally:
         self.bytes = 0
         self.unchanged = 0
         self.stopped = False
+        self.pretends = False
+        """Nothing is really done."""
         self._codes: list[int] = []
 
     def succeeded(self, size: int = 0) -> None:
@@ -98,8 +100,9 @@ class Tally:
         """One more failed; ``code`` is the exit code if nothing succeeds (default: the error's)."""
         from gateway.cli.app import say
 
-        text = error if isinstance(error, str) else errors.sentence(error)
-        say(text if name in text else f"{name}: {text}")
+        record = {"error": error, "kind": "left_out"} if isinstance(error, str) else errors.record(error)
+        text = record["error"]
+        say(text if name in text else f"{name}: {text}", {"name": name} | record)
         known = errors.exit_code(error) if isinstance(error, Exception) else errors.FAILED
         self._codes.append(known if code is None else code)
 
@@ -113,9 +116,10 @@ class Tally:
         from gateway.cli import output
         from gateway.cli.app import say
 
-        if self.done:
+        if self.done and not self.pretends:
             size = f" ({output.size_text(self.bytes)})" if self.bytes else ""
-            say(f"{self.done} done{size} by then, which stays; the same command, given again, does the rest")
+            text = f"{self.done} done{size} by then, which stays; the same command, given again, does the rest"
+            say(text, {"message": text, "done": self.done, "bytes": self.bytes})
 
 
 AHEAD: Final = 10_000

@@ -258,6 +258,7 @@ class _Work(ABC):
         self.target = target
         self.target_is_missing = False
         self.tally = Tally()
+        self.tally.pretends = wishes.dry_run
         self.deleted = 0
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.cli.options import current
 from gateway.cli.paths import Remote
@@ -12,6 +12,9 @@ from gateway.cli.paths import Remote
 if TYPE_CHECKING:
     from gateway.data.transfer import Store
     from objmeta import ObjectSummary, ObjectVersion
+
+LOOK: Final = "'gateway ls' to see what is in it"
+"""For commands that have no option for a directory."""
 
 
 async def is_tree(store: Store, remote: Remote) -> bool:
@@ -26,7 +29,7 @@ async def is_tree(store: Store, remote: Remote) -> bool:
     return False
 
 
-async def look_up(store: Store, remote: Remote, version_id: str | None = None, hint: str = "-r") -> ObjectVersion:
+async def look_up(store: Store, remote: Remote, version_id: str | None = None, hint: str = LOOK) -> ObjectVersion:
     """The object's manifest. Raises NoSuchKey, which says so if the name is that of a directory."""
     from objmeta.errors import NoSuchKey
 
@@ -36,18 +39,21 @@ async def look_up(store: Store, remote: Remote, version_id: str | None = None, h
         raise await explained(store, remote, missing, hint) from None
 
 
-async def look_up_content(store: Store, remote: Remote, version_id: str | None) -> ObjectVersion:
+async def look_up_content(store: Store, remote: Remote, version_id: str | None, hint: str = LOOK) -> ObjectVersion:
     """The same for something that can be read: raises NoSuchKey for a delete marker."""
     from objmeta.errors import NoSuchKey
 
-    version = await look_up(store, remote, version_id)
+    version = await look_up(store, remote, version_id, hint)
     if version.is_delete_marker:
         raise NoSuchKey(f"version {version.version_id} of {remote} is a delete marker; it has no content")
     return version
 
 
-async def explained(store: Store, remote: Remote, missing: Exception, hint: str = "-r") -> Exception:
-    """A better reason for ``missing`` if ``remote`` is a directory of objects, or was deleted; else itself."""
+async def explained(store: Store, remote: Remote, missing: Exception, hint: str = LOOK) -> Exception:
+    """A better reason for ``missing`` if ``remote`` is a directory of objects, or was deleted; else itself.
+
+    ``hint`` is what to use then: an option of the command, or another command.
+    """
     from objmeta.errors import NoSuchKey, NoSuchVersion
 
     if not isinstance(missing, NoSuchKey) or isinstance(missing, NoSuchVersion):

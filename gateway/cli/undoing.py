@@ -12,7 +12,7 @@ from gateway.cli import errors, output
 from gateway.cli.options import common
 from gateway.cli.paths import Remote, remote_name, require_object
 from gateway.cli.session import Tally, for_each, with_store
-from gateway.cli.trees import explained, versions_below
+from gateway.cli.trees import LOOK, explained, versions_below
 
 if TYPE_CHECKING:
     from gateway.data.transfer import Store
@@ -112,18 +112,18 @@ async def _undo(store: Store, target: Remote) -> None:
         )
 
 
-async def _history(store: Store, target: Remote) -> list[ObjectVersion]:
+async def _history(store: Store, target: Remote, hint: str = LOOK) -> list[ObjectVersion]:
     from objmeta.errors import NoSuchKey
 
     try:
         return await store.client.versions(target.bucket, target.key)
     except NoSuchKey as missing:
-        raise await explained(store, target, missing) from None
+        raise await explained(store, target, missing, hint) from None
 
 
 async def _restore(store: Store, *, target: Remote, version_id: str | None) -> None:
     if version_id is None:
-        history = await _history(store, target)
+        history = await _history(store, target, "-r")
         if not history[0].is_delete_marker:
             raise click.UsageError(f"{target} is not deleted; name the version to restore with --version-id")
         version_id = _last_content(history)

@@ -85,7 +85,7 @@ async def _watch(store: Store, *, targets: Sequence[Remote], interval_s: float, 
                 count = None if count is None else count - 1
                 if count == 0:
                     return
-        with errors.naming("standard output"):
+        with errors.writing_output():
             sys.stdout.flush()
         if not page.more:
             await asyncio.sleep(interval_s)

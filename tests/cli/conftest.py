@@ -103,7 +103,7 @@ def check(outcome: Outcome, code: int) -> None:
     assert "Traceback" not in outcome.err, outcome.err
     assert outcome.code == code, f"exit code {outcome.code} instead of {code}\n{outcome.out}\n{outcome.err}"
     if code not in (0, 141):
-        assert outcome.err.startswith("gateway: "), outcome.err
+        assert outcome.err.startswith(("gateway: ", "{")), outcome.err
 
 
 def eventually(condition: Callable[[], bool], deadline_s: float = 20) -> None:

@@ -286,7 +286,9 @@ def test_a_directory_where_a_file_is_due(gateway: Run, bucket: str) -> None:
     Path("here/f").mkdir(parents=True)
     assert "is a directory where a file is due" in gateway("get", "box/d/f", "here", code=2).err
     assert "use -r" in gateway("get", "box/d", code=4).err
-    assert "use -r" in gateway("cat", "box/d", code=4).err
+    for command in ("cat", "head", "diff", "undo"):  # which have no -r
+        assert "use 'gateway ls' to see" in gateway(command, "box/d", code=4).err
+    assert "use -r" in gateway("restore", "box/d", code=4).err
     assert "use -r" in gateway("rm", "box/d", code=4).err
     assert "use -r" in gateway("cp", "box/d", "box/e", code=4).err
     assert "-r fetches" in gateway("get", "box/d/", code=2).err

@@ -71,12 +71,18 @@ def test_ls_json(gateway: Run, tree: list[str]) -> None:
     assert set(first) >= {"version_id", "sequence", "etag", "last_modified"}
 
 
-def test_names_that_would_move_the_cursor_are_written_out_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_would_move_the_cursor_are_written_out_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from gateway.cli import output
+    from gateway.cli.app import say
 
     assert output.shown("a\x1b[2Jb\n") == "a\x1b[2Jb\n"
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert output.shown("a\x1b[2Jb\n") == "a\\x1b[2Jb\\x0a"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    say("there is no \x1b[2J")
+    assert capsys.readouterr().err == "gateway: there is no \\x1b[2J\n"
 
 
 @pytest.mark.parametrize(
@@ -287,7 +293,15 @@ def test_sql_into_a_file(gateway: Run, tree: list[str], ending: str) -> None:
 def test_wrong_sql(gateway: Run) -> None:
     assert gateway("sql", "SELECT nonsense FROM nothing", code=2).err.count("\n") == 1
     gateway("sql", "", code=2)
-    gateway("sql", "SELECT 1", "-o", "missing/dir/x.csv", code=1)
+    for name in ("missing/dir/x.csv", "missing/dir/x.parquet"):
+        assert gateway("sql", "SELECT 1", "-o", name, code=1).err == f"gateway: {name}: No such file or directory\n"
+    for beyond in ("'infinity'::TIMESTAMPTZ", "'12000-01-01'::DATE"):  # of what Python has values for
+        assert "cast it to VARCHAR" in gateway("sql", f"SELECT {beyond}", code=2).err
+        assert gateway("sql", "--csv", f"SELECT {beyond}::VARCHAR AS then").lines[0] == "then"
+
+
+def test_a_plan_is_drawn(gateway: Run) -> None:
+    assert len(gateway("sql", "EXPLAIN SELECT 1").lines) > 3
 
 
 # -- As it was --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -87,6 +88,64 @@ def test_a_broken_pipe_ends_quietly(shell: Shell, bucket: str, arguments: list[s
     process.stdout = None
     code, _, err = ended(process)
     assert (code, err) == (141, "")
+
+
+@pytest.mark.parametrize("options", [["--json"], ["-v"]])
+def test_a_broken_pipe_ends_a_command_on_many_objects(shell: Shell, bucket: str, options: list[str]) -> None:
+    """It does not go on unseen, and does not complain of each of them."""
+    source = shell.directory / "many"
+    source.mkdir()
+    for number in range(1500):  # more names than a pipe and a buffer hold
+        (source / f"{'n' * 200}{number:04}").write_bytes(b"1")
+    process = shell.start("sync", *options, "./many", f"{bucket}/many", stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert process.wait(20) == 141
+    assert b"roken" not in said, said
+    assert said.count(b"\n") <= 1, said
+    assert len(shell("ls", "-r", bucket).lines) < 1500
+
+
+def test_errors_for_programs(shell: Shell, gateway: Run, bucket: str) -> None:
+    """With --json each line on standard error is an object, too, wherever the option stands."""
+
+    def said(*arguments: str, code: int) -> dict[str, object]:
+        outcome = gateway(*arguments, code=code)
+        (line,) = outcome.err.splitlines()
+        found: dict[str, object] = json.loads(line)
+        return found
+
+    missing = said("--json", "cat", "box/none", code=4)
+    assert missing == {
+        "error": "object 'none' does not exist in bucket 'box'",
+        "kind": "no_such_key",
+        "exit_code": 4,
+    }
+    assert said("ls", "nowhere", "--json", code=3)["kind"] == "no_such_bucket"
+    assert said("ls", "--no-such-option", "--json", code=2)["kind"] == "usage"
+    assert said("--json", "no-such-command", code=2)["kind"] == "usage"
+    assert said("get", "--json", "box/none", "-", code=4)["exit_code"] == 4
+    assert said("mb", "--json", "box", code=6)["kind"] == "already_exists"
+    gateway("put", "-r", "--json", ".", "box/here")
+    Path("link").symlink_to("nowhere")
+    assert said("put", "-r", "--json", ".", "box/here", code=1)["name"] == "./link"
+    assert gateway("lock", "n", "--", "true", "--json").err == ""
+
+
+def test_text_that_is_no_unicode(shell: Shell, bucket: str) -> None:
+    """Of an argument in another encoding it is said that it is wrong; none of them is a bug."""
+    for arguments in (
+        ["sql", "SELECT '\udcff'"],
+        ["sql", "--live", "SELECT '\udcff'"],
+        ["sql", "--catalog", "\udcff", "SELECT 1"],
+        ["du", "box/\udcff"],
+        ["tree", "box/\udcff"],
+        ["ls", "box/\udcff"],
+        ["find", "box/\udcff"],
+    ):
+        assert "is not valid Unicode and cannot be written as UTF-8" in shell(*arguments, code=2).err
 
 
 @pytest.mark.parametrize("color", [False, True])

@@ -15,7 +15,7 @@ from tests.cli.conftest import Run, Shell
 def begin(shell: Shell, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
     process = shell.start("watch", "--interval", "0.05", *arguments, **options)
     assert process.stderr is not None
-    assert process.stderr.readline().startswith(b"gateway: watching ")
+    assert process.stderr.readline().startswith((b"gateway: watching ", b'{"message": "watching '))
     return process
 
 

@@ -20,6 +20,7 @@ from gateway.catalog.results import Result
 from objmeta import AsyncClient
 from objmeta.errors import AlreadyExists, StoreError
 
+_WRITTEN: Final = frozenset({"versions", "buckets.parquet"})
 _VERSIONS: Final = "SELECT * FROM versions ORDER BY bucket, key, sequence"
 
 
@@ -28,8 +29,8 @@ async def export(
 ) -> Result:
     """Write ``directory``, which may be empty or not exist; what was written of versions is given back.
 
-    With ``overwrite`` a directory that is not empty is replaced as a whole, once the new one is complete.  Raises
-    AlreadyExists without it, StoreError if the disk fails, and what a query raises.
+    With ``overwrite`` an earlier export is replaced as a whole, once the new one is complete.  Raises AlreadyExists
+    without it, and if the directory holds anything else; StoreError if the disk fails, and what a query raises.
     """
     target = _place(directory, overwrite)
     versions = await sql_async(client, _VERSIONS, catalog=catalog)
@@ -47,6 +48,9 @@ def _place(directory: str | os.PathLike[str], overwrite: bool) -> Path:
         raise AlreadyExists(f"{target} is a file; name a directory")
     if target.exists() and any(target.iterdir()) and not overwrite:
         raise AlreadyExists(f"{target} is not empty; name another directory, or say --overwrite")
+    others = sorted(each.name for each in target.iterdir() if each.name not in _WRITTEN) if target.exists() else []
+    if others:
+        raise AlreadyExists(f"{target} holds {others[0]!r}, which is of no export; name another directory")
     return target
 
 
@@ -64,6 +68,9 @@ def _write(target: Path, versions: Result, buckets: Result, overwrite: bool) -> 
             partitioning_flavor="hive",
             max_partitions=1_000_000,
         )
+        if not len(versions):  # a file without rows says what the columns are
+            (made / "versions").mkdir()
+            pq.write_table(versions.arrow(), made / "versions" / "part-0.parquet")
         pq.write_table(buckets.arrow(), made / "buckets.parquet")
         if overwrite and target.exists():
             target.rename(old)

@@ -24,7 +24,7 @@ def catalog() -> None:
 @catalog.command()
 @common
 @click.argument("directory", metavar="DIR")
-@click.option("--overwrite", is_flag=True, help="Replace what is in DIR, once the new files are complete.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export in DIR, once the new one is complete.")
 def export(directory: str, overwrite: bool) -> None:
     """Write all versions and buckets as Parquet, for Spark, Dask, Trino and others.
 

@@ -23,6 +23,7 @@ from gateway.cli import errors, output
 from gateway.cli.options import common, if_absent_option
 from gateway.cli.paths import STANDARD_STREAM, Remote, either_name, remote_name
 from gateway.cli.session import Tally, for_each, in_thread, with_store
+from gateway.data.partial import is_partial
 
 if TYPE_CHECKING:
     from gateway.data.transfer import Store
@@ -294,6 +295,8 @@ def walk(root: Path, below: Remote, tally: Tally, own: Path | None = None) -> It
             try:
                 if item.is_dir(follow_symlinks=False):
                     folders.append((path, Remote(remote.bucket, f"{remote.key}{item.name}/")))
+                elif is_partial(item.name):
+                    continue  # what a fetch left, or is at
                 elif item.is_file():
                     yield _Entry(path, remote / item.name, item.stat().st_size)
                 else:

@@ -28,6 +28,7 @@ from gateway.blobs.files import creating, in_thread, reading, recycle_buffers, u
 from gateway.blobs.local import LocalBlobs
 from gateway.blobs.places import BlobStore
 from gateway.data.commits import RENEWALS_MAX, Commits, decode_list, put_of
+from gateway.data.partial import claim, partial_path
 from gateway.data.past import Past
 from gateway.data.uploading import Progress, Upload
 from objmeta import (
@@ -343,13 +344,17 @@ class Store:
             async with writing(target) as file:
                 await self.write_to(version, file, progress or _ignore)
             return
-        temporary = target.parent / f".objmeta-{os.urandom(8).hex()}.part"
-        async with creating(temporary) as file:
-            await self.write_to(version, file, progress or _ignore)
-            await file.flush()
-            if mode is not None:
-                await in_thread(os.chmod, temporary, stat.S_IMODE(mode))
-            await in_thread(os.replace, temporary, target)
+        while True:
+            temporary = partial_path(target.parent)
+            async with creating(temporary) as file:
+                if not await in_thread(claim, file.fileno()):
+                    continue
+                await self.write_to(version, file, progress or _ignore)
+                await file.flush()
+                if mode is not None:
+                    await in_thread(os.chmod, temporary, stat.S_IMODE(mode))
+                await in_thread(os.replace, temporary, target)
+                return
 
     async def write_to(self, version: ObjectVersion, file: Any, progress: Progress = _ignore) -> None:
         """Write a version's content to a file of aiofiles, its etag verified. Raises as :meth:`stream`, and OSError."""

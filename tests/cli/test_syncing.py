@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from collections.abc import Iterator
@@ -312,6 +313,26 @@ def test_a_sync_that_is_interrupted_says_what_was_done_and_is_gone_on_with(shell
     assert not [name for name in os.listdir(back) if name.endswith(".part")]
     shell("sync", "box/s", "./back")
     assert tree(back) == tree(root)
+
+
+def test_what_a_killed_sync_left_is_taken_away(gateway: Run, shell: Shell, bucket: str) -> None:
+    """But not what another one is at, and nothing of it is stored."""
+    shell("put", "-", "box/s/a", data=b"1")
+    back = Path("back/deep")
+    back.mkdir(parents=True)
+    left, held = (back / f".objmeta-{digit * 16}.part" for digit in "01")
+    left.write_bytes(b"half")
+    with held.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        gateway("sync", "--dry-run", "box/s", "./back")
+        assert left.exists()
+        gateway("sync", "box/s", "./back")
+        assert (left.exists(), held.exists()) == (False, True)
+        gateway("put", "-r", "back", "box/t")
+        gateway("sync", "./back", "box/u")
+    assert gateway("ls", "-r", "box/t").lines == gateway("ls", "-r", "box/u").lines == ["a"]
+    gateway("sync", "box/s", "./back")
+    assert not held.exists()
 
 
 def test_a_directory_as_it_was(gateway: Run, bucket: str, source: Path) -> None:

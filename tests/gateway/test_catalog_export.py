@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import duckdb
 import pyarrow.dataset as ds
 import pytest
 
@@ -50,10 +51,26 @@ def test_it_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(asyncio.run(write(overwrite=True))) == 4
     assert ds.dataset(target / "versions", partitioning="hive").count_rows() == 4
     assert [each.name for each in target.parent.iterdir()] == ["export"]
+    (target / "thesis.txt").touch()
+    with pytest.raises(AlreadyExists, match=r"holds 'thesis\.txt', which is of no export"):
+        asyncio.run(write(overwrite=True))
+    assert (target / "thesis.txt").exists()
     (tmp_path / "file").touch()
     target = tmp_path / "file"
     with pytest.raises(AlreadyExists, match="is a file"):
         asyncio.run(write(overwrite=True))
+
+
+def test_a_store_without_versions_says_what_the_columns_are(tmp_path: Path) -> None:
+    async def write() -> None:
+        async with objmeta.connect_async(tmp_path / "store") as client:
+            await export(client, tmp_path / "out")
+
+    asyncio.run(write())
+    found = ds.dataset(tmp_path / "out" / "versions", partitioning="hive").to_table()
+    assert {"bucket", "key", "size"} <= set(found.column_names)
+    files = f"'{tmp_path}/out/versions/**/*.parquet'"
+    assert duckdb.sql(f"SELECT count(*) FROM read_parquet({files}, hive_partitioning = true)").fetchall() == [(0,)]
 
 
 def _full(*_: object) -> None:

@@ -1,7 +1,8 @@
 """A directory of this machine as an end.
 
 What it lists is what ``put -r`` stores: files, links to files, and empty directories; the rest is reported.  A file is
-written under a temporary name, renamed when it is complete, and gets the time of its source.
+written under a temporary name, renamed when it is complete, and gets the time of its source; what a sync that was
+killed left of it is taken away by the next one.
 """
 
 from __future__ import annotations
@@ -9,22 +10,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from gateway.cli import errors
 from gateway.cli.ends.entries import READ_BYTES, SOURCE_MTIME, Advance, Entry, Listed, Unlisted, time_text
 from gateway.cli.paths import Remote, local_path_below
 from gateway.cli.putting import DIRECTORY_TYPE, guess_type, left_out
+from gateway.data.partial import is_partial, remove_abandoned
 
 if TYPE_CHECKING:
     from gateway.data.transfer import Store
-
-_PARTIAL: Final = re.compile(r"\.objmeta-[0-9a-f]{16}\.part")
-"""What a fetch that was killed leaves (see gateway.data.transfer); it may as well be one that is under way."""
 
 
 class LocalEnd:
@@ -38,6 +36,7 @@ class LocalEnd:
         self._emptied: set[Path] = set()
         self._wanted: set[Path] = set()
         self._single: Entry | None = None
+        self._is_target = False
 
     def __str__(self) -> str:
         return os.fspath(self.root)
@@ -59,6 +58,7 @@ class LocalEnd:
         return True
 
     async def prepare_target(self) -> None:
+        self._is_target = True
         await asyncio.to_thread(_make_directory, self.root)
 
     async def entries(self) -> AsyncIterator[Listed]:
@@ -84,6 +84,8 @@ class LocalEnd:
         try:
             with os.scandir(folder) as items:
                 for item in items:
+                    if self._is_target and is_partial(item.name):
+                        remove_abandoned(Path(item.path))
                     found.append(_listed(item, name + item.name))
         except FileNotFoundError as failure:
             return [] if not name else Unlisted(name, failure)
@@ -157,7 +159,7 @@ class LocalEnd:
 
 
 def _listed(item: os.DirEntry[str], name: str) -> Listed:
-    if _PARTIAL.fullmatch(item.name):
+    if is_partial(item.name):
         return Unlisted(name, "")
     try:
         if item.is_dir(follow_symlinks=False):

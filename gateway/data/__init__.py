@@ -5,5 +5,5 @@
 together while others are collected.
 
 ``moving`` gives an object another name; ``past`` is a store as it was at some time; ``localfiles`` are objects as whole
-files on this machine.
+files on this machine, and ``partial`` is what a file is called until it is complete.
 """

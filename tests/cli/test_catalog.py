@@ -95,6 +95,8 @@ def test_an_export(gateway: Run, shell: Shell, keys: None) -> None:
     assert "--overwrite" in refused.err
     assert len(exported(target)) == 2
     (target / "mine").touch()
+    assert "'mine', which is of no export" in gateway("catalog", "export", "--overwrite", "out put", code=6).err
+    (target / "mine").unlink()
     assert "wrote 3 versions to out put, as of 20" in gateway("catalog", "export", "--overwrite", "out put").out
     assert exported(target) == [("box", ODD, 2), ("box", "empty", 0), ("box", "more", 3)]
     assert [each.name for each in shell.directory.iterdir()] == ["out put"]

@@ -162,7 +162,8 @@ def test_what_is_half_written_at_the_end_is_not_stored(mounted: Mount, shell: Sh
     writer.communicate()
     assert code == 1
     (kept,) = mounted.spool.iterdir()
-    assert said == f"gateway: box/half was not stored (it was not closed); what was written is in {kept}\n"
+    (record,) = map(json.loads, said.splitlines())
+    assert record["message"] == f"box/half was not stored (it was not closed); what was written is in {kept}"
     assert kept.read_bytes() == b"half"
     shell("stat", "box/half", code=4)
 

@@ -70,7 +70,7 @@ def test_a_store_without_versions_says_what_the_columns_are(tmp_path: Path) -> N
     found = ds.dataset(tmp_path / "out" / "versions", partitioning="hive").to_table()
     assert {"bucket", "key", "size"} <= set(found.column_names)
     files = f"'{tmp_path}/out/versions/**/*.parquet'"
-    assert duckdb.sql(f"SELECT count(*) FROM read_parquet({files}, hive_partitioning = true)").fetchall() == [(0,)]
+    assert duckdb.execute(f"SELECT count(*) FROM read_parquet({files}, hive_partitioning = true)").fetchall() == [(0,)]
 
 
 def _full(*_: object) -> None:

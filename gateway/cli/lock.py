@@ -48,11 +48,12 @@ def lock(name: str, command: tuple[str, ...], ttl: float, wait: float | None, no
     The command finds the lock's name in OBJMETA_LOCK_NAME and a number in OBJMETA_LOCK_TOKEN that grows with every
     holder: give it to whatever the command writes to, to refuse those who come too late.
 
-    Others can take the lock --ttl seconds after its holder was last heard of. If the lease cannot be renewed in time,
-    the command gets SIGTERM, and SIGKILL after a quarter of that time (at most 5 s), before anybody else can have the
-    lock; it is killed as well when gateway itself dies. While gateway is stopped (SIGSTOP) the command runs on: that is
-    what the number is for. SIGINT, SIGTERM, SIGHUP and SIGQUIT are passed on. Unless standard input is a terminal, the
-    command has a process group of its own, all of which is signalled.
+    Others can take the lock of a holder that died when they have waited for all of its --ttl and not heard of it; with
+    --no-wait, or a shorter --wait, they never do. If the lease cannot be renewed in time, the command gets SIGTERM, and
+    SIGKILL after a quarter of that time (at most 5 s), before anybody else can have the lock; it is killed as well when
+    gateway itself dies. While gateway is stopped (SIGSTOP) the command runs on: that is what the number is for. SIGINT,
+    SIGTERM, SIGHUP and SIGQUIT are passed on. Unless standard input is a terminal, the command has a process group of
+    its own, all of which is signalled.
 
     The exit code is the command's (128 + N if signal N ended it, 126 or 127 if it could not be run); 6 if somebody
     else holds the lock, and 7 if the command was stopped because the lease was lost.

@@ -365,8 +365,9 @@ class AsyncClient:
     ) -> AsyncLock:
         """A lock: ``async with client.lock("name") as lease:``. It is not taken before that, or ``acquire()``.
 
-        A lock whose holder dies can be taken ``ttl_s`` seconds later; ``wait_s`` is how long to wait for it (None: for
-        ever; 0: one try, else LockHeld).  ``owner`` is what others see (default: host and process).  The block is
+        ``wait_s`` is how long to wait for it (None: for ever; 0: one try, else LockHeld).  A lock whose holder died can
+        be taken by whoever has seen it unchanged for the holder's ``ttl_s``: a client that waits for less, once, does
+        not get it.  ``owner`` is what others see (default: host and process).  The block is
         cancelled when the lease is lost, and raises LockLost; ``lease.token`` fences off whoever comes too late.
         Raises InvalidArgument.
         """

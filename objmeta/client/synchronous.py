@@ -347,8 +347,9 @@ class Client:
     def lock(self, name: str, *, ttl_s: float = TTL_S, wait_s: float | None = None, owner: str | None = None) -> Lock:
         """A lock: ``with client.lock("name") as lease:``. It is not taken before that, or ``acquire()``.
 
-        A lock whose holder dies can be taken ``ttl_s`` seconds later; ``wait_s`` is how long to wait for it (None: for
-        ever; 0: one try, else LockHeld).  ``owner`` is what others see (default: host and process).  A block cannot be
+        ``wait_s`` is how long to wait for it (None: for ever; 0: one try, else LockHeld).  A lock whose holder died can
+        be taken by whoever has seen it unchanged for the holder's ``ttl_s``: a client that waits for less, once, does
+        not get it.  ``owner`` is what others see (default: host and process).  A block cannot be
         stopped from outside: call ``lease.check()`` in it; leaving it raises LockLost if the lease was lost, and
         ``lease.token`` fences off whoever comes too late.  Raises InvalidArgument.
         """

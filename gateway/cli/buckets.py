@@ -44,6 +44,7 @@ def rb(names: tuple[Remote, ...], force: bool) -> None:
 
 
 @click.group()
+@common
 def bucket() -> None:
     """Show and change the settings of a bucket."""
 

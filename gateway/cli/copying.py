@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @common
-@click.argument("sources", metavar="OBJECT...", type=remote_name, nargs=-1, required=True)
+@click.argument("sources", metavar="OBJECT...", type=remote_name, nargs=-1)
 @click.argument("destination", metavar="OBJECT", type=remote_name)
 @click.option("-r", "--recursive", is_flag=True, help="Copy directories with all they hold.")
 @if_absent_option
@@ -68,7 +68,7 @@ def cp(
 
 @click.command()
 @common
-@click.argument("sources", metavar="OBJECT...", type=remote_name, nargs=-1, required=True)
+@click.argument("sources", metavar="OBJECT...", type=remote_name, nargs=-1)
 @click.argument("destination", metavar="OBJECT", type=remote_name)
 @click.option("-r", "--recursive", is_flag=True, help="Move directories with all they hold.")
 @if_absent_option
@@ -92,6 +92,8 @@ def mv(sources: tuple[Remote, ...], destination: Remote, recursive: bool, if_abs
 
 
 def _check(sources: Sequence[Remote], destination: Remote, recursive: bool, itself_allowed: bool) -> None:
+    if not sources:
+        raise click.UsageError(f"two names are needed: where is {destination} to go?")
     if len(sources) > 1 and not destination.is_directory:
         raise click.UsageError(f"several sources need a directory to go to, such as {destination}/")
     for source in sources:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.group()
+@common
 def disks() -> None:
     """Look after a store over several disks. They are named by the setting "disks"; 'gateway status' shows them."""
 

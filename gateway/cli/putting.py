@@ -82,7 +82,7 @@ def pairs(context: click.Context, parameter: click.Parameter, values: Sequence[s
 
 @click.command()
 @common
-@click.argument("sources", metavar="FILE...", type=either_name, nargs=-1, required=True)
+@click.argument("sources", metavar="FILE...", type=either_name, nargs=-1)
 @click.argument("destination", metavar="OBJECT", type=remote_name)
 @click.option("-r", "--recursive", is_flag=True, help="Store directories with all they hold.")
 @if_absent_option
@@ -113,6 +113,8 @@ def put(
     Empty directories are kept. Symbolic links to files are followed, others are reported and left out.
     A put that was interrupted is simply made again: what arrived already is not sent again.
     """
+    if not sources:
+        raise click.UsageError("two names are needed: what to store, and where, such as: gateway put FILE bucket/FILE")
     if if_version is not None and (recursive or len(sources) > 1 or if_absent):
         raise click.UsageError("--if-version is for one object, without -r and --if-absent")
     if expect is not None and (recursive or len(sources) > 1):

@@ -96,7 +96,8 @@ def sync(source: str, target: str, delete: bool, **options: Any) -> None:
     --include and --exclude are those of "aws s3 sync": the last pattern that matches a name decides, and * matches /,
     too. What is left out is neither copied nor deleted. Nor is anything deleted where the source could not be read.
 
-    A sync that was interrupted is simply made again. A file is replaced all at once, when the new one is complete.
+    A sync that was interrupted is simply made again. A file is replaced all at once, when the new one is complete. One
+    that changes while it is read is reported, and sent again by the next sync.
     """
     with_store(partial(_sync, source=place_of(source), target=place_of(target), wishes=_wishes(delete, **options)))
 

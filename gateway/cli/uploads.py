@@ -28,6 +28,7 @@ _id = click.argument("upload_id", metavar="ID")
 
 
 @click.group()
+@common
 def upload() -> None:
     """Write one object in parts, by several workers.
 

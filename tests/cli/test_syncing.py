@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -313,6 +314,36 @@ def test_a_sync_that_is_interrupted_says_what_was_done_and_is_gone_on_with(shell
     assert not [name for name in os.listdir(back) if name.endswith(".part")]
     shell("sync", "box/s", "./back")
     assert tree(back) == tree(root)
+
+
+def test_a_file_where_a_directory_is_due(gateway: Run, shell: Shell, bucket: str) -> None:
+    shell("put", "-", "box/file", data=b"1")
+    assert "it is an object itself, which 'gateway get' fetches" in gateway("sync", "box/file", "./x", code=4).err
+    gateway("get", "box/file", "file")
+    assert "'gateway put' stores a file" in gateway("sync", "./file", "box/x", code=1).err
+
+
+def test_a_file_that_changes_while_it_is_read_is_reported_and_sent_again(gateway: Run, bucket: str) -> None:
+    Path("busy").mkdir()
+    busy = Path("busy/log")
+    busy.write_bytes(b"first")
+    ended = threading.Event()
+
+    def grow() -> None:
+        while not ended.wait(0.001):
+            with busy.open("ab") as file:
+                file.write(bytes(10_000))
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        outcome = gateway("sync", "./busy", "box/s", code=1)
+    finally:
+        ended.set()
+        writer.join()
+    assert outcome.err.startswith("gateway: busy/log: it changed while it was read")
+    assert "stored 1 object" in gateway("sync", "./busy", "box/s").out
+    assert gateway("cat", "box/s/log").raw == busy.read_bytes()
 
 
 def test_what_a_killed_sync_left_is_taken_away(gateway: Run, shell: Shell, bucket: str) -> None:

@@ -128,6 +128,8 @@ def test_errors_for_programs(shell: Shell, gateway: Run, bucket: str) -> None:
     assert said("--json", "no-such-command", code=2)["kind"] == "usage"
     assert said("get", "--json", "box/none", "-", code=4)["exit_code"] == 4
     assert said("mb", "--json", "box", code=6)["kind"] == "already_exists"
+    for command in (["bucket", "--json", "show"], ["upload", "--json", "list"]):  # it may stand anywhere
+        assert said(*command, "nowhere", code=3)["kind"] == "no_such_bucket"
     gateway("put", "-r", "--json", ".", "box/here")
     Path("link").symlink_to("nowhere")
     assert said("put", "-r", "--json", ".", "box/here", code=1)["name"] == "./link"

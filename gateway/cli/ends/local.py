@@ -47,7 +47,8 @@ class LocalEnd:
     async def require_source(self) -> None:
         if not await asyncio.to_thread(os.path.isdir, self.root):
             missing = errno.ENOTDIR if self.root.exists() else errno.ENOENT
-            raise OSError(missing, os.strerror(missing), os.fspath(self.root))
+            hint = "; 'gateway put' stores a file" if missing == errno.ENOTDIR else ""
+            raise OSError(missing, os.strerror(missing) + hint, os.fspath(self.root))
 
     async def take_single(self) -> bool:
         if not await asyncio.to_thread(self.root.is_file):
@@ -101,14 +102,20 @@ class LocalEnd:
             await store.client.put_object(target.bucket, target.key, data=b"", content_type=DIRECTORY_TYPE)
             return
         metadata = {} if entry.mtime_ns is None else {SOURCE_MTIME: time_text(entry.mtime_ns)}
+        path = self.root / entry.name
         await store.put_file(
             target.bucket,
             target.key,
-            self.root / entry.name,
+            path,
             content_type=guess_type(target.name),
             metadata=metadata,
             progress=advance,
         )
+        status = await asyncio.to_thread(path.stat)
+        if (status.st_size, status.st_mtime_ns) != (entry.size, entry.mtime_ns):
+            # the object has the time that was listed, so the next sync finds that it differs
+            says = "it changed while it was read, so what was stored may be neither the old nor the new; do it again"
+            raise OSError(errno.EIO, says, os.fspath(path))
 
     async def fetch(self, store: Store, source: Remote, entry: Entry, advance: Advance) -> None:
         path = await asyncio.to_thread(self._place, entry)

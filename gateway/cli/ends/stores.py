@@ -46,7 +46,16 @@ class StoreEnd:
 
         page = await self._store.client.list_objects(self.root.bucket, self.root.key, limit=1)
         if not page.objects and self.root.key:
-            raise NoSuchKey(f"there is no object below {self.root}")
+            raise NoSuchKey(f"there is no object below {self.root}{await self._hint()}")
+
+    async def _hint(self) -> str:
+        from objmeta.errors import NoSuchKey
+
+        try:
+            await self._store.client.head_object(self.root.bucket, self.root.key.removesuffix("/"))
+        except NoSuchKey:
+            return ""
+        return "; it is an object itself, which 'gateway get' fetches and 'gateway cp' copies"
 
     async def copy(self, entry: Entry, target: Remote) -> None:
         """Make the content current under another name; no bytes are moved."""

@@ -114,6 +114,7 @@ def import_(source: str, target: str | None, **options: Any) -> None:
       gateway import s3://photos                      all of a bucket, to bucket photos here
       gateway import s3://photos/2026 bucket/2026     what is below 2026/
       gateway import https://host/data.csv bucket/    one file
+      gateway import https://host/dir/ bucket/dir     what a page links to
       gateway import /mnt/old bucket/old              a directory of this machine
       gateway import --from-store /srv/old bucket     a bucket of another store, to the same bucket here
 

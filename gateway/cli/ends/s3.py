@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.cli.ends.entries import READ_BYTES, Advance, Entry, Listed
-from gateway.cli.ends.urls import UrlEnd, check_length, datetime_ns, last_part, origin, translated
+from gateway.cli.ends.urls import BLOCK_BYTES, UrlEnd, check_length, datetime_ns, last_part, origin, translated
 from gateway.cli.paths import Remote
 from gateway.cli.putting import DIRECTORY_TYPE, guess_type
 from objmeta.errors import InvalidArgument
@@ -143,6 +143,20 @@ class S3End(UrlEnd):
         kept = {name: text for name, text in metadata.items() if (name + text).isascii()}
         headers = {theirs: kept.pop(ours) for theirs, ours in _HEADERS.items() if ours in kept}
         return headers | {"ContentType": content_type, "Metadata": kept}
+
+    async def fetch(self, store: Store, source: Remote, entry: Entry, advance: Advance) -> None:
+        if not entry.is_directory or not entry.size:
+            await super().fetch(store, source, entry, advance)
+            return
+        # s3fs would drop the slash; as a whole, such a key is one like others
+        if entry.size > BLOCK_BYTES:
+            raise InvalidArgument(f"a name that ends with a slash and has more than {BLOCK_BYTES >> 20} MiB of content")
+        version = await store.client.get_object(source.bucket, source.key, version_id=entry.detail)
+        content = await store.read(version)
+        with translated(self.full_name(entry.name)):
+            options = self._write_options(version.content_type, version.metadata)
+            await self._call("put_object", Key=self._prefix + entry.name, Body=content, **options)
+        advance(len(content))
 
     async def delete(self, entry: Entry) -> None:
         with translated(self.full_name(entry.name)):

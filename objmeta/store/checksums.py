@@ -72,9 +72,21 @@ def agrees(checksum: object, compute: Callable[..., int], *fields: Any) -> bool:
         return False
 
 
-def proves_itself(sequence: int, version_id: bytes, digest: bytes, parent: bytes, body: bytes) -> bool:
-    """Whether a record, ``parent`` encoded, is what its digest names (:func:`objmeta.core.records.record_digest`)."""
-    try:
-        return blake3(_encode((sequence, version_id, msgspec.Raw(parent), body))).digest() == digest
-    except (TypeError, OverflowError):
-        return False
+class Proofs:
+    """Tells of many records, one after another, whether each is what its digest names.
+
+    One hasher serves them all, since making one costs more than a record does.  Not for several threads at once.
+    """
+
+    def __init__(self) -> None:
+        self._hasher = blake3()
+
+    def hold(self, sequence: int, version_id: bytes, digest: bytes, parent: bytes, body: bytes) -> bool:
+        """Whether it is (:func:`objmeta.core.records.record_digest`); ``parent`` is encoded."""
+        hasher = self._hasher
+        hasher.reset()
+        try:
+            hasher.update(_encode((sequence, version_id, msgspec.Raw(parent), body)))
+        except (TypeError, OverflowError):
+            return False
+        return bool(hasher.digest() == digest)

@@ -34,7 +34,7 @@ from objmeta.errors import IntegrityError, StoreError, UnknownOutcome
 from objmeta.interfaces import Changes, Envelope
 from objmeta.store import directories
 from objmeta.store import sqlite_files as files
-from objmeta.store.checksums import agrees, is_name_sound, is_sound, proves_itself, store_sum
+from objmeta.store.checksums import Proofs, agrees, is_name_sound, is_sound, store_sum
 from objmeta.store.inventories import HeldRow, NamedRef, digests, inventory
 from objmeta.store.pages import UNKNOWN, StoredRecord, encoded_record, page
 from objmeta.store.sqlite_connections import Connections
@@ -361,10 +361,11 @@ class _Snapshot:
         return self._records("IN " + _some(names), names)
 
     def _records(self, which: str, names: Sequence[bytes]) -> Iterator[StoredRecord]:
+        hold = Proofs().hold
         with contextlib.closing(self._cursor.connection.cursor()) as cursor:
             found = cursor.execute(_RECORDS + which + _RECORD_ORDER, names)
             for name, sequence, version_id, digest, parent, body in found:
-                if type(name) is bytes and proves_itself(sequence, version_id, digest, parent, body):
+                if type(name) is bytes and hold(sequence, version_id, digest, parent, body):
                     yield name, encoded_record(name, sequence, version_id, digest, parent, body)
 
     def held_rows(self, start: bytes, end: bytes) -> Iterator[HeldRow]:

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import duckdb
+import pyarrow as pa
 
 from gateway.catalog import batches, schema
 from gateway.catalog.decoding import Decoded
@@ -100,6 +101,8 @@ class Catalog:
         self._rows = Rows(database, "kept")
         self._loader = locks.enter_context(contextlib.ExitStack())
         self._begun = False
+        self._found: list[pa.Table] = []
+        """The rows of objects that change."""
         self.is_read_only = False
         """Nothing can be written before :meth:`write`."""
         self.cursor: str | None = None
@@ -210,14 +213,20 @@ class Catalog:
         self._rows.add(found)
         return found.objects
 
+    def find(self, objects: Collection[tuple[str, str]]) -> None:
+        """Look for the rows of objects, each by bucket and key, for the next :meth:`change`."""
+        if objects:
+            with self._rows.given("changed", batches.names(objects)):
+                self._found.append(self._database.sql(schema.FIND_ROWS).to_arrow_table())
+
     def change(self, objects: Collection[tuple[str, str]], pages: Iterable[Decoded]) -> None:
-        """Replace all rows of these objects, each by bucket and key, by those of the pages."""
+        """Replace all rows of these objects, which were looked for, by those of the pages."""
+        found, self._found = self._found, []
         if not objects:
             return
-        with self._rows.given("changed", batches.names(objects)):
-            found = self._database.sql(schema.FIND_ROWS).to_arrow_table()
-            with self._rows.given("rows_found", found):
-                self._database.execute(schema.DELETE_ROWS)
+        changed, rows = self._rows.given("changed", batches.names(objects)), pa.concat_tables(found)
+        with changed, self._rows.given("rows_found", rows):
+            self._database.execute(schema.DELETE_ROWS)
             self._database.execute(schema.DELETE_REMOVALS)
         for page in pages:
             self._rows.add(page)
@@ -272,6 +281,7 @@ class Catalog:
     def roll_back(self) -> None:
         """Undo what was begun, if anything was; the cursor is again that of the rows."""
         self._rows.forget()
+        self._found.clear()
         if not self._begun:
             return
         self._surely("ROLLBACK")

@@ -78,7 +78,7 @@ async def test_what_breaks_off_is_made_up_for(client: objmeta.AsyncClient, monke
         raise NoQuorum("no majority")
 
     async with Session(client, catalog=":memory:") as session:
-        for method in ("load_versions", "buckets", "changed_versions"):
+        for method in ("load_versions", "buckets", "changed_objects", "changed_versions"):
             await client.put_object("demo", method, data=b"xx")
             with monkeypatch.context() as broken:
                 broken.setattr(client, method, unreachable)
@@ -91,14 +91,21 @@ async def test_changes_are_taken_in_though_the_cursor_stays(
     client: objmeta.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it does where the acceptor that listed them was gone before the objects were read."""
-    asked = client.changed_versions
+    asked = client.changed_objects
+    read = client.changed_versions
+    cursors: list[str | None] = []
 
-    async def stays(cursor: str | None = None, *, limit: int = 1000) -> objmeta.ChangedVersions:
-        found = await asked(cursor, limit=limit)
-        return msgspec.structs.replace(found, cursor=cursor or found.cursor)
+    async def noted(cursor: str | None = None, *, limit: int = 1000) -> objmeta.ChangedObjects:
+        cursors.append(cursor)
+        return await asked(cursor, limit=limit)
+
+    async def stays(changed: objmeta.ChangedObjects) -> objmeta.ChangedVersions:
+        found = await read(changed)
+        return msgspec.structs.replace(found, cursor=cursors[-1] or found.cursor)
 
     async with Session(client, catalog=":memory:") as session:
         assert len(await session.sql("FROM objects")) == 1
+        monkeypatch.setattr(client, "changed_objects", noted)
         monkeypatch.setattr(client, "changed_versions", stays)
         await client.put_object("demo", "more", data=b"xx")
         assert len(await session.sql("FROM objects")) == 2

@@ -23,9 +23,10 @@ import asyncio
 import contextlib
 import datetime
 import functools
+import gc
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -348,6 +349,13 @@ class _Refresh:
         self.looked_at = 0
 
     def run(self) -> _Step:
+        with _no_cycles():
+            cursor = yield from self._take_changes()
+        if cursor is not None:
+            yield from self._load(cursor)
+
+    def _take_changes(self) -> Generator[_Call, Any, str | None]:
+        """Take in what changed; where to begin, if everything must be loaded."""
         catalog = self._catalog
         cursor = catalog.cursor
         objects: set[tuple[str, str]] = set()
@@ -359,15 +367,14 @@ class _Refresh:
                 if not (changed.objects or changed.more or changed.reload) and changed.cursor == cursor:
                     buckets = yield lambda client: client.buckets()
                     if catalog.holds(buckets):
-                        return  # all that is done below would write nothing
+                        return None  # all that is done below would write nothing
                 catalog.write()
                 if catalog.cursor != cursor:  # somebody else has written it
                     cursor = catalog.cursor
                     continue
             if changed.reload:
                 catalog.roll_back()
-                yield from self._load(changed.cursor)
-                return
+                return str(changed.cursor)
             if not begun:
                 catalog.begin_change()
                 begun = True
@@ -388,9 +395,9 @@ class _Refresh:
             objects, pages = set(), []
             if not page.more:
                 catalog.end_change(buckets, cursor)
-                return
+                return None
         changed = yield functools.partial(_changes, cursor=None)
-        yield from self._load(changed.cursor)
+        return str(changed.cursor)
 
     def _change(
         self, objects: Collection[tuple[str, str]], pages: Iterable[EncodedVersions]
@@ -416,7 +423,8 @@ class _Refresh:
                 while True:
                     call = functools.partial(_load_versions, bucket=bucket, cursor=cursor, continuation=continuation)
                     try:
-                        page = yield call
+                        with _no_cycles():
+                            page = yield call
                     except NoSuchBucket:
                         break  # removed meanwhile; the next refresh forgets it
                     under_way.append(thread.submit(catalog.load, decoders.submit(page.versions)))
@@ -427,6 +435,19 @@ class _Refresh:
                         break
             self.looked_at += sum(each.result() for each in under_way)
         catalog.end_load(buckets, cursor)
+
+
+@contextlib.contextmanager
+def _no_cycles() -> Iterator[None]:
+    """Have Python look for no cycles of objects meanwhile, if it does at all: what is read makes none, but so many
+    objects that it would look through all of the process again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _changes(client: Any, *, cursor: str | None) -> Any:

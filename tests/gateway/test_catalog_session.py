@@ -165,3 +165,28 @@ async def test_what_a_session_refuses(client: objmeta.AsyncClient) -> None:
                 await session.sql(statement)
         with pytest.raises(InvalidArgument, match="empty"):
             await session.sql(" ")
+
+
+async def _halted(client: objmeta.AsyncClient, monkeypatch: pytest.MonkeyPatch, method: str, catalog: Path) -> Any:
+    """A query that waits for an answer of the store for ever."""
+    asked = asyncio.Event()
+
+    async def never(*_: object, **__: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(client, method, never)
+    query = asyncio.create_task(Session(client, catalog=catalog).sql("FROM objects"))
+    await asked.wait()
+    return query
+
+
+async def test_a_load_that_is_cancelled_leaves_no_file(
+    client: objmeta.AsyncClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    query = await _halted(client, monkeypatch, "load_versions", tmp_path / "kept.duckdb")
+    assert (tmp_path / "kept.duckdb.building").exists()
+    query.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await query
+    assert not (tmp_path / "kept.duckdb.building").exists()

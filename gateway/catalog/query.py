@@ -51,6 +51,8 @@ _AHEAD: Final = 12
 """Pages of a load, a megabyte or two each, that are read while DuckDB writes what came before them at one go."""
 _CHANGES: Final = 2_000
 _INTERRUPT_S: Final = 0.05
+_SELDOM: Final = 200_000
+"""New objects, after which Python looks for cycles: more than a page has."""
 
 
 def sql(
@@ -349,7 +351,7 @@ class _Refresh:
         self.looked_at = 0
 
     def run(self) -> _Step:
-        with _no_cycles():
+        with _few_cycles():
             cursor = yield from self._take_changes()
         if cursor is not None:
             yield from self._load(cursor)
@@ -423,7 +425,7 @@ class _Refresh:
                 while True:
                     call = functools.partial(_load_versions, bucket=bucket, cursor=cursor, continuation=continuation)
                     try:
-                        with _no_cycles():
+                        with _few_cycles():
                             page = yield call
                     except NoSuchBucket:
                         break  # removed meanwhile; the next refresh forgets it
@@ -438,16 +440,22 @@ class _Refresh:
 
 
 @contextlib.contextmanager
-def _no_cycles() -> Iterator[None]:
-    """Have Python look for no cycles of objects meanwhile, if it does at all: what is read makes none, but so many
-    objects that it would look through all of the process again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
+def _few_cycles() -> Iterator[None]:
+    """Have Python seldom look for cycles of objects meanwhile: what is read makes none, but so many objects that it
+    would look through all of the process again and again.
+
+    Seldom, not never: a query that was dropped with its event loop is such a cycle itself, and would leave it at that,
+    as a fork does.
+    """
+    before = gc.get_threshold()[0]
+    raised = 0 < before < _SELDOM  # 0: never
+    if raised:
+        gc.set_threshold(_SELDOM)
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        if raised and gc.get_threshold()[0] == _SELDOM:  # else somebody else has set it
+            gc.set_threshold(before)
 
 
 def _changes(client: Any, *, cursor: str | None) -> Any:

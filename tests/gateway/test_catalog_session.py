@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,29 @@ async def test_a_load_that_is_cancelled_leaves_no_file(
     with pytest.raises(asyncio.CancelledError):
         await query
     assert not (tmp_path / "kept.duckdb.building").exists()
+
+
+@pytest.mark.parametrize("method", ["changed_objects", "load_versions"])
+async def test_python_looks_for_cycles_as_before(
+    client: objmeta.AsyncClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str
+) -> None:
+    before = gc.get_threshold()
+    query = await _halted(client, monkeypatch, method, tmp_path / "kept.duckdb")
+    assert gc.get_threshold() > before
+    assert gc.isenabled(), "who never goes on with the query, or has forked, is not without it for good"
+    query.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await query
+    assert gc.get_threshold() == before
+
+
+async def test_two_queries_at_once_leave_the_search_for_cycles_as_it_was(
+    client: objmeta.AsyncClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = gc.get_threshold()
+    queries = [await _halted(client, monkeypatch, "changed_objects", tmp_path / f"{at}.duckdb") for at in range(2)]
+    for query in queries:
+        query.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await query
+    assert gc.get_threshold() == before

@@ -34,7 +34,7 @@ from objmeta.client import (
 from objmeta.model.values import BucketSettings, Chunk, Manifest
 from objmeta.objects.columns import EncodedVersions, VersionArrays, VersionColumns
 from objmeta.objects.elections import AsyncElection
-from objmeta.objects.feed import ChangedObjects, ChangedVersions, LoadedPage
+from objmeta.objects.feed import ChangedVersions, LoadedPage
 from objmeta.objects.locks import AsyncLease, AsyncLock, LockHolder
 from objmeta.objects.marks import Marked, Named
 from objmeta.objects.types import (
@@ -60,7 +60,6 @@ __all__ = [
     "BucketSettings",
     "ChangePage",
     "ChangedObject",
-    "ChangedObjects",
     "ChangedVersions",
     "Chunk",
     "Client",

@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import duckdb
-import pyarrow as pa
 
 from gateway.catalog import batches, schema
 from gateway.catalog.decoding import Decoded
@@ -103,8 +102,6 @@ class Catalog:
         self._loading = threading.Lock()
         """Held by who interrupts the connection of a load, so that it is there."""
         self._begun = False
-        self._found: list[pa.Table] = []
-        """The rows of objects that change."""
         self.is_read_only = False
         """Nothing can be written before :meth:`write`."""
         self.cursor: str | None = None
@@ -215,20 +212,14 @@ class Catalog:
         self._rows.add(found)
         return found.objects
 
-    def find(self, objects: Collection[tuple[str, str]]) -> None:
-        """Look for the rows of objects, each by bucket and key, for the next :meth:`change`."""
-        if objects:
-            with self._rows.given("changed", batches.names(objects)):
-                self._found.append(self._database.sql(schema.FIND_ROWS).to_arrow_table())
-
     def change(self, objects: Collection[tuple[str, str]], pages: Iterable[Decoded]) -> None:
-        """Replace all rows of these objects, which were looked for, by those of the pages."""
-        found, self._found = self._found, []
+        """Replace all rows of these objects, each by bucket and key, by those of the pages."""
         if not objects:
             return
-        changed, rows = self._rows.given("changed", batches.names(objects)), pa.concat_tables(found)
-        with changed, self._rows.given("rows_found", rows):
-            self._database.execute(schema.DELETE_ROWS)
+        with self._rows.given("changed", batches.names(objects)):
+            found = self._database.sql(schema.FIND_ROWS).to_arrow_table()
+            with self._rows.given("rows_found", found):
+                self._database.execute(schema.DELETE_ROWS)
             self._database.execute(schema.DELETE_REMOVALS)
         for page in pages:
             self._rows.add(page)
@@ -283,7 +274,6 @@ class Catalog:
     def roll_back(self) -> None:
         """Undo what was begun, if anything was; the cursor is again that of the rows."""
         self._rows.forget()
-        self._found.clear()
         if not self._begun:
             return
         self._surely("ROLLBACK")

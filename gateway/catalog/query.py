@@ -42,7 +42,7 @@ from gateway.catalog.live import Ask, LiveVersions
 from gateway.catalog.results import Result
 from gateway.data.past import Past
 from gateway.upkeep import tables
-from objmeta import AsyncClient, Bucket, ChangedObjects, Chunk, Client, EncodedVersions, ObjectVersion
+from objmeta import AsyncClient, Bucket, Chunk, Client, EncodedVersions, ObjectVersion
 from objmeta.client import Location, StoreStatus
 from objmeta.errors import IntegrityError, InvalidArgument, NoSuchBucket, ObjmetaError, Unavailable
 
@@ -364,9 +364,9 @@ class _Refresh:
         pages: list[EncodedVersions] = []
         begun = False
         while cursor is not None:
-            changed = yield functools.partial(_changes, cursor=cursor)
+            page = yield functools.partial(_changes, cursor=cursor)
             if catalog.is_read_only:
-                if not (changed.objects or changed.more or changed.reload) and changed.cursor == cursor:
+                if not (page.objects or page.more or page.reload) and page.cursor == cursor:
                     buckets = yield lambda client: client.buckets()
                     if catalog.holds(buckets):
                         return None  # all that is done below would write nothing
@@ -374,21 +374,17 @@ class _Refresh:
                 if catalog.cursor != cursor:  # somebody else has written it
                     cursor = catalog.cursor
                     continue
-            if changed.reload:
+            if page.reload:
                 catalog.roll_back()
-                return str(changed.cursor)
+                return str(page.cursor)
+            cursor = page.cursor
+            self.looked_at += len(page.objects)
             if not begun:
                 catalog.begin_change()
                 begun = True
-            if not objects.isdisjoint(changed.objects):  # what is read later counts
+            if not objects.isdisjoint(page.objects):  # what was read later counts
                 yield from self._change(objects, pages)
                 objects, pages = set(), []
-            with ThreadPoolExecutor(1, "objmeta-catalog") as thread:
-                finding = thread.submit(catalog.find, changed.objects)
-                page = yield functools.partial(_changed_versions, changed=changed)
-                finding.result()
-            cursor = page.cursor
-            self.looked_at += len(page.objects)
             objects.update(page.objects)
             pages += page.pages
             if page.more and len(objects) < 10 * _CHANGES:
@@ -398,8 +394,8 @@ class _Refresh:
             if not page.more:
                 catalog.end_change(buckets, cursor)
                 return None
-        changed = yield functools.partial(_changes, cursor=None)
-        return str(changed.cursor)
+        page = yield functools.partial(_changes, cursor=None)
+        return str(page.cursor)
 
     def _change(
         self, objects: Collection[tuple[str, str]], pages: Iterable[EncodedVersions]
@@ -408,7 +404,7 @@ class _Refresh:
         buckets: list[Bucket] = yield lambda client: client.buckets()
         there = {bucket.name for bucket in buckets}
         self._catalog.forget_renewed(buckets)
-        with ThreadPoolExecutor(1, "objmeta-decoding") as thread:  # DuckDB deletes the old rows meanwhile
+        with ThreadPoolExecutor(1, "objmeta-decoding") as thread:  # DuckDB looks for the old rows meanwhile
             new = [thread.submit(decoded, page, self._resolve) for page in pages if page.bucket in there]
             self._catalog.change([each for each in objects if each[0] in there], (each.result() for each in new))
         return buckets
@@ -459,11 +455,7 @@ def _few_cycles() -> Iterator[None]:
 
 
 def _changes(client: Any, *, cursor: str | None) -> Any:
-    return client.changed_objects(cursor, limit=_CHANGES)
-
-
-def _changed_versions(client: Any, *, changed: ChangedObjects) -> Any:
-    return client.changed_versions(changed)
+    return client.changed_versions(cursor, limit=_CHANGES)
 
 
 def _load_versions(client: Any, *, bucket: Bucket, cursor: str, continuation: bytes | None) -> Any:

@@ -20,7 +20,7 @@ from objmeta.model.changes import ConfigureBucket
 from objmeta.model.names import check_bucket, check_key
 from objmeta.model.values import Chunk
 from objmeta.objects.elections import AsyncElection
-from objmeta.objects.feed import ChangedObjects, ChangedVersions, LoadedPage
+from objmeta.objects.feed import ChangedVersions, LoadedPage
 from objmeta.objects.locks import TTL_S, AsyncLock, Locks
 from objmeta.objects.marks import Marked, marks
 from objmeta.objects.transactions import conclude_all
@@ -310,13 +310,9 @@ class AsyncClient:
         """
         return await (await self._open()).feed.changes(cursor, limit)
 
-    async def changed_objects(self, cursor: str | None = None, *, limit: int = 1000) -> ChangedObjects:
-        """Only which objects :meth:`changes` would tell of. Raises as that does."""
-        return await (await self._open()).feed.changed_objects(cursor, limit)
-
-    async def changed_versions(self, changed: ChangedObjects) -> ChangedVersions:
-        """What these are now, for who keeps very many versions, and where to go on. Raises NoQuorum."""
-        return await (await self._open()).feed.changed_versions(changed)
+    async def changed_versions(self, cursor: str | None = None, *, limit: int = 1000) -> ChangedVersions:
+        """What :meth:`changes` says, column by column, for who keeps very many versions. Raises as that does."""
+        return await (await self._open()).feed.changed_versions(cursor, limit)
 
     async def load_versions(
         self, bucket: Bucket, cursor: str, *, continuation: bytes | None = None, limit: int = 5000

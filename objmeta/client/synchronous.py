@@ -21,7 +21,7 @@ from objmeta.core.configuration import Membership
 from objmeta.errors import ForkedClient
 from objmeta.interfaces import Collected, Cycle, MembersStatus, StoreStatus
 from objmeta.model.values import Chunk
-from objmeta.objects.feed import ChangedObjects, ChangedVersions, LoadedPage
+from objmeta.objects.feed import ChangedVersions, LoadedPage
 from objmeta.objects.locks import TTL_S
 from objmeta.objects.types import (
     Bucket,
@@ -303,13 +303,9 @@ class Client:
         """What changed since ``cursor``; see :meth:`AsyncClient.changes`. Raises InvalidArgument, NoQuorum."""
         return self._run(self._current().changes(cursor, limit=limit))
 
-    def changed_objects(self, cursor: str | None = None, *, limit: int = 1000) -> ChangedObjects:
-        """Only which objects changed; see :meth:`AsyncClient.changed_objects`. Raises InvalidArgument, NoQuorum."""
-        return self._run(self._current().changed_objects(cursor, limit=limit))
-
-    def changed_versions(self, changed: ChangedObjects) -> ChangedVersions:
-        """What these are now, column by column; see :meth:`AsyncClient.changed_versions`. Raises NoQuorum."""
-        return self._run(self._current().changed_versions(changed))
+    def changed_versions(self, cursor: str | None = None, *, limit: int = 1000) -> ChangedVersions:
+        """The same, column by column; see :meth:`AsyncClient.changed_versions`."""
+        return self._run(self._current().changed_versions(cursor, limit=limit))
 
     def load_versions(
         self, bucket: Bucket, cursor: str, *, continuation: bytes | None = None, limit: int = 5000

@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Final
 
 import msgspec
@@ -57,22 +56,6 @@ class LoadedPage(msgspec.Struct, frozen=True):
         return self.versions.columns()
 
 
-class ChangedObjects(msgspec.Struct, frozen=True):
-    """Which objects changed, by bucket and key; the rest is as in :class:`ChangePage`.
-
-    ``cursor`` goes on behind them, which is right only for who has read what they are by then.  ``since``, ``reached``
-    and ``registers`` (bucket, its id, and names in it) are for that reading.
-    """
-
-    objects: tuple[tuple[str, str], ...]
-    cursor: str
-    more: bool = False
-    reload: bool = False
-    since: Watermarks | None = None
-    reached: tuple[tuple[int, int], ...] = ()
-    registers: tuple[tuple[str, bytes, tuple[bytes, ...]], ...] = ()
-
-
 class ChangedVersions(msgspec.Struct, frozen=True):
     """What :class:`ChangePage` tells, as it was read: ``objects`` by bucket and key, and all versions they have now.
 
@@ -95,48 +78,39 @@ class Feed:
 
     async def changes(self, cursor: str | None, limit: int) -> ChangePage:
         """What has changed since ``cursor``; see :meth:`objmeta.AsyncClient.changes`."""
-        found = await self.changed_versions(await self.changed_objects(cursor, limit))
+        found = await self.changed_versions(cursor, limit)
         there = {(each.bucket, each.key): each for page in found.pages for each in _objects(page)}
         objects = tuple(there.get(name) or ChangedObject(*name, ()) for name in found.objects)
         return ChangePage(objects, found.cursor, found.more, found.reload)
 
-    async def changed_objects(self, cursor: str | None, limit: int) -> ChangedObjects:
-        """The same without the versions; see :meth:`objmeta.AsyncClient.changed_objects`."""
+    async def changed_versions(self, cursor: str | None, limit: int) -> ChangedVersions:
+        """The same, undecoded; see :meth:`objmeta.AsyncClient.changed_versions`."""
         if limit < 1:
             raise InvalidArgument(f"a page's limit must be at least 1, not {limit}")
         since = None if cursor is None else _decoded(cursor)
         registers, timeout_s = self._context.registers, self._context.timeout_s
         changed = await registers.changes(since, min(limit, LIMIT_MAX), timeout_s)
         if changed.reload or since is None:
-            return ChangedObjects((), _encoded(changed.marks), reload=True)
-        by_bucket: dict[bytes, list[bytes]] = {}
-        for name in changed.names:
-            if name.startswith(OBJECTS):
-                by_bucket.setdefault(name[len(OBJECTS) : len(OBJECTS) + BUCKET_ID_BYTES], []).append(name)
-        buckets = {bucket.bucket_id: bucket.name for bucket in await self._buckets.list()} if by_bucket else {}
-        found = tuple(
-            (buckets[bucket_id], bucket_id, tuple(names))
-            for bucket_id, names in by_bucket.items()
-            if bucket_id in buckets  # if it is gone they are with it: ids are never used again
-        )
-        objects = tuple(_named(*each) for each in found)
-        reached = changed.marks.marks
-        following = _following(since, dict(reached))
-        return ChangedObjects(tuple(chain(*objects)), following, changed.more, False, since, reached, found)
-
-    async def changed_versions(self, changed: ChangedObjects) -> ChangedVersions:
-        """What these objects are now; see :meth:`objmeta.AsyncClient.changed_versions`."""
-        if changed.since is None:
-            return ChangedVersions((), (), changed.cursor, changed.more, changed.reload)
-        reached = dict(changed.reached)
+            return ChangedVersions((), (), _encoded(changed.marks), reload=True)
+        reached = dict(changed.marks.marks)
         objects: list[tuple[str, str]] = []
         pages: list[EncodedVersions] = []
-        for bucket, bucket_id, names in changed.registers:
-            found = await self._look_at(bucket, bucket_id, names, reached)
-            if found is not None:
-                objects += _named(bucket, bucket_id, names)
-                pages += found
-        return ChangedVersions(tuple(objects), tuple(pages), _following(changed.since, reached), changed.more)
+        named = [name for name in changed.names if name.startswith(OBJECTS)]
+        if named:
+            by_bucket: dict[bytes, list[bytes]] = {}
+            for name in named:
+                by_bucket.setdefault(name[len(OBJECTS) : len(OBJECTS) + BUCKET_ID_BYTES], []).append(name)
+            buckets = {bucket.bucket_id: bucket.name for bucket in await self._buckets.list()}
+            for bucket_id, names in by_bucket.items():
+                bucket = buckets.get(bucket_id)
+                found = await self._look_at(bucket, bucket_id, names, reached) if bucket is not None else None
+                if bucket is not None and found is not None:
+                    base = len(object_prefix(bucket_id))
+                    objects += ((bucket, name[base:].decode()) for name in names)
+                    pages += found
+        marks = dict(since.marks) | reached
+        following = Watermarks(since.store_id, since.epoch, tuple(sorted(marks.items())))
+        return ChangedVersions(tuple(objects), tuple(pages), _encoded(following), changed.more)
 
     async def load(self, bucket: Bucket, cursor: str, continuation: bytes | None, limit: int) -> LoadedPage:
         """All versions of at most ``limit`` objects of a bucket. Raises NoSuchBucket once it is gone, NoQuorum."""
@@ -196,16 +170,6 @@ def _objects(page: EncodedVersions) -> Iterator[ChangedObject]:
     for key, history in page.histories():
         versions = () if history.state.flag == TOMBSTONE else history.public(page.bucket, key)
         yield ChangedObject(page.bucket, key, tuple(versions), tuple(history.public_removals(page.bucket, key)))
-
-
-def _named(bucket: str, bucket_id: bytes, names: Sequence[bytes]) -> list[tuple[str, str]]:
-    base = len(object_prefix(bucket_id))
-    return [(bucket, name[base:].decode()) for name in names]
-
-
-def _following(since: Watermarks, reached: dict[int, int]) -> str:
-    marks = dict(since.marks) | reached
-    return _encoded(Watermarks(since.store_id, since.epoch, tuple(sorted(marks.items()))))
 
 
 def _before(names: Sequence[bytes], horizon: bytes) -> int:

@@ -181,9 +181,9 @@ class _Recorder:
         self.asked.append("buckets")
         return []
 
-    def changed_objects(self, cursor: str | None, *, limit: int) -> objmeta.ChangedObjects:
+    def changed_versions(self, cursor: str | None, *, limit: int) -> objmeta.ChangedVersions:
         self.asked.append("changes")
-        return objmeta.ChangedObjects((), "cursor", reload=cursor is None)
+        return objmeta.ChangedVersions((), (), "cursor", reload=cursor is None)
 
     def status(self) -> SimpleNamespace:
         self.asked.append("status")
@@ -255,7 +255,7 @@ def test_a_node_that_is_down_has_no_figures() -> None:
         status=lambda: SimpleNamespace(nodes=(up, NodeStatus(2, "h:2", "down", "it did not")))
     )
     query = "SELECT node_id, detail, version, registers, changes, uptime_s FROM nodes ORDER BY 1"
-    client.changed_objects = lambda cursor, limit: objmeta.ChangedObjects((), "cursor", reload=cursor is None)
+    client.changed_versions = lambda cursor, limit: objmeta.ChangedVersions((), (), "cursor", reload=cursor is None)
     client.buckets = list
     found = sql(client, query, catalog=":memory:")
     assert found.rows() == [(1, "", "1", 0, 2, 3.0), (2, "it did not", None, None, None, None)]

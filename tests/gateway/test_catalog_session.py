@@ -79,7 +79,7 @@ async def test_what_breaks_off_is_made_up_for(client: objmeta.AsyncClient, monke
         raise NoQuorum("no majority")
 
     async with Session(client, catalog=":memory:") as session:
-        for method in ("load_versions", "buckets", "changed_objects", "changed_versions"):
+        for method in ("load_versions", "buckets", "changed_versions"):
             await client.put_object("demo", method, data=b"xx")
             with monkeypatch.context() as broken:
                 broken.setattr(client, method, unreachable)
@@ -92,21 +92,14 @@ async def test_changes_are_taken_in_though_the_cursor_stays(
     client: objmeta.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it does where the acceptor that listed them was gone before the objects were read."""
-    asked = client.changed_objects
-    read = client.changed_versions
-    cursors: list[str | None] = []
+    asked = client.changed_versions
 
-    async def noted(cursor: str | None = None, *, limit: int = 1000) -> objmeta.ChangedObjects:
-        cursors.append(cursor)
-        return await asked(cursor, limit=limit)
-
-    async def stays(changed: objmeta.ChangedObjects) -> objmeta.ChangedVersions:
-        found = await read(changed)
-        return msgspec.structs.replace(found, cursor=cursors[-1] or found.cursor)
+    async def stays(cursor: str | None = None, *, limit: int = 1000) -> objmeta.ChangedVersions:
+        found = await asked(cursor, limit=limit)
+        return msgspec.structs.replace(found, cursor=cursor or found.cursor)
 
     async with Session(client, catalog=":memory:") as session:
         assert len(await session.sql("FROM objects")) == 1
-        monkeypatch.setattr(client, "changed_objects", noted)
         monkeypatch.setattr(client, "changed_versions", stays)
         await client.put_object("demo", "more", data=b"xx")
         assert len(await session.sql("FROM objects")) == 2
@@ -193,7 +186,7 @@ async def test_a_load_that_is_cancelled_leaves_no_file(
     assert not (tmp_path / "kept.duckdb.building").exists()
 
 
-@pytest.mark.parametrize("method", ["changed_objects", "load_versions"])
+@pytest.mark.parametrize("method", ["changed_versions", "load_versions"])
 async def test_python_looks_for_cycles_as_before(
     client: objmeta.AsyncClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str
 ) -> None:
@@ -211,7 +204,7 @@ async def test_two_queries_at_once_leave_the_search_for_cycles_as_it_was(
     client: objmeta.AsyncClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = gc.get_threshold()
-    queries = [await _halted(client, monkeypatch, "changed_objects", tmp_path / f"{at}.duckdb") for at in range(2)]
+    queries = [await _halted(client, monkeypatch, "changed_versions", tmp_path / f"{at}.duckdb") for at in range(2)]
     for query in queries:
         query.cancel()
         with pytest.raises(asyncio.CancelledError):

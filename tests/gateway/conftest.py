@@ -47,3 +47,15 @@ async def node(tmp_path: Path) -> AsyncIterator[BlobNode]:
     yield started
     await started.stop()
     await started.blobs.close()
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[list[BlobNode]]:
+    """Three servers of chunks."""
+    found = [BlobNode(tmp_path / str(number)) for number in range(3)]
+    for node in found:
+        await node.start()
+    yield found
+    for node in found:
+        await node.stop()
+        await node.blobs.close()

@@ -28,17 +28,6 @@ from tests.gateway.blobnodes import BlobNode, placed, places
 
 
 @pytest.fixture
-async def nodes(tmp_path: Path) -> AsyncIterator[list[BlobNode]]:
-    found = [BlobNode(tmp_path / str(number)) for number in range(3)]
-    for node in found:
-        await node.start()
-    yield found
-    for node in found:
-        await node.stop()
-        await node.blobs.close()
-
-
-@pytest.fixture
 async def blobs(nodes: list[BlobNode]) -> AsyncIterator[ClusterBlobs]:
     store = ClusterBlobs(placed(*nodes), timeout_s=5)
     yield store

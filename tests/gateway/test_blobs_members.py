@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,17 +13,6 @@ from gateway.blobs.placement import Place
 from gateway.blobs.places import ChunkMissing
 from objmeta import errors
 from tests.gateway.blobnodes import BlobNode, placed, places
-
-
-@pytest.fixture
-async def nodes(tmp_path: Path) -> AsyncIterator[list[BlobNode]]:
-    found = [BlobNode(tmp_path / str(number)) for number in range(3)]
-    for node in found:
-        await node.start()
-    yield found
-    for node in found:
-        await node.stop()
-        await node.blobs.close()
 
 
 async def test_members_are_asked_for_once(nodes: list[BlobNode]) -> None:

@@ -27,6 +27,7 @@ from blake3 import blake3
 from gateway.blobs.files import creating, in_thread, reading, recycle_buffers, update, writing
 from gateway.blobs.local import LocalBlobs
 from gateway.blobs.places import BlobStore
+from gateway.data.chunkcache import ChunkCache
 from gateway.data.commits import RENEWALS_MAX, Commits, decode_list, put_of
 from gateway.data.partial import claim, partial_path
 from gateway.data.past import Past
@@ -51,8 +52,6 @@ WINDOW: Final = 12
 """Chunks that are read ahead: enough that reading, sending, hashing and writing overlap."""
 COPY_BYTES: Final = 4 << 20
 """About so much goes to a file at a time, in one visit to a thread."""
-CACHED_CHUNKS_MAX: Final = 8
-"""Ranged reads of one file (a Parquet footer, then columns) mostly meet in few chunks."""
 CACHED_LISTS_MAX: Final = 4
 
 Span = tuple[Chunk, int, int]
@@ -69,7 +68,7 @@ class Store:
     def __init__(self, client: AsyncClient, blobs: BlobStore) -> None:
         self.client = client
         self.blobs = blobs
-        self._cache = _ChunkCache(blobs)
+        self._cache = ChunkCache(blobs)
         self._uploads: WeakSet[Upload] = WeakSet()
         self._lists: OrderedDict[tuple[Chunk, ...], tuple[Chunk, ...]] = OrderedDict()
         self.commits = Commits(client, blobs)
@@ -410,41 +409,6 @@ class Store:
 
     async def _fetch(self, chunk: Chunk, start: int, stop: int) -> bytes:
         return await self.blobs.get(chunk, start, None if stop == chunk.length else stop)
-
-
-class _ChunkCache:
-    """The last few chunks that ranged reads touched; readers that meet in one share its fetch."""
-
-    def __init__(self, blobs: BlobStore) -> None:
-        self._blobs = blobs
-        self._fetches: OrderedDict[Chunk, asyncio.Task[bytes]] = OrderedDict()
-        self._owner: object = None
-
-    async def get(self, chunk: Chunk, start: int, stop: int) -> bytes:
-        owner = (os.getpid(), asyncio.get_running_loop())
-        if self._owner != owner:
-            self._owner = owner
-            self._fetches.clear()
-        fetch = self._fetches.get(chunk)
-        if fetch is None:
-            fetch = self._fetches[chunk] = asyncio.create_task(self._blobs.get(chunk))
-            fetch.add_done_callback(lambda done: self._forget_failure(chunk, done))
-            while len(self._fetches) > CACHED_CHUNKS_MAX:
-                self._fetches.popitem(last=False)
-        self._fetches.move_to_end(chunk)
-        data = await asyncio.shield(fetch)
-        return data[start:stop]
-
-    def clear(self) -> None:
-        """Forget all, and stop what is under way."""
-        if self._owner == (os.getpid(), asyncio.get_running_loop()):
-            for fetch in self._fetches.values():
-                fetch.cancel()
-        self._fetches.clear()
-
-    def _forget_failure(self, chunk: Chunk, fetch: asyncio.Task[bytes]) -> None:
-        if (fetch.cancelled() or fetch.exception() is not None) and self._fetches.get(chunk) is fetch:
-            del self._fetches[chunk]
 
 
 async def open_store(target: str | os.PathLike[str] | None = None, **settings: Any) -> Store:

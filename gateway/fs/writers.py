@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from gateway.data.uploading import Upload
     from gateway.fs.filesystem import ObjmetaFileSystem
 
-_WITH_EXCEPT_START: Final = opmap["WITH_EXCEPT_START"]
+_WITH_EXCEPT_START: Final = opmap.get("WITH_EXCEPT_START")  # a Python without it is missing one way to tell
 _NEVER_CLOSED_BY_DUCKDB: Final = ("schema.sql", "load.sql")
 
 

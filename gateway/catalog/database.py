@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import functools
+import os
 import re
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -26,9 +28,10 @@ import pyarrow as pa
 from gateway.catalog import batches, kept, macros, schema
 from gateway.upkeep import tables
 from objmeta.client import Location, StoreStatus
-from objmeta.errors import InvalidArgument, StoreError
+from objmeta.errors import InvalidArgument, StoreError, StoreFull
 from objmeta.forking import tell_of_forks
 
+_FULL: Final = os.strerror(errno.ENOSPC)
 EMPTY: Final = "the query is empty; an example: SELECT bucket, count(*) FROM objects GROUP BY 1"
 LASTING: Final = frozenset({"view", "macro", "function", "prepare"})
 """Words of statements that make something which names tables whenever it is used."""
@@ -301,4 +304,6 @@ def refusing() -> Generator[None, None, None]:
         raise StoreError("the query needs more memory than there is; ask for fewer rows or columns") from None
     except duckdb.Error as error:
         message = " ".join(str(error).split("\n\nLINE")[0].split())
+        if _FULL in message:
+            raise StoreFull(f"{message}; make room there, or keep the catalog elsewhere (--catalog)") from None
         raise InvalidArgument(f"the query cannot be run: {message}") from None

@@ -7,7 +7,7 @@ import os
 import resource
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -32,17 +32,6 @@ def temporaries(blobs: LocalBlobs) -> list[Path]:
 async def frames(*parts: bytes) -> AsyncIterator[bytes]:
     for part in parts:
         yield part
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB, where the machine allows to mount one."""
-    path = tmp_path / "tiny"
-    path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", path], check=False).returncode:
-        pytest.skip("no right to mount a small file system here")
-    yield path
-    subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def mount(path: Path, options: str) -> None:

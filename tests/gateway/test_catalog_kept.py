@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import os
@@ -15,7 +16,7 @@ import pytest
 import objmeta
 from gateway.catalog import kept, schema
 from gateway.catalog.query import sql
-from objmeta.errors import InvalidArgument, StoreError
+from objmeta.errors import InvalidArgument, StoreError, StoreFull
 
 ALL = "SELECT bucket, key, size FROM versions ORDER BY ALL"
 
@@ -401,3 +402,21 @@ def test_rows_of_current_versions_lie_together(client: objmeta.Client, path: Pat
 
 def test_the_columns_that_are_told(client: objmeta.Client) -> None:
     assert [row[0] for row in sql(client, "DESCRIBE versions").rows()] == schema.VERSIONS.names
+
+
+def test_a_full_disk(client: objmeta.Client, tiny_disk: Path) -> None:
+    """Whether a catalog is made or brought up to date: the error says so, and the next query what is right."""
+    path, filler = tiny_disk / "kept.duckdb", tiny_disk / "filler"
+    for number in range(2):
+        for key in range(500):
+            client.put_object("demo", f"{key}", data=b"x" * number)
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        with pytest.raises(StoreFull, match=f"No space left.*{path.name}|{path.name}.*No space left"):
+            sql(client, "FROM versions", catalog=path)
+        filler.unlink()
+        assert sql(client, "SELECT count(*), sum(size) FROM versions", catalog=path).rows() == [
+            (500 * (number + 1), 500 * number)
+        ]
+    assert names_beside(path) <= {path.name, f"{path.name}.lock", f"{path.name}.wal"}

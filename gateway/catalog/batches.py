@@ -5,8 +5,9 @@ from __future__ import annotations
 import binascii
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +16,9 @@ from gateway.catalog.schema import BUCKETS, CHUNKS, REMOVALS, TIME, VERSION_ROWS
 from objmeta import Bucket, Chunk, RemovedVersion, VersionArrays, VersionColumns
 from objmeta.errors import IntegrityError
 from objmeta.vectors import Many, Spans
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_CHUNKS: Final = msgspec.msgpack.Decoder(list[Chunk])
 
 Resolve = Callable[[str, str, str, Sequence[Chunk]], Sequence[Chunk] | None]
 """From a version (bucket, key, version id, lists) to its chunks; None where they cannot be read now."""
@@ -47,7 +51,7 @@ def versions(columns: VersionColumns, resolve: Resolve) -> pa.RecordBatch:
         "parent_version_id": _hex(columns.parent_version_id),
         "is_inline": pc.and_not(pa.array(inline, pa.bool_()), marker),
         "chunks": _chunk_lists(chunks),
-        "lists": _chunk_lists(columns.lists),
+        "lists": pa.array(map(_named_lists, chunks, columns.lists), pa.binary()),
     }
     return pa.RecordBatch.from_arrays([arrays[name] for name in VERSION_ROWS.names], schema=VERSION_ROWS)
 
@@ -58,12 +62,11 @@ def plain_versions(arrays: VersionArrays) -> pa.RecordBatch:
     marker = pa.array(columns["delete_marker"])
     content_type = _text(columns["content_type"])
     parent = columns["parent_version_id"]
-    chunks = _chunks(columns["chunks"])
     of = pa.array(arrays.object)
     made = {
         "bucket": pa.repeat(pa.scalar(arrays.bucket, pa.string()), len(of)),
-        "key": pa.array(arrays.keys, pa.string()).take(of),
-        "directory": pa.array(map(_directory, arrays.keys), pa.string()).take(of),
+        "key": _text(arrays.keys).take(of),
+        "directory": _text(_directories(arrays.keys)).take(of),
         "version_id": _text(arrays.version_id, hex=True),
         "is_latest": pa.array(arrays.is_latest),
         "is_delete_marker": marker,
@@ -75,8 +78,8 @@ def plain_versions(arrays: VersionArrays) -> pa.RecordBatch:
         "sequence": pa.array(arrays.sequence),
         "parent_version_id": _unless(pa.array(parent.length == 0), _text(parent, hex=True)),
         "is_inline": pc.and_not(pa.array(columns["chunks"].count == 0), marker),
-        "chunks": chunks,
-        "lists": _chunks(columns["lists"]),
+        "chunks": _chunks(columns["chunks"]),
+        "lists": pa.nulls(len(of), pa.binary()),
     }
     batch = pa.RecordBatch.from_arrays([made[name] for name in VERSION_ROWS.names], schema=VERSION_ROWS)
     try:
@@ -84,6 +87,11 @@ def plain_versions(arrays: VersionArrays) -> pa.RecordBatch:
     except pa.ArrowInvalid as damage:
         raise IntegrityError(f"a record holds text that cannot be read: {damage}") from damage
     return batch
+
+
+def lists_of(column: bytes) -> Sequence[Chunk]:
+    """What the column ``lists`` has of a version."""
+    return _CHUNKS.decode(column)
 
 
 def removals(columns: VersionColumns) -> pa.Table:
@@ -139,8 +147,20 @@ def _removal_row(bucket: str, key: str, removal: RemovedVersion) -> tuple[object
     )
 
 
+def _named_lists(chunks: Sequence[Chunk] | None, lists: Sequence[Chunk]) -> bytes | None:
+    return _ENCODER.encode(lists) if chunks is None else None
+
+
 def _directory(key: str) -> str:
     return key[: key.rfind("/") + 1]
+
+
+def _directories(keys: Spans) -> Spans:
+    """The same of a column."""
+    slashes = np.flatnonzero(keys.data == ord("/"))
+    before = np.searchsorted(slashes, keys.start + keys.length)
+    last = np.where(before > 0, slashes.take(before - 1, mode="wrap"), -1) if len(slashes) else -1
+    return Spans(keys.data, keys.start, np.maximum(last + 1 - keys.start, 0))
 
 
 def _unless(condition: Any, values: Any) -> Any:

@@ -272,9 +272,9 @@ def _connect(place: kept.Place | None, external_access: bool) -> Any:
         }
     )
     database.execute("SET TimeZone = 'UTC'")
-    # With a log as long as this (DuckDB estimates what a commit adds) a commit goes to the file, and not to the log
-    # before, which would cost as much again.  A shorter one costs less to read at every query than a checkpoint.
-    database.execute("SET checkpoint_threshold = '256KB'")
+    # What would make a longer log (DuckDB guesses at that, and says four times what it becomes) is written to the file
+    # at once, and not to the log before.
+    database.execute("SET checkpoint_threshold = '16MB'")
     database.execute("SET checkpoint_on_detach = 'DISABLED'")
     if not external_access:
         if place is not None:

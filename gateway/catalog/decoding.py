@@ -27,7 +27,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Final, NamedTuple
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 
 from gateway.catalog import batches
@@ -124,7 +123,7 @@ def decoded(versions: EncodedVersions, resolve: batches.Resolve) -> Decoded:
     if len(others):
         rows.append(batches.versions(others, resolve))
     removals = batches.removals(others) if others.removals else None
-    objects = len(np.unique(arrays.object)) + len(set(others.key))
+    objects = int(arrays.is_latest.sum()) + len(set(others.key))
     return Decoded(pa.Table.from_batches(rows), removals, objects)
 
 

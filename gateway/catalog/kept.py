@@ -2,8 +2,8 @@
 
 Rules.
 * Rows and the cursor they belong to are committed in one transaction, so a crash leaves an older catalog, not a wrong
-  one.  A catalog is built anew beside its place and renamed to it.  Small changes wait in DuckDB's log beside the
-  file until they are worth a checkpoint; what is in the log is part of the catalog.
+  one.  A catalog is built anew beside its place and renamed to it.  Small changes go to DuckDB's log beside the
+  file, which is written into the file once the answer is there (``checkpoints``); what is in it is part of the catalog.
 * A file is built anew when it is damaged, when another version of DuckDB or of this module made it, or when the feed
   says reload.  What somebody names (``path``) and was not made by us is refused, never overwritten.
 * DuckDB lets one process write a file, or several read it.  An advisory lock beside the file says who: exclusive to
@@ -33,10 +33,10 @@ from typing import Any, Final
 
 import duckdb
 
-from gateway.catalog import batches, schema
+from gateway.catalog import batches, checkpoints, schema
 from gateway.catalog.decoding import Decoded
 from gateway.catalog.rows import Rows
-from objmeta import Bucket, Chunk, Cluster
+from objmeta import Bucket, Cluster
 from objmeta.client import Location
 from objmeta.errors import InvalidArgument, StoreError
 
@@ -162,7 +162,7 @@ class Catalog:
             remove(building)
             self._loader.callback(remove, building)  # unless it has been renamed
             # A second thread of DuckDB's would do no more of this work, but cost half as much again.
-            loader = duckdb.connect(config={"threads": 1, "temp_directory": ""})
+            loader = duckdb.connect(config={"threads": 1, "write_buffer_row_group_count": 1, "temp_directory": ""})
             self._loader.callback(loader.close)
             loader.execute(f"ATTACH {quoted(str(building))} AS building")
             self._rows = Rows(loader, "building")
@@ -213,17 +213,9 @@ class Catalog:
         return found.objects
 
     def change(self, objects: Collection[tuple[str, str]], pages: Iterable[Decoded]) -> None:
-        """Replace all rows of these objects, each by bucket and key, by those of the pages."""
-        if not objects:
-            return
-        with self._rows.given("changed", batches.names(objects)):
-            found = self._database.sql(schema.FIND_ROWS).to_arrow_table()
-            with self._rows.given("rows_found", found):
-                self._database.execute(schema.DELETE_ROWS)
-            self._database.execute(schema.DELETE_REMOVALS)
-        for page in pages:
-            self._rows.add(page)
-        self._rows.flush()
+        """Have of these objects, each by bucket and key, the rows of the pages and no others."""
+        if objects:
+            self._rows.change(objects, pages)
 
     @property
     def lacks_chunks(self) -> bool:
@@ -236,8 +228,7 @@ class Catalog:
             "SELECT object, bucket, key, version_id, lists FROM kept.version_rows WHERE chunks IS NULL"
         ).fetchall()
         for number, bucket, key, version_id, lists in missing:
-            named = [Chunk(bytes.fromhex(each["digest"]), each["length"]) for each in lists]
-            found = resolve(bucket, key, version_id, named)
+            found = resolve(bucket, key, version_id, batches.lists_of(lists))
             if found is not None:
                 chunks = [{"digest": chunk.digest.hex(), "length": chunk.length} for chunk in found]
                 self._database.execute(
@@ -334,12 +325,18 @@ def opened(database: Any, place: Place | None) -> Iterator[Catalog]:
     Raises InvalidArgument if the file is something else and somebody chose it; StoreError if the directory cannot be
     used.
     """
-    with contextlib.ExitStack() as locks, contextlib.ExitStack() as held:
-        catalog = Catalog(database, place, locks)
-        held.callback(catalog.detach)
-        held.callback(catalog.roll_back)
-        catalog.read()
-        yield catalog
+    if place is not None:
+        checkpoints.wait()
+    try:
+        with contextlib.ExitStack() as locks, contextlib.ExitStack() as held:
+            catalog = Catalog(database, place, locks)
+            held.callback(catalog.detach)
+            held.callback(catalog.roll_back)
+            catalog.read()
+            yield catalog
+    finally:
+        if place is not None:
+            checkpoints.begin(place.path, _beside(place.path, "wal"), _beside(place.path, "lock"))
 
 
 def is_damage(error: BaseException) -> bool:

@@ -404,9 +404,8 @@ class _Refresh:
         buckets: list[Bucket] = yield lambda client: client.buckets()
         there = {bucket.name for bucket in buckets}
         self._catalog.forget_renewed(buckets)
-        with ThreadPoolExecutor(1, "objmeta-decoding") as thread:  # DuckDB looks for the old rows meanwhile
-            new = [thread.submit(decoded, page, self._resolve) for page in pages if page.bucket in there]
-            self._catalog.change([each for each in objects if each[0] in there], (each.result() for each in new))
+        new = (decoded(page, self._resolve) for page in pages if page.bucket in there)
+        self._catalog.change([each for each in objects if each[0] in there], new)
         return buckets
 
     def _load(self, cursor: str) -> _Step:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,6 +28,10 @@ class Rows:
         self.name = name
         self._waiting: list[pa.Table] = []
         self._rows_waiting = 0
+        self._known: pa.Table | None = None
+        """In a change: the rows of its objects that were there before."""
+        self._met: list[pa.Array] = []
+        """Those of them that came again."""
 
     def make(self) -> None:
         """Make the tables, empty."""
@@ -42,20 +47,61 @@ class Rows:
         if page.removals is not None and page.removals.num_rows:
             self._insert("removals", page.removals)
 
+    def change(self, objects: Collection[tuple[str, str]], pages: Iterable[Decoded]) -> None:
+        """Have of these objects, each by bucket and key, the rows of the pages and no others.
+
+        A version's row never changes but for ``is_latest``, so one that is there stays: taking it out and in again
+        costs DuckDB several times as much, and now and then all the rows near it.
+        """
+        with self.given("changed", batches.names(objects)):
+            self._known = self.connection.sql(schema.KNOWN_ROWS).to_arrow_table()
+            self.connection.execute(schema.DELETE_REMOVALS)
+            for page in pages:
+                self.add(page)
+            self.flush()
+            known = self._known["known"]
+            self._with_rows(
+                schema.DELETE_ROWS,
+                "rows_gone",
+                known.filter(pc.invert(pc.is_in(known, pa.chunked_array(self._met, pa.int64())))),
+            )
+        self.forget()
+
     def flush(self) -> None:
         """Insert what waits for more to be inserted with it."""
         if self._waiting:
             rows = pa.concat_tables(self._waiting)
+            if self._known is not None and self._known.num_rows:
+                rows = self._new(rows, self._known)
             latest = rows["is_latest"]
             # Most queries want the rows of current versions, and what is 2048 others in a row DuckDB passes by.
             with self.given("batch", pa.concat_tables((rows.filter(latest), rows.filter(pc.invert(latest))))):
                 self.connection.execute(schema.insert_versions(self.name))
-            self.forget()
+            self._waiting.clear()
+            self._rows_waiting = 0
+
+    def _new(self, rows: pa.Table, known: pa.Table) -> pa.Table:
+        """Those that are not known; of the known ones it is noted that they were met, and what is latest by now."""
+        batch = rows.select(list(schema.COMPARED)).append_column("place", pa.array(np.arange(rows.num_rows)))
+        with self.given("batch", batch), self.given("rows_known", known):
+            found = self.connection.sql(schema.COMPARE_ROWS).to_arrow_table()
+        is_known = found["known"].is_valid()
+        met = found.filter(is_known)
+        self._met += met["known"].chunks
+        self._with_rows(schema.TURN_LATEST, "rows_turned", met["known"].filter(met["differs"]))
+        return rows.filter(pc.invert(is_known))
+
+    def _with_rows(self, statement: str, name: str, rows: pa.ChunkedArray) -> None:
+        if len(rows):
+            with self.given(name, pa.table({"row": rows})):
+                self.connection.execute(statement)
 
     def forget(self) -> None:
         """Insert nothing of what waits."""
         self._waiting.clear()
         self._rows_waiting = 0
+        self._known = None
+        self._met = []
 
     def take_buckets(self, buckets: Sequence[Bucket]) -> None:
         """Hold these as all buckets there are."""

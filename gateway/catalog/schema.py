@@ -21,6 +21,7 @@ _SQL_TYPES: Final = {
     pa.int64(): "BIGINT",
     pa.float64(): "DOUBLE",
     pa.bool_(): "BOOLEAN",
+    pa.binary(): "BLOB",
     TIME: "TIMESTAMPTZ",
     pa.map_(pa.string(), pa.string()): "MAP(VARCHAR, VARCHAR)",
     CHUNKS: "STRUCT(digest VARCHAR, length BIGINT)[]",
@@ -62,11 +63,11 @@ VERSIONS: Final = pa.schema(
 ``directory`` is the key up to its last slash, with that; empty where there is none.  It is kept, since to group by it
 takes DuckDB a third of the time that cutting every key does.
 """
-VERSION_ROWS: Final = pa.schema([*list(VERSIONS)[:-1], ("chunks", CHUNKS), ("lists", CHUNKS)])
+VERSION_ROWS: Final = pa.schema([*list(VERSIONS)[:-1], ("chunks", CHUNKS), ("lists", pa.binary())])
 """As it is kept, behind a number for the object.
 
-``chunks`` is NULL where a version's lists of chunks, which are chunks themselves, could not be read yet; ``lists`` are
-these.
+``chunks`` is NULL where a version's lists of chunks, which are chunks themselves, could not be read yet; then ``lists``
+has these in MessagePack.
 """
 REMOVALS: Final = pa.schema(
     [
@@ -104,11 +105,21 @@ OF_NODES: Final = {"nodes": NODES, "places": tables.PLACES, "copies": tables.COP
 TABLES: Final = ("buckets", "objects", "versions", "chunks", "changes", "nodes", "places", "copies", "stored")
 """What a query may name."""
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Of the kept file; another one is built anew."""
 
 _LEFT_AS_THEY_ARE: Final = frozenset(
-    ("key", "version_id", "etag", "metadata", "parent_version_id", "chunks", "lists", "object")
+    (
+        "is_latest",
+        "key",
+        "version_id",
+        "etag",
+        "metadata",
+        "parent_version_id",
+        "chunks",
+        "object",
+        "object_low",
+    )
 )
 """Finding out that random ids and digests hardly compress is most of what a load would cost.  What repeats (buckets,
 directories, content types) is kept once and grouped soon."""
@@ -119,6 +130,9 @@ _OBJECT: Final = "(hash(bucket, key) >> 32)::UINTEGER"
 
 DuckDB may change it, so its version is kept, too.
 """
+_OBJECT_LOW: Final = "(hash(bucket, key) & 4294967295)::UINTEGER"
+"""The rest of that number: what both are the same of is the same object, as nearly as a hash of 64 bits can tell."""
+_NUMBERED: Final = f"{_OBJECT} AS object, {_OBJECT_LOW} AS object_low"
 
 _VERSION_COLUMNS: Final = ", ".join(VERSION_ROWS.names[:-2])
 LIVE: Final = "live_version_rows"
@@ -180,7 +194,7 @@ def live_views() -> list[str]:
 def kept_statements(schema: str) -> list[str]:
     """What makes the kept tables, empty, in an attached database."""
     made = [f"CREATE TABLE {schema}.{name} ({declared(KEPT_TABLES[name])})" for name in ("buckets", "removals")]
-    columns = [f"object UINTEGER{_compressed('object')}"]
+    columns = [f"{name} UINTEGER{_compressed(name)}" for name in ("object", "object_low")]
     columns += (f"{declared([each])}{_compressed(each.name)}" for each in VERSION_ROWS)
     rows = f"CREATE TABLE {schema}.version_rows ({', '.join(columns)})"
     about = f"CREATE TABLE {schema}.about (format INTEGER, duckdb VARCHAR, cursor VARCHAR)"
@@ -198,16 +212,30 @@ def declared(columns: Iterable[pa.Field]) -> str:
 
 def insert_versions(schema: str) -> str:
     """Adds the rows of ``batch``."""
-    return f"INSERT INTO {schema}.version_rows SELECT {_OBJECT}, * FROM batch"
+    return f"INSERT INTO {schema}.version_rows SELECT {_NUMBERED}, * FROM batch"
 
 
-FIND_ROWS: Final = f"SELECT rowid AS found FROM kept.version_rows WHERE object IN (SELECT {_OBJECT} FROM changed)"
-"""Rows of the objects in ``changed`` (bucket, key), and of others that have the same number; reads no text."""
-DELETE_ROWS: Final = """
-DELETE FROM kept.version_rows WHERE rowid IN (FROM rows_found EXCEPT
-    SELECT rowid FROM kept.version_rows
-    WHERE rowid IN (FROM rows_found) AND (bucket, key) NOT IN (SELECT bucket, key FROM changed)
+KNOWN_ROWS: Final = f"""
+WITH near AS MATERIALIZED (
+    SELECT rowid AS known, object, object_low, sequence, last_modified, is_latest FROM kept.version_rows
+    WHERE object IN (SELECT {_OBJECT} FROM changed)
 )
+FROM near SEMI JOIN (SELECT {_NUMBERED} FROM changed) USING (object, object_low)
 """
-"""Takes away all rows of the objects in ``changed``, which are among ``rows_found``."""
+"""Rows of the objects in ``changed`` (bucket, key); reads no text, which would cost more than all the rest."""
+COMPARED: Final = ("bucket", "key", "sequence", "last_modified", "is_latest")
+"""Columns that tell whether a version's row is known, and the one that may have changed.
+
+In a chain each version has a sequence of its own; the time is to tell apart those of two chains, one after the other.
+"""
+COMPARE_ROWS: Final = f"""
+SELECT place, known, new.is_latest IS DISTINCT FROM rows_known.is_latest AS differs
+FROM (SELECT {_NUMBERED}, * FROM batch) AS new
+LEFT JOIN rows_known USING (object, object_low, sequence, last_modified) ORDER BY place
+"""
+"""For each row of ``batch`` the one of ``rows_known`` that is the same version, if any is."""
+TURN_LATEST: Final = "UPDATE kept.version_rows SET is_latest = NOT is_latest WHERE rowid IN (FROM rows_turned)"
+DELETE_ROWS: Final = """
+DELETE FROM kept.version_rows WHERE rowid IN (FROM rows_gone) AND (bucket, key) IN (SELECT bucket, key FROM changed)
+"""
 DELETE_REMOVALS: Final = "DELETE FROM kept.removals WHERE (bucket, key) IN (SELECT bucket, key FROM changed)"

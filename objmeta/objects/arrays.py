@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import repeat
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 
 from objmeta import vectors
-from objmeta.core.listing import ScanRow, decode_rows
-from objmeta.core.messages import TOMBSTONE, Record, RecordRef
-from objmeta.model.values import DIGEST_BYTES, Manifest, tip_of
+from objmeta.core.listing import NamedRecord, ScanRow
+from objmeta.core.messages import TOMBSTONE, State
+from objmeta.model.values import DIGEST_BYTES, Manifest
 from objmeta.objects.columns import VersionArrays
 
 if TYPE_CHECKING:
     from objmeta.objects.columns import EncodedVersions
 
-_NAMED: Final = msgspec.msgpack.Decoder(list[tuple[bytes, msgspec.Raw]])
+_ROW: Final = msgspec.msgpack.Decoder(ScanRow)
 _NO_ROW: Final = -1
 _ID_BYTES: Final = 16
-_NO_TIP: Final = RecordRef(0, bytes(_ID_BYTES), bytes(DIGEST_BYTES))
-_NONE: Final = np.empty(0, np.int64)
+
+
+class _Ballot(NamedTuple):
+    counter: msgspec.Raw
+    proposer: msgspec.Raw
+    incarnation: msgspec.Raw
+
+
+class _Row(msgspec.Struct, array_like=True):
+    """A :class:`ScanRow` whose ballot does not matter: its numbers may be of 64 bits."""
+
+    name: bytes
+    accepted: _Ballot
+    state: State
+    witness: bool
 
 
 def arrays(encoded: EncodedVersions) -> VersionArrays:
     """See :meth:`EncodedVersions.arrays`. Raises IntegrityError."""
-    rows = decode_rows(encoded.rows)
-    number = {row.name: at for at, row in enumerate(rows)}
-    names, found = _named_records(encoded.records)
-    of = np.fromiter(map(number.get, names, repeat(_NO_ROW)), np.int64, len(names))
-    records, good = vectors.read(Record, found)
+    found = vectors.items(encoded.rows)
+    rows, sound = vectors.read(_Row, found)
+    named, good = vectors.read(NamedRecord, vectors.items(encoded.records))
+    of = _rows_of(named["name"], rows["name"])
+    records = named["record"]
     # Newest first, as versions are shown; what has no row is not there any more.
     order = np.lexsort((-records["ref"]["sequence"], of))
     order = order[of[order] != _NO_ROW]
-    plain = _plain(rows, of[order], records, good[order], order)
+    plain = sound & _plain(rows["state"], of[order], records, good[order], order)
     while True:
         taken = order[plain[of[order]]]
         columns, good = vectors.read(Manifest, records["body"].take(taken))
@@ -43,11 +54,11 @@ def arrays(encoded: EncodedVersions) -> VersionArrays:
         if good.all():
             break
         plain[of[taken[~good]]] = False
-    others = encoded.lists([row for row, is_plain in zip(rows, plain, strict=True) if not is_plain])
+    others = encoded.lists([_ROW.decode(row) for row in found.take(~plain).values()])
     of = of[taken]
     return VersionArrays(
         encoded.bucket,
-        [row.name[encoded.base :].decode() for row in rows],
+        rows["name"].after(encoded.base),
         of,
         np.diff(of, prepend=_NO_ROW) != 0,
         records["ref"]["sequence"][taken],
@@ -57,8 +68,24 @@ def arrays(encoded: EncodedVersions) -> VersionArrays:
     )
 
 
+def _rows_of(names: vectors.Spans, rows: vectors.Spans) -> vectors.Numbers:
+    """For the name of each record the number of the row that has it, or that there is none."""
+    if not len(names.start):
+        return names.start
+    is_first = np.ones(len(names.start), np.bool_)
+    is_first[1:] = ~vectors.equal(names.take(slice(1, None)), names.take(slice(-1)))
+    registers = names.take(is_first)
+    if len(registers.start) == len(rows.start) and vectors.equal(registers, rows).all():
+        number = np.arange(len(rows.start))
+    else:
+        at = {name: at for at, name in enumerate(rows.values())}
+        number = np.array([at.get(name, _NO_ROW) for name in registers.values()], np.int64)
+    found: vectors.Numbers = number[np.cumsum(is_first) - 1]
+    return found
+
+
 def _plain(
-    rows: list[ScanRow], of: vectors.Numbers, records: dict[str, Any], good: vectors.Flags, order: vectors.Numbers
+    states: dict[str, Any], of: vectors.Numbers, records: dict[str, Any], good: vectors.Flags, order: vectors.Numbers
 ) -> vectors.Flags:
     """Which rows' objects have all of their chain and nothing else, as far as the records' bodies don't matter.
 
@@ -73,40 +100,28 @@ def _plain(
     follows = np.zeros(len(of), np.bool_)
     follows[:-1] = sound_parents[:-1] & (parents[:-1] == refs[1:]).all(axis=1) & (refs[:-1, 0] > refs[1:, 0])
     good = good & sound & np.where(is_oldest, ~has_parent, has_parent & follows)
-    tips = _tips(rows)
-    plain = np.zeros(len(rows), np.bool_)  # also what has no records
-    plain[of[is_newest]] = (tips[of[is_newest]] == refs[is_newest]).all(axis=1)
+    tips, sound_tips = _tips(states)
+    newest = of[is_newest]
+    plain = np.zeros(len(tips), np.bool_)  # also what has no records
+    plain[newest] = sound_tips[newest] & (tips[newest] == refs[is_newest]).all(axis=1)
     plain[of[~good]] = False
     return plain
 
 
-def _refs(columns: dict[str, Any], order: vectors.Numbers) -> tuple[Any, vectors.Flags]:
+def _refs(columns: dict[str, Any], which: vectors.Numbers) -> tuple[Any, vectors.Flags]:
     """References to records, as words that can be compared; which of them are as long as they must be."""
-    version_id, digest = columns["version_id"].take(order), columns["digest"].take(order)
-    sequence = columns["sequence"][order].astype(np.uint64)[:, np.newaxis]
+    version_id, digest = columns["version_id"].take(which), columns["digest"].take(which)
+    sequence = columns["sequence"][which].astype(np.uint64)[:, np.newaxis]
     words = np.hstack((sequence, version_id.words(_ID_BYTES), digest.words(DIGEST_BYTES)))
     return words, (version_id.length == _ID_BYTES) & (digest.length == DIGEST_BYTES)
 
 
-def _tips(rows: list[ScanRow]) -> Any:
-    """The same for the tips of registers' chains; what no record can be where there is none."""
-    tips = [_NO_TIP if row.state.flag == TOMBSTONE else tip_of(row.state) or _NO_TIP for row in rows]
-    tips = [tip if len(tip.version_id) == _ID_BYTES and len(tip.digest) == DIGEST_BYTES else _NO_TIP for tip in tips]
-    sequences = np.array([tip.sequence for tip in tips], np.uint64)[:, np.newaxis]
-    version_ids = np.frombuffer(b"".join([tip.version_id for tip in tips]), np.uint64).reshape(-1, _ID_BYTES // 8)
-    digests = np.frombuffer(b"".join([tip.digest for tip in tips]), np.uint64).reshape(-1, DIGEST_BYTES // 8)
-    return np.hstack((sequences, version_ids, digests))
-
-
-def _named_records(records: bytes) -> tuple[Sequence[bytes], vectors.Spans]:
-    """The register of each record of a page, and the records."""
-    named = _NAMED.decode(records)
-    if not named:
-        return (), vectors.column(b"", _NONE, _NONE)
-    names, encoded = zip(*named, strict=True)
-    length = np.fromiter(map(len, encoded), np.int64, len(encoded))
-    # A record is the second and last of a pair whose first is its name, and the pairs lie one after another.
-    before = np.fromiter(map(len, names), np.int64, len(names))
-    before += np.where(before < 256, 3, 4)
-    end = np.cumsum(before + length)
-    return names, vectors.column(records, end + (len(records) - end[-1]) - length, length)
+def _tips(states: dict[str, Any]) -> tuple[Any, vectors.Flags]:
+    """The same for the tips of registers' chains; there is none where nothing is there."""
+    count = states["refs"].count
+    there = (count > 0) & (states["flag"] != TOMBSTONE)
+    if not there.any():
+        return np.zeros((len(count), 1), np.uint64), there
+    last = np.where(there, np.cumsum(count) - 1, 0)
+    tips, sound = _refs(states["refs"].items, last)
+    return tips, sound & there

@@ -74,7 +74,7 @@ class VersionArrays:
     """
 
     bucket: str
-    keys: list[str]
+    keys: vectors.Spans
     object: vectors.Numbers
     is_latest: vectors.Flags
     sequence: vectors.Numbers

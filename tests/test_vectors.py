@@ -142,6 +142,34 @@ def test_a_value_that_ends_early_or_late_is_not_good() -> None:
     assert good.tolist()[1:3] == [False, False]
 
 
+@given(st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=20), st.booleans()), max_size=8))
+def test_what_is_equal(pairs: list[tuple[bytes, bytes, bool]]) -> None:
+    left = [one for one, _, _ in pairs]
+    right = [one if same else other for one, other, same in pairs]
+    found = vectors.equal(_column(left, b"before"), _column(right))
+    assert found.tolist() == [one == other for one, other in zip(left, right, strict=True)]
+
+
+@given(st.lists(st.one_of(RECORDS, MANIFESTS, NUMBERS), max_size=20))
+def test_the_items_of_a_list(values: list[Any]) -> None:
+    encoded = [msgspec.msgpack.encode(each) for each in values]
+    assert vectors.items(msgspec.msgpack.encode(values)).values() == encoded
+
+
+class Numbered(msgspec.Struct, array_like=True):
+    """What has a number that does not matter."""
+
+    any: msgspec.Raw
+    number: int
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**64 - 1), NUMBERS), max_size=8))
+def test_numbers_that_do_not_matter_may_be_large(pairs: list[tuple[int, int]]) -> None:
+    columns, good = vectors.read(Numbered, _column([msgspec.msgpack.encode(each) for each in pairs]))
+    assert good.all()
+    assert columns["number"].tolist() == [number for _, number in pairs]
+
+
 def test_what_cannot_be_read_so() -> None:
     with pytest.raises(TypeError, match="column"):
         vectors.read(dict[str, float], _column([]))

@@ -71,6 +71,8 @@ def _make(path: Path, lock: Path) -> None:
         mine = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
         held.callback(os.close, mine)
         fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not path.exists():
+            return  # DuckDB would make it
         database = held.enter_context(duckdb.connect(config={"temp_directory": ""}))
         database.execute("ATTACH ? AS kept", [str(path)])
         database.execute("CHECKPOINT kept")

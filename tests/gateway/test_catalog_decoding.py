@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pytest
 
@@ -16,7 +17,7 @@ import objmeta
 from gateway.catalog import batches, decoding
 from gateway.catalog.decoding import Decoders, decoded
 from objmeta import Chunk, EncodedVersions, vectors
-from objmeta.core.ballot import ZERO
+from objmeta.core.ballot import ZERO, Ballot
 from objmeta.core.listing import NamedRecord, ScanRow, decode_rows, encode_records, encode_rows
 from objmeta.core.messages import Record, RecordRef, State
 from objmeta.errors import IntegrityError
@@ -152,6 +153,15 @@ def test_text_that_is_none_is_told(page: EncodedVersions) -> None:
     assert broken.records != page.records
     with pytest.raises(IntegrityError):
         decoded(broken, _unwanted)
+
+
+def test_rows_of_any_ballot_are_read_by_the_column(page: EncodedVersions) -> None:
+    """Its numbers are of 64 bits, and most of real ones need them all."""
+    ballot = Ballot(2**64 - 1, 2**63, 2**64 - 2)
+    rows = [msgspec.structs.replace(row, accepted=ballot) for row in decode_rows(page.rows)]
+    made = EncodedVersions(page.bucket, page.base, encode_rows(rows), page.records)
+    assert len(made.arrays().others) == 2, "as with theirs"
+    assert _rows(decoded(made, _unwanted).versions) == _rows(decoded(page, _unwanted).versions)
 
 
 def test_records_without_a_row_are_left_out(page: EncodedVersions) -> None:

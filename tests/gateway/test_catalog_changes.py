@@ -1,0 +1,166 @@
+"""What a refresh writes (gateway/catalog/rows.py), and its checkpoint (gateway/catalog/checkpoints.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+
+import objmeta
+from gateway.catalog import checkpoints, schema
+from gateway.catalog.query import sql
+from objmeta.errors import NoSuchKey
+
+ALL = "SELECT bucket, key, size FROM versions ORDER BY ALL"
+BUCKETS = ("one", "two")
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[objmeta.Client]:
+    with objmeta.connect(tmp_path / "store") as client:
+        for bucket in BUCKETS:
+            client.create_bucket(bucket)
+        yield client
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "kept.duckdb"
+
+
+def log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.wal")
+
+
+def rows_of(path: Path) -> list[tuple[object, ...]]:
+    checkpoints.wait()
+    with duckdb.connect(str(path), read_only=True) as database:
+        return database.execute("SELECT rowid, key, size, is_latest FROM version_rows ORDER BY rowid").fetchall()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_after_any_changes_it_is_as_if_made_anew(client: objmeta.Client, path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    keys = [f"{number % 3}/{number}" for number in range(8)]
+    for _ in range(12):
+        for _ in range(chance.randrange(12)):
+            bucket, key = chance.choice(BUCKETS), chance.choice(keys)
+            what = chance.choice(("put", "put", "put", "delete", "remove", "restore", "again"))
+            versions = client.list_versions(bucket, prefix=key).versions
+            some = chance.choice(versions) if versions else None
+            if what == "put":
+                client.put_object(bucket, key, data=bytes(chance.randrange(50)), metadata={"n": f"{chance.random()}"})
+            elif what == "delete":
+                with contextlib.suppress(NoSuchKey):
+                    client.delete_object(bucket, key)
+            elif what == "again":
+                client.put_object(bucket, key, data=b"same")
+            elif some is not None and what == "remove":
+                client.remove_version(bucket, some.key, some.version_id)
+            elif some is not None and not some.is_delete_marker:
+                client.copy_object(bucket, some.key, bucket, key, version_id=some.version_id)
+        for table in ("objects", "versions", "chunks", "changes"):
+            query = f"SELECT * FROM {table} ORDER BY ALL"
+            assert sql(client, query, catalog=path).rows() == sql(client, query, catalog=":memory:").rows(), table
+
+
+def test_rows_that_are_there_stay(client: objmeta.Client, path: Path) -> None:
+    for key in ("a", "b"):
+        for size in (1, 2):
+            client.put_object("one", key, data=bytes(size))
+    sql(client, ALL, catalog=path)
+    assert rows_of(path) == [(0, "a", 2, True), (1, "b", 2, True), (2, "a", 1, False), (3, "b", 1, False)]
+    newest = client.put_object("one", "a", data=bytes(3))
+    sql(client, ALL, catalog=path)
+    there = [(1, "b", 2, True), (2, "a", 1, False), (3, "b", 1, False)]
+    assert rows_of(path) == [(0, "a", 2, False), *there, (4, "a", 3, True)]
+    client.remove_version("one", "a", newest.version_id)
+    sql(client, ALL, catalog=path)
+    assert rows_of(path) == [(0, "a", 2, True), *there]
+
+
+def test_of_two_objects_with_the_same_number_one_goes(client: objmeta.Client, path: Path) -> None:
+    keys = "SELECT 'one' AS bucket, range::VARCHAR AS key FROM range(500000)"
+    with duckdb.connect() as database:
+        same = f"SELECT min(key), max(key) FROM ({keys}) GROUP BY {schema._OBJECT} HAVING count(*) > 1 LIMIT 1"
+        first, second = database.execute(same).fetchall()[0]
+    for key in (first, second):
+        version = client.put_object("one", key, data=b"1")
+    sql(client, ALL, catalog=path)
+    client.remove_version("one", second, version.version_id)
+    found = sql(client, ALL, catalog=path)
+    assert found.looked_at == 1
+    assert found.rows() == [("one", first, 1)]
+    with pytest.raises(NoSuchKey):
+        client.get_object("one", second)
+
+
+def long_log(client: objmeta.Client, path: Path) -> None:
+    """Have a query leave a log that is worth a checkpoint."""
+    sql(client, ALL, catalog=path)
+    client.put_object("one", "key", data=b"", metadata={"text": "x" * 200_000})
+    sql(client, ALL, catalog=path)
+
+
+def test_the_log_goes_to_the_file_after_the_answer(client: objmeta.Client, path: Path) -> None:
+    long_log(client, path)
+    checkpoints.wait()
+    assert not log_of(path).exists()
+    expected = sql(client, ALL, catalog=":memory:").rows()
+    found = sql(client, ALL, catalog=path)
+    assert (found.rows(), found.looked_at) == (expected, 0)
+
+
+def test_where_it_is_read_no_checkpoint_is_made(client: objmeta.Client, path: Path) -> None:
+    sql(client, ALL, catalog=path)
+    lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR)
+    long_log(client, path)
+    checkpoints.wait()
+    log_of(path).write_bytes(bytes(100_000))  # whatever it is: nobody may touch it now
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    checkpoints.begin(path, log_of(path), path.with_name(f"{path.name}.lock"))
+    checkpoints.wait()
+    assert log_of(path).read_bytes() == bytes(100_000)
+    os.close(lock)
+
+
+def test_a_catalog_that_was_removed_is_not_made_by_a_checkpoint(client: objmeta.Client, path: Path) -> None:
+    long_log(client, path)
+    checkpoints.wait()
+    path.unlink()
+    log_of(path).write_bytes(bytes(100_000))
+    checkpoints.begin(path, log_of(path), path.with_name(f"{path.name}.lock"))
+    checkpoints.wait()
+    assert not path.exists()
+    log_of(path).unlink()
+    assert sql(client, ALL, catalog=path).looked_at == 1
+
+
+def test_a_process_ends_after_its_checkpoint(client: objmeta.Client, path: Path, tmp_path: Path) -> None:
+    sql(client, ALL, catalog=path)
+    client.put_object("one", "key", data=b"", metadata={"text": "x" * 200_000})
+    program = (
+        "import sys, objmeta\nfrom gateway.catalog.query import sql\n"
+        "with objmeta.connect(sys.argv[1]) as client:\n"
+        "    print(sql(client, 'SELECT count(*) FROM versions', catalog=sys.argv[2]).rows())\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "store"), str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert (ended.stdout, ended.stderr) == ("[(1,)]\n", "")
+    assert not log_of(path).exists()
+
+
+def test_a_fork_waits_for_a_checkpoint(client: objmeta.Client, path: Path) -> None:
+    long_log(client, path)
+    child = os.fork()
+    if not child:
+        os._exit(int(log_of(path).exists()))
+    assert os.waitpid(child, 0)[1] == 0

@@ -33,7 +33,7 @@ from typing import Any, Final
 
 import duckdb
 
-from gateway.catalog import batches, checkpoints, schema
+from gateway.catalog import batches, checkpoints
 from gateway.catalog.decoding import Decoded
 from gateway.catalog.rows import Rows
 from objmeta import Bucket, Cluster
@@ -48,6 +48,7 @@ _WRITE_PATIENCE_S: Final = 0.3
 _READ_PATIENCE_S: Final = 120.0
 """Somebody is building the catalog: faster than doing it, too."""
 _LOOK_S: Final = 0.02
+_ABOUT: Final = "FROM kept.about"
 _DAMAGE: Final = ("corrupt", "checksum", "not a valid duckdb", "serialization error", "invalidated", "deserialize")
 
 
@@ -242,22 +243,21 @@ class Catalog:
 
     def end_change(self, buckets: Sequence[Bucket], cursor: str) -> None:
         """Take the buckets as they are now, forget what was in those that are gone, and commit."""
-        kept = dict(self._database.execute("SELECT bucket, bucket_id FROM kept.buckets").fetchall())
-        now = {bucket.name: bucket.bucket_id.hex() for bucket in buckets}
-        gone = [name for name in kept if name not in now]
+        now = {bucket.name for bucket in buckets}
+        gone = [bucket.name for bucket in self._rows.buckets if bucket.name not in now]
         if gone:
             for name in ("version_rows", "removals"):
                 self._database.execute(f"DELETE FROM kept.{name} WHERE bucket IN (SELECT unnest(?))", [gone])
-        self.take_buckets(buckets)
-        if cursor != self.cursor:
+        if cursor != self.cursor or not self.holds(buckets):
+            self.take_buckets(buckets)
             self._rows.say(cursor)
             self.cursor = cursor
         self._commit()
 
     def forget_renewed(self, buckets: Sequence[Bucket]) -> None:
         """Forget what was in buckets that were removed and made anew, before changes of the new ones are taken."""
-        kept = dict(self._database.execute("SELECT bucket, bucket_id FROM kept.buckets").fetchall())
-        renewed = [each.name for each in buckets if kept.get(each.name, each.bucket_id.hex()) != each.bucket_id.hex()]
+        kept = {bucket.name: bucket.bucket_id for bucket in self._rows.buckets}
+        renewed = [each.name for each in buckets if kept.get(each.name, each.bucket_id) != each.bucket_id]
         if renewed:
             for name in ("version_rows", "removals"):
                 self._database.execute(f"DELETE FROM kept.{name} WHERE bucket IN (SELECT unnest(?))", [renewed])
@@ -269,8 +269,7 @@ class Catalog:
             return
         self._surely("ROLLBACK")
         self._begun = False
-        found = self._surely("SELECT cursor FROM kept.about")
-        self.cursor = found[0][0] if found else None
+        self.cursor = self._rows.said(self._surely(_ABOUT))
 
     # -- Helpers ------------------------------------------------------------------------------------------------------
 
@@ -292,14 +291,14 @@ class Catalog:
 
     def _end_loader(self) -> None:
         with self._loading:  # nobody interrupts it while it is closed, which DuckDB does not survive
+            buckets = self._rows.buckets
             self._rows = Rows(self._database, "kept")
+            self._rows.buckets = buckets
         self._loader.close()
 
     def _open(self, path: Path, how: str = "") -> None:
         self._attach(str(path), how)
-        found = self._database.execute("SELECT format, duckdb, cursor FROM kept.about").fetchall()
-        if [row[:2] for row in found] == [(schema.FORMAT, duckdb.__version__)]:
-            self.cursor = found[0][2]
+        self.cursor = self._rows.said(self._database.execute(_ABOUT).fetchall())
 
     def _attach(self, path: str, how: str = "") -> None:
         self._database.execute(f"ATTACH {quoted(path)} AS kept {how}")

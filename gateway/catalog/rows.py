@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import duckdb
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +19,8 @@ from objmeta import Bucket
 _ROWS_AT_ONCE: Final = 60_000
 """In one statement: of DuckDB's work half is for the statement where it inserts a twentieth of that, and the rows of
 current versions lie together in too short runs."""
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_BUCKETS: Final = msgspec.msgpack.Decoder(list[Bucket])
 
 
 class Rows:
@@ -32,11 +35,14 @@ class Rows:
         """In a change: the rows of its objects that were there before."""
         self._met: list[pa.Array] = []
         """Those of them that came again."""
+        self.buckets: list[Bucket] = []
+        """All there are, as far as is held here."""
 
     def make(self) -> None:
         """Make the tables, empty."""
         for statement in schema.kept_statements(self.name):
             self.connection.execute(statement)
+        self.buckets = []
 
     def add(self, page: Decoded) -> None:
         """Add the rows of a page, perhaps not before :meth:`flush`."""
@@ -108,19 +114,27 @@ class Rows:
         if not self.holds(buckets):
             self.connection.execute(f"DELETE FROM {self.name}.buckets")
             self._insert("buckets", batches.buckets(buckets))
+            self.buckets = list(buckets)
 
     def holds(self, buckets: Sequence[Bucket]) -> bool:
         """Whether these are held as all buckets there are."""
-        taken = batches.buckets(buckets)
-        held = self.connection.sql(f"FROM {self.name}.buckets").to_arrow_table().cast(taken.schema)
-        return bool(held.sort_by("bucket") == taken.sort_by("bucket"))
+        return self.buckets == list(buckets)
 
     def say(self, cursor: str) -> None:
         """The rows are those of this cursor of the feed."""
         self.connection.execute(f"DELETE FROM {self.name}.about")
         self.connection.execute(
-            f"INSERT INTO {self.name}.about VALUES (?, ?, ?)", [schema.FORMAT, duckdb.__version__, cursor]
+            f"INSERT INTO {self.name}.about VALUES (?, ?, ?, ?)",
+            [schema.FORMAT, duckdb.__version__, cursor, _ENCODER.encode(self.buckets)],
         )
+
+    def said(self, about: Sequence[tuple[Any, ...]]) -> str | None:
+        """The cursor that the table ``about`` has; None if this version of us and of DuckDB did not make the rows."""
+        if [row[:2] for row in about] != [(schema.FORMAT, duckdb.__version__)]:
+            return None
+        _, _, cursor, buckets = about[0]
+        self.buckets = _BUCKETS.decode(buckets)
+        return str(cursor)
 
     @contextlib.contextmanager
     def given(self, name: str, rows: Any) -> Iterator[None]:

@@ -197,7 +197,7 @@ def kept_statements(schema: str) -> list[str]:
     columns = [f"{name} UINTEGER{_compressed(name)}" for name in ("object", "object_low")]
     columns += (f"{declared([each])}{_compressed(each.name)}" for each in VERSION_ROWS)
     rows = f"CREATE TABLE {schema}.version_rows ({', '.join(columns)})"
-    about = f"CREATE TABLE {schema}.about (format INTEGER, duckdb VARCHAR, cursor VARCHAR)"
+    about = f"CREATE TABLE {schema}.about (format INTEGER, duckdb VARCHAR, cursor VARCHAR, buckets BLOB)"
     return [*made, rows, about]
 
 

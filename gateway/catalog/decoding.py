@@ -28,6 +28,7 @@ from typing import IO, Final, NamedTuple
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gateway.catalog import batches
 from objmeta import EncodedVersions
@@ -48,17 +49,22 @@ help_out()
 
 
 class Decoded(NamedTuple):
-    """What is on a page: rows of ``version_rows``, rows of ``removals`` if there are any, and how many objects."""
+    """What is on a page: rows of ``version_rows``, rows of ``removals`` if there are any, and how many objects.
+
+    The first ``latest`` rows of versions are those of current ones.
+    """
 
     versions: pa.Table
     removals: pa.Table | None
     objects: int
+    latest: int
 
 
 class _Answer(msgspec.Struct, array_like=True):
     """A helper's; ``objects`` negative: it could not."""
 
     objects: int
+    latest: int = 0
     versions: bytes = b""
     removals: bytes = b""
 
@@ -124,7 +130,10 @@ def decoded(versions: EncodedVersions, resolve: batches.Resolve) -> Decoded:
         rows.append(batches.versions(others, resolve))
     removals = batches.removals(others) if others.removals else None
     objects = int(arrays.is_latest.sum()) + len(set(others.key))
-    return Decoded(pa.Table.from_batches(rows), removals, objects)
+    made = pa.Table.from_batches(rows)
+    is_latest = made["is_latest"]
+    latest, older = made.filter(is_latest), made.filter(pc.invert(is_latest))
+    return Decoded(pa.concat_tables((latest, older)), removals, objects, latest.num_rows)
 
 
 class _Helper:
@@ -161,7 +170,7 @@ class _Helper:
         if answer.objects < 0:
             return None
         removals = pa.ipc.open_stream(answer.removals).read_all() if answer.removals else None
-        return Decoded(pa.ipc.open_stream(answer.versions).read_all(), removals, answer.objects)
+        return Decoded(pa.ipc.open_stream(answer.versions).read_all(), removals, answer.objects, answer.latest)
 
     def __enter__(self) -> _Helper:
         return self
@@ -191,7 +200,7 @@ def _answer(versions: EncodedVersions) -> _Answer:
     except Exception:  # told by who asked, who meets it again
         return _Answer(-1)
     removals = _streamed(found.removals) if found.removals is not None else b""
-    return _Answer(found.objects, _streamed(found.versions), removals)
+    return _Answer(found.objects, found.latest, _streamed(found.versions), removals)
 
 
 def _unresolved(*_: object) -> None:

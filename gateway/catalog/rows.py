@@ -29,7 +29,7 @@ class Rows:
     def __init__(self, connection: Any, name: str) -> None:
         self.connection = connection
         self.name = name
-        self._waiting: list[pa.Table] = []
+        self._waiting: list[tuple[pa.Table, int]] = []
         self._rows_waiting = 0
         self._known: pa.Table | None = None
         """In a change: the rows of its objects that were there before."""
@@ -46,7 +46,7 @@ class Rows:
 
     def add(self, page: Decoded) -> None:
         """Add the rows of a page, perhaps not before :meth:`flush`."""
-        self._waiting.append(page.versions)
+        self._waiting.append((page.versions, page.latest))
         self._rows_waiting += page.versions.num_rows
         if self._rows_waiting >= _ROWS_AT_ONCE:
             self.flush()
@@ -76,12 +76,12 @@ class Rows:
     def flush(self) -> None:
         """Insert what waits for more to be inserted with it."""
         if self._waiting:
-            rows = pa.concat_tables(self._waiting)
+            # Most queries want the rows of current versions, and what is 2048 others in a row DuckDB passes by.
+            latest = [rows.slice(0, number) for rows, number in self._waiting]
+            rows = pa.concat_tables([*latest, *(rows.slice(number) for rows, number in self._waiting)])
             if self._known is not None and self._known.num_rows:
                 rows = self._new(rows, self._known)
-            latest = rows["is_latest"]
-            # Most queries want the rows of current versions, and what is 2048 others in a row DuckDB passes by.
-            with self.given("batch", pa.concat_tables((rows.filter(latest), rows.filter(pc.invert(latest))))):
+            with self.given("batch", rows):
                 self.connection.execute(schema.insert_versions(self.name))
             self._waiting.clear()
             self._rows_waiting = 0

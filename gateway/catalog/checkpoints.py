@@ -4,7 +4,7 @@ Rules.
 * A checkpoint loses and gains nothing: what is in the log is part of the catalog.  So where the catalog is in use, or
   the disk is full, none is made, and a later query sees to it.
 * One at a time in a process, in a thread that the process waits for at its end and before it forks.  A query of the
-  same process waits for it, as it would for another process's (``kept``).
+  same process waits for it, as it would for another process's (``kept``), and so does whoever removes the file.
 """
 
 from __future__ import annotations
@@ -33,13 +33,20 @@ class _Checkpoints:
         tell_of_forks(self)
 
     def begin(self, path: Path, log: Path, lock: Path) -> None:
-        """Make one of the catalog ``path`` in another thread, if it is worth it and ``lock`` can be had at once."""
-        with contextlib.suppress(OSError, RuntimeError):  # no log, or the process ends
-            if os.stat(log).st_size >= _LOG_BYTES:
-                with self._lock:
-                    self._end()
-                    self._under_way = threading.Thread(target=_make, args=(path, lock), name="objmeta-checkpoint")
-                    self._under_way.start()
+        """Make one of the catalog ``path`` in another thread, if it is worth it and ``lock`` can be had at once.
+
+        Waits for nothing: Python may call it anywhere, when it lets go of a query that was dropped.
+        """
+        with contextlib.suppress(OSError, RuntimeError):  # no log; no thread can be started, or the process ends
+            if os.stat(log).st_size < _LOG_BYTES or not self._lock.acquire(blocking=False):
+                return
+            try:
+                if self._under_way is None or not self._under_way.is_alive():
+                    thread = threading.Thread(target=_make, args=(path, lock), name="objmeta-checkpoint")
+                    thread.start()
+                    self._under_way = thread
+            finally:
+                self._lock.release()
 
     def wait(self) -> None:
         """Wait for the one that is under way."""
@@ -71,8 +78,7 @@ def _make(path: Path, lock: Path) -> None:
         mine = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
         held.callback(os.close, mine)
         fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not path.exists():
-            return  # DuckDB would make it
         database = held.enter_context(duckdb.connect(config={"temp_directory": ""}))
-        database.execute("ATTACH ? AS kept", [str(path)])
-        database.execute("CHECKPOINT kept")
+        if path.exists():  # else DuckDB would make it
+            database.execute("ATTACH ? AS kept", [str(path)])
+            database.execute("CHECKPOINT kept")

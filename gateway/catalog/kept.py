@@ -103,6 +103,8 @@ class Catalog:
         self._loading = threading.Lock()
         """Held by who interrupts the connection of a load, so that it is there."""
         self._begun = False
+        self._renewed: set[bytes] = set()
+        """Ids of the buckets made anew whose older rows were forgotten in this transaction."""
         self.is_read_only = False
         """Nothing can be written before :meth:`write`."""
         self.cursor: str | None = None
@@ -248,8 +250,10 @@ class Catalog:
         if gone:
             for name in ("version_rows", "removals"):
                 self._database.execute(f"DELETE FROM kept.{name} WHERE bucket IN (SELECT unnest(?))", [gone])
-        if cursor != self.cursor or not self.holds(buckets):
+        are_held = self.holds(buckets)
+        if not are_held:
             self.take_buckets(buckets)
+        if cursor != self.cursor or not are_held:
             self._rows.say(cursor)
             self.cursor = cursor
         self._commit()
@@ -257,7 +261,9 @@ class Catalog:
     def forget_renewed(self, buckets: Sequence[Bucket]) -> None:
         """Forget what was in buckets that were removed and made anew, before changes of the new ones are taken."""
         kept = {bucket.name: bucket.bucket_id for bucket in self._rows.buckets}
-        renewed = [each.name for each in buckets if kept.get(each.name, each.bucket_id) != each.bucket_id]
+        new = [each for each in buckets if kept.get(each.name, each.bucket_id) != each.bucket_id]
+        renewed = [each.name for each in new if each.bucket_id not in self._renewed]
+        self._renewed.update(each.bucket_id for each in new)
         if renewed:
             for name in ("version_rows", "removals"):
                 self._database.execute(f"DELETE FROM kept.{name} WHERE bucket IN (SELECT unnest(?))", [renewed])
@@ -283,6 +289,7 @@ class Catalog:
 
     def _begin(self) -> None:
         self._begun = True
+        self._renewed.clear()
         self._database.execute("BEGIN")
 
     def _commit(self) -> None:

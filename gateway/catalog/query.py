@@ -34,7 +34,7 @@ from typing import Any, Final
 
 import duckdb
 
-from gateway.catalog import batches, kept, schema
+from gateway.catalog import batches, checkpoints, kept, schema
 from gateway.catalog import database as databases
 from gateway.catalog.database import EMPTY, LASTING, Database, Names, refusing, tables_of, words_of
 from gateway.catalog.decoding import Decoders, decoded
@@ -258,6 +258,7 @@ class _Work:
             self._as_new = as_new and leaves_nothing
             return result
         self.close()  # a database that met damage answers nothing more
+        checkpoints.wait()
         kept.remove(place.path)
         with refusing():
             result, _ = yield from self._answer(query)

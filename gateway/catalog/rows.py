@@ -111,10 +111,9 @@ class Rows:
 
     def take_buckets(self, buckets: Sequence[Bucket]) -> None:
         """Hold these as all buckets there are."""
-        if not self.holds(buckets):
-            self.connection.execute(f"DELETE FROM {self.name}.buckets")
-            self._insert("buckets", batches.buckets(buckets))
-            self.buckets = list(buckets)
+        self.connection.execute(f"DELETE FROM {self.name}.buckets")
+        self._insert("buckets", batches.buckets(buckets))
+        self.buckets = list(buckets)
 
     def holds(self, buckets: Sequence[Bucket]) -> bool:
         """Whether these are held as all buckets there are."""
@@ -133,7 +132,10 @@ class Rows:
         if [row[:2] for row in about] != [(schema.FORMAT, duckdb.__version__)]:
             return None
         _, _, cursor, buckets = about[0]
-        self.buckets = _BUCKETS.decode(buckets)
+        try:
+            self.buckets = _BUCKETS.decode(buckets)
+        except (msgspec.MsgspecError, TypeError):
+            return None
         return str(cursor)
 
     @contextlib.contextmanager

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import duckdb
 import pytest
 
 import objmeta
-from gateway.catalog import checkpoints, schema
-from gateway.catalog.query import sql
+from gateway.catalog import checkpoints, query, schema
+from gateway.catalog.query import Session, sql
 from objmeta.errors import NoSuchKey
 
 ALL = "SELECT bucket, key, size FROM versions ORDER BY ALL"
@@ -68,8 +69,9 @@ def test_after_any_changes_it_is_as_if_made_anew(client: objmeta.Client, path: P
             elif some is not None and not some.is_delete_marker:
                 client.copy_object(bucket, some.key, bucket, key, version_id=some.version_id)
         for table in ("objects", "versions", "chunks", "changes"):
-            query = f"SELECT * FROM {table} ORDER BY ALL"
-            assert sql(client, query, catalog=path).rows() == sql(client, query, catalog=":memory:").rows(), table
+            all_of_it = f"SELECT * FROM {table} ORDER BY ALL"
+            anew = sql(client, all_of_it, catalog=":memory:").rows()
+            assert sql(client, all_of_it, catalog=path).rows() == anew, table
 
 
 def test_rows_that_are_there_stay(client: objmeta.Client, path: Path) -> None:
@@ -101,6 +103,31 @@ def test_of_two_objects_with_the_same_number_one_goes(client: objmeta.Client, pa
     assert found.rows() == [("one", first, 1)]
     with pytest.raises(NoSuchKey):
         client.get_object("one", second)
+
+
+def test_a_bucket_made_anew_whose_changes_come_in_several_pages(
+    client: objmeta.Client, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query, "_CHANGES", 2)
+    client.put_object("one", "old", data=b"x")
+    sql(client, ALL, catalog=path)
+    client.delete_object("one", "old")
+    client.remove_version("one", "old", client.list_versions("one").versions[1].version_id)
+    for version in client.list_versions("one").versions:
+        client.remove_version("one", "old", version.version_id)
+    client.remove_bucket("one")
+    client.create_bucket("one")
+    for number in range(50):
+        client.put_object("one", f"{number:02}", data=b"x")
+    found = sql(client, ALL, catalog=path)
+    assert found.rows() == [("one", f"{number:02}", 1) for number in range(50)]
+
+
+async def test_a_live_session_has_the_buckets_there_are(client: objmeta.Client, tmp_path: Path) -> None:
+    async with objmeta.connect_async(tmp_path / "store") as own, Session(own, live=True) as session:
+        for _ in range(2):
+            assert (await session.sql("SELECT bucket FROM buckets ORDER BY 1")).rows() == [("one",), ("two",)]
+            await session.sql("DELETE FROM kept.buckets")
 
 
 def long_log(client: objmeta.Client, path: Path) -> None:
@@ -142,6 +169,34 @@ def test_a_catalog_that_was_removed_is_not_made_by_a_checkpoint(client: objmeta.
     assert not path.exists()
     log_of(path).unlink()
     assert sql(client, ALL, catalog=path).looked_at == 1
+
+
+def test_beginning_a_checkpoint_waits_for_nothing(client: objmeta.Client, path: Path) -> None:
+    """Python may do it anywhere, when it lets go of a query that was dropped: also while another one is waited for."""
+    long_log(client, path)
+    checkpoints.wait()
+    log_of(path).write_bytes(bytes(100_000))
+    checkpoints._CHECKPOINTS.before_fork()
+    try:
+        checkpoints.begin(path, log_of(path), path.with_name(f"{path.name}.lock"))
+    finally:
+        checkpoints._CHECKPOINTS.after_fork(False)
+    checkpoints.wait()
+    assert log_of(path).read_bytes() == bytes(100_000), "none was begun"
+
+
+def test_where_no_thread_can_be_started_queries_go_on(
+    client: objmeta.Client, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    sql(client, ALL, catalog=path)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        checkpoints.begin(path, path, path.with_name(f"{path.name}.lock"))
+    checkpoints.wait()
+    assert sql(client, ALL, catalog=path).looked_at == 0
 
 
 def test_a_process_ends_after_its_checkpoint(client: objmeta.Client, path: Path, tmp_path: Path) -> None:

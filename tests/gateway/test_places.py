@@ -71,7 +71,7 @@ async def test_pieces_are_received(place: BlobPlace, length: int) -> None:
 @pytest.mark.parametrize("length", LENGTHS)
 async def test_what_arrives_wrong_is_not_stored(place: BlobPlace, length: int) -> None:
     data = os.urandom(length)
-    for wrong in ((data[:-1],), (data, b"!"), (data[:-1], b"?"), ()):
+    for wrong in ((data[:-1],), (data, b"!"), (data[:-1], bytes((data[-1] ^ 1,))), ()):
         with pytest.raises(errors.IntegrityError):
             await place.receive(named(data), wrong, generation=1)
     assert await place.has((named(data),)) == [False]

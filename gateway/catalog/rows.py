@@ -66,11 +66,8 @@ class Rows:
                 self.add(page)
             self.flush()
             known = self._known["known"]
-            self._with_rows(
-                schema.DELETE_ROWS,
-                "rows_gone",
-                known.filter(pc.invert(pc.is_in(known, pa.chunked_array(self._met, pa.int64())))),
-            )
+            is_there = pc.is_in(known, pa.chunked_array(self._met, pa.int64()))
+            self._with_rows(schema.DELETE_ROWS, "rows_gone", known.filter(pc.invert(is_there)))
         self.forget()
 
     def flush(self) -> None:

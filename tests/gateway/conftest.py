@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,11 +62,6 @@ async def nodes(tmp_path: Path) -> AsyncIterator[list[BlobNode]]:
 
 
 @pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB, where the machine allows to mount one."""
-    path = tmp_path / "tiny"
-    path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", path], check=False).returncode:
-        pytest.skip("no right to mount a small file system here")
-    yield path
-    subprocess.run(["umount", "--lazy", path], check=True)
+def tiny_disk(make_disk: Callable[[int], Path]) -> Path:
+    """A file system of 4 MiB."""
+    return make_disk(4)

@@ -370,20 +370,6 @@ def test_directories(client: objmeta.Client, path: Path) -> None:
         assert sorted(found) == sorted(2 * list(expected.items()))
 
 
-def test_objects_of_the_same_number_are_told_apart(client: objmeta.Client, path: Path) -> None:
-    keys = "SELECT 'demo' AS bucket, range::VARCHAR AS key FROM range(500000)"
-    with duckdb.connect() as database:
-        same = f"SELECT min(key), max(key) FROM ({keys}) GROUP BY {schema._OBJECT} HAVING count(*) > 1 LIMIT 1"
-        one, other = database.execute(same).fetchall()[0]
-    for key in (one, other):
-        client.put_object("demo", key, data=b"1")
-    sql(client, ALL, catalog=path)
-    client.put_object("demo", one, data=b"22")
-    found = sql(client, ALL, catalog=path)
-    assert found.looked_at == 1
-    assert found.rows() == sorted([("demo", one, 1), ("demo", one, 2), ("demo", other, 1)])
-
-
 def test_rows_of_current_versions_lie_together(client: objmeta.Client, path: Path) -> None:
     """And none is lost or doubled for that, in a load and in a change."""
     for number in range(5):

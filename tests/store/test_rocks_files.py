@@ -6,8 +6,7 @@ import gc
 import os
 import resource
 import signal
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -283,17 +282,6 @@ def test_a_batch_whose_sync_failed_is_looked_for(rocks: RocksStore, monkeypatch:
     store.close()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB, where the machine allows to mount one."""
-    path = tmp_path / "small"
-    path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", path], check=False).returncode:
-        pytest.skip("no right to mount a small file system here")
-    yield path
-    subprocess.run(["umount", path], check=True)
-
-
 def fill(filler: Path) -> None:
     """Make a file that takes all there is."""
     with suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -301,8 +289,11 @@ def fill(filler: Path) -> None:
             pass
 
 
-def test_a_disk_that_others_fill_up_loses_nothing(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_others_fill_up_loses_nothing(
+    make_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rocks_files, "RESERVE_BYTES", 0)  # as if the room had gone after the look
+    small_disk = make_disk(24)
     store = RocksStore.create(small_disk / "acceptor", 1, CONFIGURATION)
     accepted, failed = [], 0
     for round_number in range(3):

@@ -21,6 +21,8 @@ _SETTINGS: Final = {
 }
 _OFF: Final = frozenset({"0", "false", "f", "no", "n"})
 
+_PROCESS: Final = os.getpid()
+
 _is_late = "grpc" in sys.modules
 _ours = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
 os.environ.update(_ours)
@@ -31,7 +33,12 @@ finally:
     for _name in _ours:
         del os.environ[_name]
 
-__all__ = ["grpc"]
+__all__ = ["grpc", "is_forked"]
+
+
+def is_forked() -> bool:
+    """Whether this is a child of the process that began to use gRPC: its C core hangs or crashes here."""
+    return os.getpid() != _PROCESS
 
 
 def _warn() -> None:

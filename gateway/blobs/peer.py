@@ -34,6 +34,7 @@ from gateway.blobs.service import (
     encode_header,
 )
 from objmeta import Chunk, errors
+from objmeta.channels import open_channel
 from objmeta.grpcio import grpc
 
 PENDING_BYTES_MAX: Final = 16 << 20
@@ -143,9 +144,7 @@ class Peer:
     def __init__(self, address: str) -> None:
         self.address = address
         self.lagging = False
-        self._channel = cast(
-            "Any", grpc.aio.insecure_channel(address, options=_OPTIONS)
-        )  # the stubs are behind the API
+        self._channel = open_channel(address, _OPTIONS)  # the stubs are behind the API
         self._calls = {name: self._channel.unary_unary(f"/{SERVICE}/{name}") for name in _UNARY}
         # On the wire a call with one message is what a stream of one is, and costs less.
         self._put_frame = self._channel.unary_unary(f"/{SERVICE}/Put")

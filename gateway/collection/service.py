@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -17,6 +17,7 @@ from gateway.blobs.service import KIND
 from gateway.collection.collect import CycleName, Link, Marking, MarkOrder, Sweeping, SweepOrder
 from gateway.collection.marks import MarksPage
 from objmeta import errors
+from objmeta.channels import open_channel
 from objmeta.grpcio import grpc
 
 SERVICE: Final = "objmeta.collector.v1.Collector"
@@ -78,7 +79,7 @@ class CollectorPeer:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._channel = cast("Any", grpc.aio.insecure_channel(address, options=_OPTIONS))
+        self._channel = open_channel(address, _OPTIONS)
 
     async def mark(self, order: MarkOrder) -> Marking:
         return await self._ask("Mark", order, Marking)

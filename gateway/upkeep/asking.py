@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -17,6 +17,7 @@ from gateway.upkeep.repairing import Answer, Want
 from gateway.upkeep.service import SERVICE, Confirm, Copy, DataStatus, Look, Take, encode_wants
 from gateway.upkeep.views import Tag
 from objmeta import Chunk, errors
+from objmeta.channels import open_channel
 from objmeta.grpcio import grpc
 
 FETCH_TIMEOUT_S: Final = 30.0
@@ -37,7 +38,7 @@ class Upkeep:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._channel = cast("Any", grpc.aio.insecure_channel(address, options=_OPTIONS))
+        self._channel = open_channel(address, _OPTIONS)
 
     async def status(self, timeout_s: float) -> DataStatus:
         """What it says of its chunks. Raises Unavailable, StoreError."""

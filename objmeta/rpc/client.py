@@ -33,6 +33,7 @@ from objmeta.core.home import home_of
 from objmeta.core.listing import ScanRequest
 from objmeta.core.messages import Fence, Record, RecordRef, State
 from objmeta.errors import (
+    ForkedClient,
     InvalidArgument,
     NoQuorum,
     ObjmetaError,
@@ -54,7 +55,7 @@ from objmeta.interfaces import (
 from objmeta.model.changes import ModelChange
 from objmeta.rpc import wire
 from objmeta.rpc.link import SILENT_TICKS, Call, Condition, NodeLink
-from objmeta.rpc.options import ITEM_BYTES_MAX, check_process
+from objmeta.rpc.options import ITEM_BYTES_MAX
 
 _COLLECT_LATE_S: Final = 10.0
 """How much later than asked for a node may say how far it is: it is busy then."""
@@ -69,13 +70,12 @@ class RemoteRegisters:
 
     ``endpoints`` are ``host:port`` of any of the nodes; ``failover_s`` is how long a silent node is waited for before
     another one is asked as well.  ``sent_on``: changes come from a node that sends them on.  Connects at first use.
-    Raises ForkedClient in a forked child.
+    Raises ForkedClient in a forked child, which opens its own.
     """
 
     def __init__(self, endpoints: Sequence[str], failover_s: float = 0.1, *, sent_on: bool = False) -> None:
         if not endpoints:
             raise InvalidArgument("a cluster is named by at least one host:port")
-        check_process()
         self._pid = os.getpid()
         self._loop = asyncio.get_running_loop()
         self._sent_on = sent_on
@@ -224,7 +224,8 @@ class RemoteRegisters:
     async def _perform(
         self, operation: wire.Operation, name: bytes, timeout_s: float, changes: bool = False, hedged: bool = True
     ) -> wire.Result:
-        check_process()
+        if os.getpid() != self._pid:
+            raise ForkedClient("these connections belong to the parent process; open new ones in the child")
         if self._closed:
             raise InvalidArgument("this client is closed; open a new one")
         encoded = wire.encode(operation)

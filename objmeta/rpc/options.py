@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import os
+import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias, cast
 
-from objmeta.errors import ForkedClient, Unavailable
-from objmeta.grpcio import grpc
+from objmeta import channels
+from objmeta.errors import Unavailable
+from objmeta.grpcio import grpc, is_forked
 
 MESSAGE_BYTES_MAX: Final = 64 << 20
 """No message is longer: one item of the greatest size, beside a full batch, with room to spare."""
@@ -62,44 +62,27 @@ EOF: Final = cast(Any, grpc.aio).EOF
 """What a stream reads at its end."""
 
 
-_PROCESS: Final = os.getpid()
-
-
-def check_process() -> None:
-    """Raise ForkedClient in a child of the process that began to use gRPC: there, no connection is ever made."""
-    if os.getpid() != _PROCESS:
-        raise ForkedClient(
-            "connections to nodes do not survive a fork; start this process by spawn or forkserver "
-            "(multiprocessing.set_start_method) and connect there"
-        )
-
-
-@functools.cache
-def _hold_aio() -> None:
-    """Keep grpc.aio going until the process ends.
-
-    When its last object goes, it waits for its poller thread.  A forked child has no such thread, and collects objects
-    that the parent left: it would wait for ever.
-    """
-    cast(Any, grpc.aio).init_grpc_aio()
-
-
 def new_server() -> Any:
-    """A ``grpc.aio.Server`` without services and ports."""
-    _hold_aio()
-    return cast(Any, grpc.aio).server(options=SERVER)
-
-
-def ask_blocking(endpoint: str, method: str, message: bytes, timeout_s: float) -> bytes:
-    """One call from code that has no event loop. Raises Unavailable."""
-    with grpc.insecure_channel(endpoint, options=CHANNEL) as channel:
-        try:
-            return cast(bytes, cast(Any, channel).unary_unary(method)(message, timeout=timeout_s))
-        except grpc.RpcError as broken:
-            raise Unavailable(f"{endpoint} did not answer: {cast(Any, broken).details()}") from None
+    """A ``grpc.aio.Server`` without services and ports. Raises ForkedClient in a forked child."""
+    return channels.new_server(SERVER)
 
 
 def open_channel(endpoint: str) -> Any:
     """A ``grpc.aio.Channel`` to ``host:port``; nothing is connected before the first call."""
-    _hold_aio()
-    return cast(Any, grpc.aio).insecure_channel(endpoint, options=CHANNEL)
+    return channels.open_channel(endpoint, CHANNEL)
+
+
+def ask_blocking(endpoint: str, method: str, message: bytes, timeout_s: float) -> bytes:
+    """One call from code that has no event loop. Raises Unavailable."""
+    try:
+        if is_forked():  # there are no blocking channels without gRPC's C core
+            return asyncio.run(_ask(endpoint, method, message, timeout_s))
+        with grpc.insecure_channel(endpoint, options=CHANNEL) as channel:
+            return cast(bytes, cast(Any, channel).unary_unary(method)(message, timeout=timeout_s))
+    except grpc.RpcError as broken:
+        raise Unavailable(f"{endpoint} did not answer: {cast(Any, broken).details()}") from None
+
+
+async def _ask(endpoint: str, method: str, message: bytes, timeout_s: float) -> bytes:
+    async with open_channel(endpoint) as channel:
+        return cast(bytes, await channel.unary_unary(method)(message, timeout=timeout_s))

@@ -61,7 +61,7 @@ class Members:
         self._looking = asyncio.create_task(self._look(), name=f"objmeta members of node {node_id}")
 
     async def change(self, request: wire.ChangeMembers, addresses: Mapping[int, str], timeout_s: float) -> Membership:
-        """Begin a change; it goes on by itself. Raises Conflict, InvalidArgument, NoQuorum, UnknownOutcome."""
+        """Begin a change; it goes on by itself. Raises as Coordinator.begin."""
         coordinator = self._new_coordinator()
         try:
             membership = await coordinator.begin(

@@ -48,7 +48,7 @@ from objmeta.core.reconfiguration import (
     membership_in,
     outside,
 )
-from objmeta.errors import Conflict, NoQuorum, ObjmetaError
+from objmeta.errors import Conflict, NoQuorum, ObjmetaError, Unavailable
 from objmeta.interfaces import ChangeRequest
 from objmeta.register.asking import all_of, ask, gather
 from objmeta.register.copying import Copier, CopySettings, FenceOf, Progress, Superseded
@@ -129,9 +129,12 @@ class Coordinator:
 
         ``epoch``, if given, is the one the caller decided under: a change that somebody made since is no reason to
         fail if it was this one.  ``addresses`` correct those that are kept.  Returns the membership that stands now.
-        Raises Conflict, InvalidArgument, NoQuorum, UnknownOutcome, and what ``prepare`` raises.
+        Raises Conflict, InvalidArgument, NoQuorum, UnknownOutcome, Unavailable (this node was away and does not know
+        that epoch yet), and what ``prepare`` raises.
         """
         current = await self.current(timeout_s)
+        if current.configuration.is_joint and current.configuration.epoch < epoch:
+            raise Unavailable(f"that the members are those of epoch {epoch} is not known here yet")
         if epoch and current.configuration.epoch != epoch:
             members = leads_to(current)
             if all(node in members for node in add) and not any(node in members for node in remove):

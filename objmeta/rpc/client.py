@@ -93,6 +93,7 @@ class RemoteRegisters:
         self._members: tuple[int, ...] = ()
         self._number = 0
         self._generation = FIRST_GENERATION
+        self._collector = 0
         self._closed = False
 
     @property
@@ -191,11 +192,15 @@ class RemoteRegisters:
         return result.membership
 
     async def collect(self, run: int, timeout_s: float) -> Collected:
-        """See :class:`objmeta.interfaces.Registers`. The home of the generation does it, if it is up."""
+        """See :class:`objmeta.interfaces.Registers`. The home of the generation begins it if it is up, else another.
+
+        Who began it is asked how it goes, also when the home comes back.
+        """
         if not self._members:
             await self.status(timeout_s)  # or the first call and the next ones would not go to the same node
         operation = wire.Collect(run, timeout_s)
-        result = await self._perform(operation, GENERATION_REGISTER, timeout_s + _COLLECT_LATE_S, hedged=False)
+        at = self._collector if run else 0
+        result = await self._perform(operation, GENERATION_REGISTER, timeout_s + _COLLECT_LATE_S, hedged=False, at=at)
         assert isinstance(result, wire.Collection)
         return result.collected
 
@@ -222,8 +227,15 @@ class RemoteRegisters:
     # -- An operation from beginning to end ---------------------------------------------------------------------------
 
     async def _perform(
-        self, operation: wire.Operation, name: bytes, timeout_s: float, changes: bool = False, hedged: bool = True
+        self,
+        operation: wire.Operation,
+        name: bytes,
+        timeout_s: float,
+        changes: bool = False,
+        hedged: bool = True,
+        at: int = 0,
     ) -> wire.Result:
+        """``at``: the node to ask first, instead of the home of ``name``."""
         if os.getpid() != self._pid:
             raise ForkedClient("these connections belong to the parent process; open new ones in the child")
         if self._closed:
@@ -233,7 +245,7 @@ class RemoteRegisters:
             raise InvalidArgument(f"the operation has {len(encoded)} bytes; at most {ITEM_BYTES_MAX} can travel")
         self._number += 1
         loop = self._loop
-        call = Call(self._number, encoded, name, changes, loop.time() + timeout_s, loop.create_future(), hedged)
+        call = Call(self._number, encoded, name, changes, loop.time() + timeout_s, loop.create_future(), hedged, at)
         self._calls[call.number] = call
         if not self._members:
             for link in self._links:
@@ -270,7 +282,7 @@ class RemoteRegisters:
     def _pick(self, call: Call, healthy_only: bool) -> NodeLink | None:
         now = self._loop.time()
         usable: NodeLink | None = None
-        for link in self._ordered(call.name):
+        for link in self._ordered(call):
             if link in call.open:
                 continue
             if link.condition is Condition.DOWN:
@@ -281,12 +293,12 @@ class RemoteRegisters:
                 usable = link
         return None if healthy_only else usable
 
-    def _ordered(self, name: bytes) -> list[NodeLink]:
-        """The links, the home of ``name`` first and then in a circle; any order will do while the homes are unknown."""
+    def _ordered(self, call: Call) -> list[NodeLink]:
+        """The links, the home of its name first and then in a circle; any order will do while the homes are unknown."""
         links = self._links
         if not self._members:
             return links
-        home = home_of(name, self._members)
+        home = call.at or home_of(call.name, self._members)
         for first, link in enumerate(links):
             if link.node_id == home:
                 return links[first:] + links[:first] if first else links
@@ -389,6 +401,8 @@ class RemoteRegisters:
         if call is None or call.future.done():
             return
         call.open.remove(link)
+        if isinstance(result, wire.Collection):
+            self._collector = link.node_id
         if not isinstance(result, wire.Failure) and not (isinstance(result, wire.Changed) and result.reply.code):
             call.future.set_result(result)
         elif isinstance(result, wire.Failure) and result.kind == Unavailable.kind:

@@ -58,6 +58,8 @@ class Call(msgspec.Struct, eq=False):
     future: asyncio.Future[wire.Result]
     hedged: bool = True
     """Whether another node is asked as well when the one at work is silent."""
+    at: int = 0
+    """The node to ask first, 0: the home of the name."""
     open: list[NodeLink] = []
     """Nodes that hold a copy and have not answered."""
     lost: bool = False
@@ -204,7 +206,12 @@ class NodeLink:
         try:
             call = channel.stream_stream(wire.path(wire.CLIENT_SERVICE, wire.STREAM))()
             async with asyncio.timeout(CONNECT_S_MAX):
-                self._read_place(await call.initial_metadata())
+                told = dict(await call.initial_metadata())
+                if wire.NODE not in told:
+                    # gRPC has none either where no connection could be made: only reading says why
+                    await call.read()
+                    raise asyncio.InvalidStateError("this is no node")
+            self._read_place(told)
             self._on_connected()
             await converse(call, self._outbox, self._frame, self._on_message)
             self.problem = "it closed the connection"
@@ -219,10 +226,9 @@ class NodeLink:
             with contextlib.suppress(asyncio.CancelledError):
                 await channel.close()
 
-    def _read_place(self, metadata: Any) -> None:
-        told = dict(metadata)
+    def _read_place(self, told: dict[str, Any]) -> None:
         with contextlib.suppress(ValueError):
-            self.node_id = int(told.get(wire.NODE, 0))
+            self.node_id = int(told[wire.NODE])
             self.members = tuple(int(member) for member in told.get(wire.MEMBERS, "").split(",") if member)
         encoded = told.get(wire.MEMBERSHIP)
         self.membership = wire.decode_membership(encoded) if isinstance(encoded, bytes) else None

@@ -59,6 +59,7 @@ class FakeNode:
         self.changes_made = 0
         self.reads = 0
         self.timeouts: list[float] = []
+        self.runs: list[int] = []
         self.service = ClientService(self)
 
     # -- Door ---------------------------------------------------------------------------------------------------------
@@ -136,7 +137,8 @@ class FakeNode:
         return StoreStatus(b"s" * 16, 1, (), True)
 
     async def collect(self, run: int, timeout_s: float) -> Collected:
-        return Collected(run, True)
+        self.runs.append(run)
+        return Collected(run or 7, bool(run))
 
     async def begin_cycle(self, timeout_s: float) -> Cycle:
         return Cycle(3, 2, 1)

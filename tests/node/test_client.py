@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from objmeta.core.change import Identity
+from objmeta.core.erasure import GENERATION_REGISTER
 from objmeta.core.home import home_of
 from objmeta.core.listing import ScanRequest
 from objmeta.core.messages import RecordRef, State
@@ -75,6 +76,17 @@ async def test_operations_go_to_the_home(registers: RemoteRegisters, pair: list[
     await asyncio.gather(*(registers.change(change(name), TIMEOUT_S) for name in names))
     for server in pair:
         assert server.node.changes_made == sum(home_of(name, (1, 2)) == server.node.node_id for name in names)
+
+
+async def test_who_began_to_collect_is_asked_how_it_goes(registers: RemoteRegisters, pair: list[Served]) -> None:
+    home, other = home_and_other(pair, GENERATION_REGISTER)
+    home.node.open = False
+    begun = await registers.collect(0, 1.0)
+    home.node.open = True
+    await asyncio.sleep(0.1)  # until it may be asked again
+    assert (await registers.collect(begun.run, 1.0)).done
+    assert other.node.runs == [0, begun.run]
+    assert not home.node.runs
 
 
 async def test_what_queues_up_shares_messages(registers: RemoteRegisters, pair: list[Served]) -> None:

@@ -119,6 +119,29 @@ async def test_a_paused_node_is_passed_over(cluster: LocalCluster, registers: Re
     assert load.slowest_s < 5.0
 
 
+async def test_a_client_knows_all_nodes_after_each_was_restarted(
+    cluster: LocalCluster, registers: RemoteRegisters
+) -> None:
+    async def puts() -> None:
+        await asyncio.gather(*(registers.change(put(b"%d" % number, b""), TIMEOUT_S) for number in range(30)))
+
+    for node_id in (1, 2, 3):
+        cluster.kill(node_id)
+        for _ in range(5):  # they try to connect again meanwhile, in vain
+            await puts()
+            await asyncio.sleep(0.05)
+        cluster.start(node_id)
+        await asyncio.to_thread(cluster.wait_ready)
+    deadline = time.monotonic() + TIMEOUT_S
+    while registers.connections < 3:
+        assert time.monotonic() < deadline, f"only {registers.connections} nodes are known"
+        await puts()
+    for node_id in (1, 2, 3):  # so each may be silent
+        cluster.pause(node_id)
+        await puts()
+        cluster.resume(node_id)
+
+
 async def test_a_gracefully_stopped_node_fails_no_put(cluster: LocalCluster, registers: RemoteRegisters) -> None:
     load = Load(registers)
     await load.reach(100)

@@ -8,14 +8,20 @@ import itertools
 import pytest
 
 from objmeta.rpc import wire
-from objmeta.rpc.link import SILENT_TICKS, Call, NodeLink
-from tests.node.fakes import silent_endpoint
+from objmeta.rpc.link import SILENT_TICKS, Call, Condition, NodeLink
+from objmeta.rpc.options import new_server
+from tests.node.fakes import free_endpoints, silent_endpoint, until
 
 
 class Deaf:
-    """A client that takes no notice."""
+    """A client that takes no notice, but of connections."""
 
-    def on_ready(self, link: NodeLink) -> None: ...
+    def __init__(self) -> None:
+        self.connections = 0
+
+    def on_ready(self, link: NodeLink) -> None:
+        self.connections += 1
+
     def on_generation(self, generation: int) -> None: ...
     def on_result(self, link: NodeLink, number: int, result: wire.Result) -> None: ...
     def on_down(self, link: NodeLink, unsent: list[Call], sent: list[Call]) -> None: ...
@@ -52,3 +58,29 @@ async def test_whoever_was_passed_over_for_being_slow_is_given_more_time_and_les
             await link._on_message(answer)
         assert ticks_borne(link) == SILENT_TICKS
         await link.close()
+
+
+async def test_where_nobody_listens_there_never_was_a_connection() -> None:
+    owner = Deaf()
+    (endpoint,) = free_endpoints(1)
+    link = NodeLink(endpoint, owner)
+    link.node_id = 2
+    link.connect()
+    await until(lambda: link.condition is Condition.DOWN)
+    assert (owner.connections, link.node_id) == (0, 2)
+    assert "refused" in link.problem.lower()
+    await link.close()
+
+
+async def test_who_knows_no_such_service_is_no_node() -> None:
+    server = new_server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    owner = Deaf()
+    link = NodeLink(f"127.0.0.1:{port}", owner)
+    link.connect()
+    await until(lambda: link.condition is Condition.DOWN)
+    assert owner.connections == 0
+    assert link.problem
+    await link.close()
+    await server.stop(None)

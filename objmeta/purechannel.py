@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
 from typing import Any, Final, Self, TypeVar, cast
 
 import grpclib.client
 from grpclib.config import Configuration
-from grpclib.const import Cardinality
+from grpclib.const import Cardinality, Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from grpclib.metadata import decode_metadata
 from h2.exceptions import H2Error
 
 from objmeta.grpcio import grpc
@@ -111,14 +113,14 @@ class PureChannel:
         if isinstance(broken, GRPCError):
             code = _CODES.get(broken.status.value, grpc.StatusCode.UNKNOWN)
             details = broken.message or code.name
-            trailing = grpc.aio.Metadata(*(stream.trailing_metadata or {}).items())
+            trailing = grpc.aio.Metadata(*decode_metadata(_trailers(stream)).items())
             self.heard()
         elif isinstance(broken, TimeoutError) and broken.errno is None:
             code, details = grpc.StatusCode.DEADLINE_EXCEEDED, "no answer in time"
             if self._heard_at < begun:  # a machine that vanished closes no connection: the next call makes a new one
                 self._channel.close()
         elif isinstance(broken, OSError):
-            details = f"no connection: {broken.strerror or broken}"
+            details = f"no connection: {os.strerror(broken.errno) if broken.errno else broken}"
         return grpc.aio.AioRpcError(code, _NOTHING, trailing, details, None)
 
     async def close(self) -> None:
@@ -168,7 +170,8 @@ class PureCall:
                     self._takes_more = False
                     await stream.end()
         except _BROKEN as broken:
-            self._failure = self._channel.translated(broken, self._stream, begun)
+            if not _ended_well(self._stream):
+                self._failure = self._channel.translated(broken, self._stream, begun)
         finally:
             self._takes_more = False
             if self._sending is not None:
@@ -231,6 +234,16 @@ class PureCall:
     def cancel(self) -> None:
         """End it."""
         self._life.cancel()
+
+
+def _trailers(stream: _Stream) -> list[tuple[str, str]]:
+    """What came with the status; a server that did not wait for our end resets the stream right behind it."""
+    sent = getattr(stream, "_stream", None)  # there is none before it is sent
+    return [] if sent is None else sent.trailers or sent.headers or []
+
+
+def _ended_well(stream: _Stream) -> bool:
+    return ("grpc-status", str(Status.OK.value)) in _trailers(stream)
 
 
 def _one(answer: bytes | None) -> bytes:

@@ -61,8 +61,8 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
     files in ``local_dir`` (default: ``local`` in an embedded store's directory, else in the user's cache), at most
     ``local_bytes`` of them.
 
-    Instances are cached, picklable, and usable from any thread; an embedded one also after a fork, while one of a
-    cluster refuses in a forked child (start workers by spawn or forkserver).
+    Instances are cached, picklable, and usable from any thread; an embedded one also after a fork, while one that is
+    connected to a cluster refuses in a forked child, which opens its own.
 
     Raises OSError (EINVAL) for an option that is unknown, bad, or contradicts another.
     """
@@ -150,8 +150,8 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
         if isinstance(self.location, Cluster) and self._stores:
             with oserrors():
                 raise ForkedClient(
-                    "this file system's connections belong to the parent process; start workers by spawn or forkserver "
-                    "(multiprocessing.set_start_method), or connect only in the child"
+                    "this file system's connections belong to the parent process; open a new one in the child: "
+                    "fsspec.filesystem(...), fsspec.open(...) and paths do, and so does one that was pickled"
                 )
         self._finalizer()  # it keeps what belongs to the parent
         self._stores = {}

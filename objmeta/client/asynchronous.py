@@ -44,8 +44,9 @@ class AsyncClient:
     """A store's objects, buckets and key-value registers.
 
     Opens at first use and belongs to the event loop of that use.  After a fork, a client of an embedded store opens the
-    store again in the child; a client of a cluster raises ForkedClient there.  Every operation may raise NoQuorum
-    (nothing was changed) and every change UnknownOutcome (it may yet apply), at the latest after ``timeout_s`` seconds.
+    store again in the child; one that is connected to a cluster raises ForkedClient, so open a new one there.  Every
+    operation may raise NoQuorum (nothing was changed) and every change UnknownOutcome (it may yet apply), at the latest
+    after ``timeout_s`` seconds.
     """
 
     def __init__(self, settings: Settings) -> None:

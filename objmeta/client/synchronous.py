@@ -447,8 +447,8 @@ class Client:
         if thread is not None:
             if isinstance(self.location, Cluster):
                 raise ForkedClient(
-                    "a client of a cluster does not survive a fork, nor does a new one in the child;"
-                    " start processes with spawn or forkserver"
+                    "this client's connections belong to the parent process; open a new one in the child: "
+                    "objmeta.connect(...)"
                 )
             # the lock may have been held by a thread that does not exist here
             self._lock = threading.Lock()

@@ -7,6 +7,7 @@ that never touch it.  That cannot be undone, so it is said when the process fork
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import warnings
@@ -39,6 +40,10 @@ __all__ = ["grpc", "is_forked"]
 def is_forked() -> bool:
     """Whether this is a child of the process that began to use gRPC: its C core hangs or crashes here."""
     return os.getpid() != _PROCESS
+
+
+# What the parent left to be collected would go through the C core in the child, and crash it.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 def _warn() -> None:

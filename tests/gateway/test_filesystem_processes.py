@@ -9,12 +9,9 @@ import json
 import multiprocessing
 import os
 import pickle
-import select
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -22,30 +19,10 @@ import pytest
 from fsspec.spec import AbstractFileSystem
 
 from gateway.fs.filesystem import ObjmetaFileSystem
+from tests.gateway.forks import in_fork
 
 # the threads are on purpose: a fork must work although the IO loop's thread is there
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-
-
-def in_fork(work: Callable[[], str]) -> str:
-    """Run ``work`` in a forked child, and return what it returned; its failure is text too."""
-    receiver, sender = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            answer = work()
-        except BaseException as error:
-            answer = f"{type(error).__name__}: {error}"
-        os.write(sender, answer.encode())
-        os._exit(0)
-    os.close(sender)
-    with os.fdopen(receiver, "rb") as pipe:
-        answered = select.select([pipe], [], [], 60)[0]
-        if not answered:
-            os.kill(child, signal.SIGKILL)
-        answer = pipe.read().decode()
-    os.waitpid(child, 0)
-    return answer if answered else "the child hangs"
 
 
 def test_an_embedded_instance_works_in_a_forked_child(fs: ObjmetaFileSystem) -> None:
@@ -119,11 +96,11 @@ def test_an_instance_of_a_cluster_refuses_in_a_forked_child(no_settings: None) -
     fs = ObjmetaFileSystem(endpoints="127.0.0.1:1", timeout_s=0.2, skip_instance_cache=True)
     with pytest.raises(TimeoutError):
         fs.exists("bucket/file")
-    answer = in_fork(lambda: str(fs.exists("bucket/file")))
-    assert "belong to the parent" in answer
-    # gRPC does not work in a child of a process that uses it: a new instance says so, too, and does not hang
+    assert "open a new one in the child" in in_fork(lambda: str(fs.exists("bucket/file")))
+    # a new one gets as far as here (test_forks_cluster.py has nodes that answer)
     answer = in_fork(lambda: str(ObjmetaFileSystem(endpoints="127.0.0.1:1", timeout_s=0.2).exists("bucket/file")))
-    assert "spawn or forkserver" in answer
+    assert answer.startswith("TimeoutError: ")
+    assert "Connection refused" in answer
     fs.close()
 
 
@@ -171,7 +148,9 @@ def test_a_new_instance_of_a_directory_works_beside_a_refused_one_of_a_cluster(h
     fs.close()
 
 
-def test_a_forked_child_may_collect_what_a_closed_cluster_left(no_settings: None) -> None:
+def test_a_forked_child_does_not_collect_what_a_closed_cluster_left(no_settings: None) -> None:
+    # it would go through the C core of gRPC, and crash
+    gc.collect()
     gc.disable()
     try:
         fs = ObjmetaFileSystem(endpoints="127.0.0.1:1", timeout_s=0.2, skip_instance_cache=True)
@@ -179,7 +158,8 @@ def test_a_forked_child_may_collect_what_a_closed_cluster_left(no_settings: None
             fs.exists("bucket/file")
         fs.close()
         del fs
-        assert in_fork(lambda: str(gc.collect() > 0)) == "True"
+        assert in_fork(lambda: str(gc.collect())) == "0"
+        assert gc.collect() > 0
     finally:
         gc.enable()
 

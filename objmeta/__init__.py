@@ -9,8 +9,9 @@
     objects   buckets, objects, versions, listings, key-value registers, locks, elections
     register | store | model           rounds and retries | durable acceptors | what is stored
     core      CASPaxos, pure
-    interfaces, errors, config         forking: what must not be open while the process forks; grpcio: gRPC for all;
-                                       vectors: many MessagePack values at once, by the column
+    interfaces, errors, config         forking: what must not be open while the process forks; channels: connections of
+                                       gRPC (grpcio), or in a forked child the same without it (purechannel); vectors:
+                                       many MessagePack values at once, by the column
     testing   (beside all of it) simulator, fakes, checkers; imported by tests and bench only
 
 Everything public is named in ``__all__`` here; ``docs/architecture.md`` says where to look for what.

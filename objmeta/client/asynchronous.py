@@ -14,7 +14,7 @@ from objmeta.client.services import Services, new_id, open_services
 from objmeta.config import Settings
 from objmeta.core.configuration import Membership
 from objmeta.core.erasure import GENERATION_REGISTER, generation_in
-from objmeta.errors import InvalidArgument, Unavailable
+from objmeta.errors import ForkedClient, InvalidArgument, Unavailable
 from objmeta.interfaces import Collected, Cycle, MembersStatus, StoreStatus
 from objmeta.model.changes import ConfigureBucket
 from objmeta.model.names import check_bucket, check_key
@@ -513,6 +513,11 @@ class AsyncClient:
         async with self._opening:
             services = self._services
             if services is not None and services.pid != os.getpid():
+                if isinstance(self.location, Cluster):
+                    raise ForkedClient(
+                        "this client's connections belong to the parent process; open a new one in the child: "
+                        "objmeta.connect_async(...)"
+                    )
                 self._inherited.append(services)  # kept, never closed: its files and locks are the parent's
                 services = None
             if services is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import gc
 import multiprocessing
@@ -173,6 +174,21 @@ def test_clients_in_a_child(endpoints: str) -> None:
         assert found.value == b"child"
         with client.lock("lock", ttl_s=10):
             pass
+
+
+async def test_asynchronous_clients_in_a_child(endpoints: str) -> None:
+    async with objmeta.connect_async(endpoints) as client:
+        await client.put("asynchronous", b"parent")
+
+        async def use() -> str:
+            with pytest.raises(ForkedClient, match=r"objmeta\.connect_async"):
+                await client.get("asynchronous")
+            async with objmeta.connect_async(endpoints) as new:
+                return str(await new.get("asynchronous"))
+
+        assert "parent" in await asyncio.to_thread(in_fork, lambda: asyncio.run(use()))
+        assert "parent" in in_fork(lambda: asyncio.run(use()))  # from the loop's own thread
+        assert await client.get("asynchronous") is not None
 
 
 def test_a_child_outlives_a_node(cluster: LocalCluster, endpoints: str, parent: ObjmetaFileSystem) -> None:

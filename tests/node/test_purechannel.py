@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import pytest
 
-from objmeta import channels
+from objmeta import channels, purechannel
 from objmeta.grpcio import grpc
 from objmeta.purechannel import EOF, PureChannel
 from objmeta.rpc.options import CHANNEL, new_server
@@ -275,21 +275,47 @@ async def test_nobody_says_anything(open_channel: Open) -> None:
                 assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as made:
-        made.setblocking(False)
-        yield made
+async def test_a_node_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(purechannel, "KEEPALIVE_S", 0.1)
+    with silent_endpoint() as address:
+        async with PureChannel(address) as channel:
+            for _ in range(2):
+                error = await fails(channel.unary_unary(path("Unary"))(b""))
+                assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, "the node says nothing")
 
 
-async def test_after_silence_a_new_connection_is_made(listener: socket.socket) -> None:
+async def test_a_node_that_is_only_slow_is_waited_for(
+    echo: Echo, channel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purechannel, "KEEPALIVE_S", 0.1)
+    error = await fails(channel.unary_unary(path("Waits"))(b"", timeout=1))
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert await channel.unary_unary(path("Unary"))(b"abc") == b"cba"
+
+
+async def test_a_call_that_is_late_disturbs_no_other(echo: Echo, channel: Any) -> None:
+    talk = channel.stream_stream(path("Talks"))()
+    other = channel.unary_unary(path("Waits"))(b"", timeout=1)
+    await fails(channel.unary_unary(path("Waits"))(b"", timeout=0.1))
+    await talk.write(b"abc")
+    assert await talk.read() == b"cba"
+    assert (await fails(other)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_who_is_cancelled_when_time_is_up_is_cancelled(channel: Any) -> None:
     loop = asyncio.get_running_loop()
-    async with PureChannel(f"127.0.0.1:{listener.getsockname()[1]}") as channel:
-        for _ in range(2):
-            await fails(channel.unary_unary(path("Unary"))(b"", timeout=0.1))
-            async with asyncio.timeout(TIMEOUT_S):
-                taken, _ = await loop.sock_accept(listener)
-                taken.close()
+
+    async def stubborn() -> None:
+        while True:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await channel.unary_unary(path("Waits"))(b"", timeout=0.05)
+
+    for late_s in (0.0, 0.0005, 0.001, 0.002):
+        task = loop.create_task(stubborn())
+        loop.call_later(0.05 + late_s, task.cancel)
+        done, _ = await asyncio.wait((task,), timeout=TIMEOUT_S)
+        assert done
+        assert task.cancelled()
 
 
 async def test_who_gives_up_ends_the_call(echo: Echo, channel: Any) -> None:

@@ -54,6 +54,7 @@ class AsyncClient:
         self._services: Services | None = None
         self._inherited: list[Services] = []
         self._opening = asyncio.Lock()
+        self._pid = os.getpid()
         self.location: Location = location(settings)
 
     @property
@@ -510,6 +511,8 @@ class AsyncClient:
         services = self._services
         if services is not None and services.pid == os.getpid():
             return services
+        if self._pid != os.getpid():  # a task of the parent may hold it for good
+            self._opening, self._pid = asyncio.Lock(), os.getpid()
         async with self._opening:
             services = self._services
             if services is not None and services.pid != os.getpid():

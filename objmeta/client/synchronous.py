@@ -19,6 +19,7 @@ from objmeta.client.locks import Election, Lock
 from objmeta.config import Settings
 from objmeta.core.configuration import Membership
 from objmeta.errors import ForkedClient
+from objmeta.forking import tell_of_forks
 from objmeta.interfaces import Collected, Cycle, MembersStatus, StoreStatus
 from objmeta.model.values import Chunk
 from objmeta.objects.feed import ChangedVersions, LoadedPage
@@ -89,6 +90,15 @@ class Client:
         self._thread: _LoopThread | None = None
         self._inherited: list[object] = []
         self._client = AsyncClient(settings)
+        tell_of_forks(self)
+
+    def before_fork(self) -> None:
+        """Nothing is waited for: what is under way is the parent's."""
+
+    def after_fork(self, in_child: bool) -> None:
+        """The lock may have been held by a thread that does not exist in the child."""
+        if in_child:
+            self._lock = threading.Lock()
 
     @property
     def location(self) -> Location:
@@ -444,14 +454,11 @@ class Client:
         thread = self._thread
         if thread is not None and thread.pid == os.getpid():
             return thread
-        if thread is not None:
-            if isinstance(self.location, Cluster):
-                raise ForkedClient(
-                    "this client's connections belong to the parent process; open a new one in the child: "
-                    "objmeta.connect(...)"
-                )
-            # the lock may have been held by a thread that does not exist here
-            self._lock = threading.Lock()
+        if thread is not None and isinstance(self.location, Cluster):
+            raise ForkedClient(
+                "this client's connections belong to the parent process; open a new one in the child: "
+                "objmeta.connect(...)"
+            )
         with self._lock:
             if self._thread is None or self._thread.pid != os.getpid():
                 if self._thread is not None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import objmeta
 from objmeta import errors
+from objmeta.client import synchronous
+from objmeta.client.services import open_services
 
 INCREMENT = """
 import sys, objmeta
@@ -54,6 +59,65 @@ def test_a_forked_child_goes_on_with_the_same_client(tmp_path: Path) -> None:
         both = client.get("both")
         assert both is not None
         assert sorted(both.value) == sorted(b"cp")
+
+
+def test_a_fork_while_a_thread_opens_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opens, may_open = threading.Event(), threading.Event()
+
+    class Slow(synchronous._LoopThread):
+        def __init__(self) -> None:
+            opens.set()
+            assert may_open.wait(30)
+            super().__init__()
+
+    monkeypatch.setattr(synchronous, "_LoopThread", Slow)
+    with objmeta.connect(tmp_path / "store") as client:
+        thread = threading.Thread(target=client.put, args=("key", b"value"))
+        thread.start()
+        assert opens.wait(30)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            status = 1
+            try:
+                may_open.set()
+                client.put("child", b"value")
+                client.close()
+                status = 0
+            finally:
+                os._exit(status)
+        _, result = os.waitpid(child, 0)
+        may_open.set()
+        thread.join()
+        assert os.waitstatus_to_exitcode(result) == 0
+        assert client.get("child") is not None
+
+
+async def test_a_fork_while_a_task_opens_the_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opens = asyncio.Event()
+
+    async def slow(*settings: Any) -> Any:
+        opens.set()
+        await asyncio.sleep(1)
+        return await open_services(*settings)
+
+    monkeypatch.setattr("objmeta.client.asynchronous.open_services", slow)
+    async with objmeta.connect_async(tmp_path / "store") as client:
+        first = asyncio.ensure_future(client.put("key", b"value"))
+        await opens.wait()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            status = 1
+            try:
+                asyncio.run(client.put("child", b"value"))
+                status = 0
+            finally:
+                os._exit(status)
+        _, result = await asyncio.to_thread(os.waitpid, child, 0)
+        await first
+        assert os.waitstatus_to_exitcode(result) == 0
+        assert await client.get("child") is not None
 
 
 def test_one_client_in_many_threads(target: str, fresh: str) -> None:

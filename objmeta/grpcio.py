@@ -39,11 +39,20 @@ __all__ = ["grpc", "is_forked"]
 
 def is_forked() -> bool:
     """Whether this is a child of the process that began to use gRPC: its C core hangs or crashes here."""
-    return os.getpid() != _PROCESS
+    return bool(_forks) or os.getpid() != _PROCESS
 
 
-# What the parent left to be collected would go through the C core in the child, and crash it.
-os.register_at_fork(after_in_child=gc.freeze)
+def _after_fork() -> None:
+    """Note it in the child: in a namespace of its own it may have the parent's number.
+
+    What the parent left to be collected would go through the C core here, and crash it; so it stays.
+    """
+    _forks.append(os.getpid())
+    gc.freeze()
+
+
+_forks: Final[list[int]] = []
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _warn() -> None:

@@ -112,6 +112,7 @@ class NodeLink:
         self._isolated = False
         self._rest_until = 0.0
         self._failed_last = False
+        self._is_broken_off = False
         self._retry_at = 0.0
         self._wait_s = RECONNECT_S_MIN
         self.endpoint = endpoint
@@ -191,6 +192,7 @@ class NodeLink:
             self._outbox.nudge()
         if self._silent_ticks > _BREAK_AFTER_TICKS and self._task is not None:
             self.problem = "it does not answer"
+            self._is_broken_off = True
             self._task.cancel()
 
     async def close(self) -> None:
@@ -202,6 +204,8 @@ class NodeLink:
     # -- The connection -----------------------------------------------------------------------------------------------
 
     async def _connection(self) -> None:
+        is_ending = False
+        self._is_broken_off = False
         channel = open_channel(self.endpoint)
         try:
             call = channel.stream_stream(wire.path(wire.CLIENT_SERVICE, wire.STREAM))()
@@ -221,8 +225,11 @@ class NodeLink:
             self.problem = str(broken.details())
         except (asyncio.InvalidStateError, msgspec.MsgspecError) as broken:
             self.problem = str(broken)
+        except asyncio.CancelledError:
+            is_ending = not self._is_broken_off  # somebody closes it, or ends the event loop
+            raise
         finally:
-            self._on_disconnected()
+            self._on_disconnected(is_ending)
             with contextlib.suppress(asyncio.CancelledError):
                 await channel.close()
 
@@ -242,8 +249,8 @@ class NodeLink:
         self._wait_s = RECONNECT_S_MIN
         self._owner.on_ready(self)
 
-    def _on_disconnected(self) -> None:
-        was_up = self.condition is Condition.READY
+    def _on_disconnected(self, is_ending: bool) -> None:
+        was_lost = self.condition is Condition.READY and not is_ending
         self.condition = Condition.DOWN
         self._failed_last = True
         self._retry_at = self._loop.time() + self._wait_s
@@ -252,7 +259,7 @@ class NodeLink:
         sent = list(self._sent.values())
         self._sent.clear()
         self._owner.on_down(self, unsent, sent)
-        if was_up:
+        if was_lost:
             self._owner.on_lost(self)
 
     def _frame(self, calls: list[Call]) -> bytes:

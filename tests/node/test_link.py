@@ -10,7 +10,7 @@ import pytest
 from objmeta.rpc import wire
 from objmeta.rpc.link import SILENT_TICKS, Call, Condition, NodeLink
 from objmeta.rpc.options import new_server
-from tests.node.fakes import free_endpoints, silent_endpoint, until
+from tests.node.fakes import FakeNode, free_endpoints, served, silent_endpoint, until
 
 
 class Deaf:
@@ -18,6 +18,7 @@ class Deaf:
 
     def __init__(self) -> None:
         self.connections = 0
+        self.lost = 0
 
     def on_ready(self, link: NodeLink) -> None:
         self.connections += 1
@@ -25,8 +26,10 @@ class Deaf:
     def on_generation(self, generation: int) -> None: ...
     def on_result(self, link: NodeLink, number: int, result: wire.Result) -> None: ...
     def on_down(self, link: NodeLink, unsent: list[Call], sent: list[Call]) -> None: ...
-    def on_lost(self, link: NodeLink) -> None: ...
     def on_epoch(self, link: NodeLink, epoch: int) -> None: ...
+
+    def on_lost(self, link: NodeLink) -> None:
+        self.lost += 1
 
 
 def ticks_borne(link: NodeLink) -> int:
@@ -84,3 +87,21 @@ async def test_who_knows_no_such_service_is_no_node() -> None:
     assert link.problem
     await link.close()
     await server.stop(None)
+
+
+async def test_only_who_goes_by_itself_is_lost() -> None:
+    # or a client would begin to ask about the members while its event loop ends
+    async with served(FakeNode(1)) as (server,):
+        owner = Deaf()
+        link = NodeLink(server.endpoint, owner)
+        link.connect()
+        await until(lambda: link.condition is Condition.READY)
+        await link.close()
+        assert (link.condition, owner.lost) == (Condition.DOWN, 0)
+        link = NodeLink(server.endpoint, owner)
+        link.connect()
+        await until(lambda: link.condition is Condition.READY)
+        await server.crash()
+        await until(lambda: link.condition is Condition.DOWN)
+        assert owner.lost == 1
+        await link.close()

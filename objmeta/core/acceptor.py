@@ -12,7 +12,8 @@ The rules, by number as in docs/protocol.md:
   value, a duplicate (rule 2); accepting b also promises b, or the higher ballot that the accept asks for (rule 10);
 * a zero ballot is refused unless nothing is known of the register;
 * what is proposed on a promise given along with an earlier accept comes without the question where its operations are
-  held, so only an acceptor that can tell takes it: one that accepted the base and holds all of its chain (rule 10);
+  held, so only an acceptor that can tell takes it: one that accepted the base and holds all of its chain; others do
+  not tell of the promise (rule 10);
 * a state is refused unless every record it names comes along or is held (rule 7);
 * an operation whose record is held under a lower sequence than the first that is added is refused, and the refusal
   says where (at most once; one held higher up loses its place in the chain if this state is chosen);
@@ -177,7 +178,7 @@ def _accept(view: AcceptorView, request: Accept, row: Row) -> Accepted | Refused
     floor = view.scope_floor(scope_of(request.name))
     if ballot == row.accepted and ballot > floor.ballot and row.state == request.state:
         _take_history(view, request, row)
-        return Accepted(ballot, _following(request, row.promised))  # a duplicate, answered again
+        return Accepted(ballot, _following(request, row.promised, row.whole))  # a duplicate, answered again
     if ballot.counter == 0 and (floor.sequence or row != _NEVER_TOUCHED):
         # Whoever uses the zero ballot knows neither this floor nor what happened to the register since.
         return Refused(ballot, Refusal.CONFLICT, max(row.promised, row.accepted, floor.ballot))
@@ -208,7 +209,7 @@ def _accept(view: AcceptorView, request: Accept, row: Row) -> Accepted | Refused
     promised = max(ballot, request.following)
     view.put_records(request.name, records)
     view.put_row(request.name, Row(promised, ballot, request.state, whole), True)
-    return Accepted(ballot, _following(request, promised))
+    return Accepted(ballot, _following(request, promised, whole))
 
 
 def _whole_after(view: AcceptorView, request: Accept, row: Row, brought: dict[RecordRef, Record]) -> bool:
@@ -241,8 +242,9 @@ def _take_history(view: AcceptorView, request: Accept, row: Row) -> None:
     view.put_row(request.name, Row(row.promised, row.accepted, row.state, True), False)
 
 
-def _following(request: Accept, promised: Ballot) -> Ballot:
-    return promised if request.following == promised else ZERO
+def _following(request: Accept, promised: Ballot, whole: bool) -> Ballot:
+    """What is told of the promise. Who would refuse the proposal that is based on it must not be counted on for it."""
+    return promised if whole and request.following == promised else ZERO
 
 
 def _erase(view: AcceptorView, request: Erase) -> Erased | Refused:

@@ -231,7 +231,10 @@ class Promise(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
-    """Phase two granted, durably; ``promised`` is the accept's ``following`` if that is promised now, else zero."""
+    """Phase two granted, durably; ``promised`` is the accept's ``following`` if that is promised now, else zero.
+
+    Zero as well where what is based on that promise would be refused, since the chain is not whole.
+    """
 
     ballot: Ballot
     promised: Ballot = ZERO

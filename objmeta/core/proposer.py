@@ -16,6 +16,9 @@ one value) holds by construction: whoever wants to try again makes another round
 
 A base is *settled* when an accept quorum reported it under one ballot (rule 7); nothing is built on any other.
 
+Who is silent may be down.  Where a quorum has answered, and for a conflict not all of it grants, the answers still out
+are waited for a little and not until the round's time is up: under the next ballot those that answered may be enough.
+
 "Not done" is an answer too.  Where an earlier round proposed a value of the operation (alone, or behind others that
 went along), some acceptor may hold it, and whoever hears of that acceptor would write it back.  So such an operation is
 refused only after the base was accepted anew by a quorum under this round's higher ballot.
@@ -24,7 +27,7 @@ refused only after the base was accepted anew by a quorum under this round's hig
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -122,7 +125,12 @@ class Send(msgspec.Struct, frozen=True, gc=False):
 
 
 class AwaitStragglers(msgspec.Struct, frozen=True, gc=False):
-    """A quorum has answered but does not agree; call :meth:`Round.on_stragglers_late` after a short while."""
+    """A quorum has answered but does not agree; call :meth:`Round.on_stragglers_late` after a short while.
+
+    ``conflict``: the round is over then, unless one of the answers still out is a vote; so the while is a longer one.
+    """
+
+    conflict: bool = False
 
 
 class Finish(msgspec.Struct, frozen=True, gc=False):
@@ -258,12 +266,14 @@ class Round:
         return ()
 
     def on_stragglers_late(self) -> Sequence[Effect]:
-        """The answers still out took too long: settle the base by writing it back (rule 7), or end a denied round."""
-        if not self._waiting:
+        """The answers still out took too long: settle the base by writing it back (rule 7), or end the round."""
+        if not self._waiting or self.phase in (Phase.FETCH, Phase.OVER):
             return ()
-        if self.phase is Phase.ACCEPT:
+        if self.phase is Phase.PREPARE and self._quorums.is_quorum(self._promises):
+            return self._write_back()
+        if self.phase is Phase.ACCEPT and not self._quorums.possible_without(self._refusals):
             return self._denied(proposed=True)
-        return self._write_back() if self.phase is Phase.PREPARE else ()
+        return self._lost()
 
     def on_timeout(self) -> Sequence[Effect]:
         """No quorum in time."""
@@ -273,7 +283,7 @@ class Round:
 
     def _promised(self) -> Sequence[Effect]:
         if not self._quorums.is_quorum(self._promises):
-            return ()
+            return self._await_silent(self._promises)
         newest = max(promise.accepted for promise in self._promises.values())
         reporters = [acceptor for acceptor, promise in self._promises.items() if promise.accepted == newest]
         self._base = self._promises[reporters[0]].state
@@ -357,6 +367,7 @@ class Round:
 
     def _write_back(self) -> Sequence[Effect]:
         assert self._base is not None, "an unsettled base was accepted by somebody, so it is a state"
+        self._waiting = False
         if not self._base.refs:
             return self._send_write_back(())
         self.phase = Phase.FETCH
@@ -381,7 +392,7 @@ class Round:
 
     def _voted(self) -> Sequence[Effect]:
         if not self._quorums.is_quorum(self._votes):
-            return ()
+            return self._await_silent(self._votes)
         if self.phase is Phase.ACCEPT:
             following = self._following if self._quorums.is_quorum(self._promised_next) else ZERO
             return self._finish(Done(self.ballot, self._proposal, True, "", self._record, following))
@@ -405,8 +416,10 @@ class Round:
             if held:
                 return self._finish(HeldElsewhere(held, self._base, self.phase is Phase.ACCEPT))
         if self._quorums.possible_without(self._refusals):
+            if self.phase is not Phase.PREPARE:
+                return self._await_silent(self._votes)
             # A refusal may complete the answers that an unsettled base was waiting for.
-            return self._promised() if self.phase is Phase.PREPARE and self._waiting else ()
+            return self._promised() if self._waiting else self._await_silent(self._promises)
         whole = [r for r in self._refusals.values() if r.reason in WHOLE_OPERATION]
         if whole and self.phase is Phase.ACCEPT and not self._votes and len(whole) == len(self._refusals):
             # Who refuses so has never accepted anything under this ballot or above, and never will take this value.
@@ -429,6 +442,16 @@ class Round:
             if len(self._refusals) == len(self._quorums.members):
                 return self._finish(Lost(self._greatest, False, failure))
         return self._lost()
+
+    def _await_silent(self, granted: Collection[int]) -> Sequence[Effect]:
+        """Another ballot is no help against other refusals than conflicts: then the silent are needed."""
+        refusals = self._refusals
+        if self._waiting or not refusals or not self._quorums.is_quorum({*granted, *refusals}):
+            return ()
+        if any(refused.reason is not Refusal.CONFLICT for refused in refusals.values()):
+            return ()
+        self._waiting = True
+        return (AwaitStragglers(conflict=True),)
 
     def _denied(self, proposed: bool) -> Sequence[Effect]:
         why = next(refused for refused in self._refusals.values() if refused.reason in WHOLE_OPERATION)

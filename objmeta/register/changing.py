@@ -84,7 +84,9 @@ class Run:
                 for acceptor in effect.to:
                     send(acceptor, request, on_reply)
             elif isinstance(effect, AwaitStragglers):
-                wait_s = self._engine.settings.straggler_wait_s
+                settings = self._engine.settings
+                wait_s = settings.conflict_wait_s if effect.conflict else settings.straggler_wait_s
+                self.stop()
                 self._straggling = self._engine.loop.call_later(wait_s, self._on_stragglers_late)
             else:
                 self.stop()

@@ -72,6 +72,9 @@ class EngineSettings:
     """Give up a round after this long and try a higher ballot."""
     straggler_wait_s: float = 0.005
     """Wait this long for the answers still out before an unsettled base is written back."""
+    conflict_wait_s: float = 0.05
+    """Wait this long for the answers still out when those of a quorum are there and one of them is a conflict: who is
+    silent may be down, and then a round under the next ballot is the way on."""
     backoff_s_min: float = 0.002
     """First cap of the random wait after a conflict."""
     backoff_s_max: float = 0.1

@@ -284,6 +284,7 @@ class World:
         settings = EngineSettings(
             round_timeout_s=rng.choice((0.05, 0.2)),
             straggler_wait_s=rng.choice((0.0, 0.005)),
+            conflict_wait_s=0.01,
             backoff_s_min=0.002,
             backoff_s_max=0.05,
             fast_reads_max=rng.choice((0, 1, 3)),

@@ -207,7 +207,8 @@ def test_what_comes_without_phase_one_is_taken_only_on_its_base_with_its_whole_c
     assert reason(step(misses, accept(3, of=three, based_on=base))) is Refusal.CONFLICT, "it did not accept the base"
     assert step(knows, accept(3, of=three, based_on=base)) == Accepted(ballot(3))
     latecomer = Table()
-    step(latecomer, accept(2, of=two))
+    promising = step(latecomer, accept(2, of=two, following=ballot(3)))
+    assert promising == Accepted(ballot(2)), "who would refuse what is based on the promise does not tell of it"
     assert reason(step(latecomer, accept(3, of=three, based_on=base))) is Refusal.CONFLICT, "it lacks the chain below"
     whole = Accept(b"k", ballot(2), State(two.ref.version_id, (two.ref,)), (two, one))
     assert step(latecomer, whole) == Accepted(ballot(2)), "history comes along with a duplicate"

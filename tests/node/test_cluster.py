@@ -107,6 +107,26 @@ async def test_a_node_killed_under_load_fails_no_put(cluster: LocalCluster, regi
     assert load.slowest_s < 5.0
 
 
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+async def test_nobody_waits_for_a_dead_node_where_another_one_has_missed_changes(
+    cluster: LocalCluster, registers: RemoteRegisters, fault: str
+) -> None:
+    load = Load(registers, writers=4)
+    await load.reach(50)
+    cluster.kill(2)
+    await load.reach(100)
+    cluster.start(2)
+    await asyncio.to_thread(cluster.wait_ready)
+    await asyncio.sleep(1.0)  # the others have found it again
+    load.slowest_s = 0.0
+    getattr(cluster, fault)(1)  # all votes needed now, of one that lacks history of the names that are put all the time
+    await load.reach(300)
+    await load.stop()
+    if fault == "pause":
+        cluster.resume(1)
+    assert load.slowest_s < 1.5, "a round was waited for until its time was up"
+
+
 async def test_a_paused_node_is_passed_over(cluster: LocalCluster, registers: RemoteRegisters) -> None:
     load = Load(registers)
     await load.reach(100)

@@ -255,7 +255,7 @@ def test_no_acknowledged_write_is_ever_missed(seed: int) -> None:
 
 
 def test_the_plain_rule_is_caught() -> None:
-    assert run(_history(19, covering=False))
+    assert run(_history(29, covering=False))
 
 
 def test_marks_of_another_store_or_epoch_say_reload() -> None:

@@ -87,8 +87,7 @@ def test_what_clients_saw_is_enough_to_catch_it(name: str) -> None:
     """Without the observer who sees inside: by linearizability alone."""
     for seed in range(SEEDS_MAX):
         report = run_seed(seed, MUTATIONS[name], watchful=False)
-        if report.failure:
-            assert report.failure == SAFETY
+        if report.failure == SAFETY:  # what is broken may also stand still
             return
     pytest.fail(f"{name} was not caught within {SEEDS_MAX} seeds by what clients saw")
 

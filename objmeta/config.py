@@ -8,7 +8,9 @@ Rules.
 * ``home``, ``disks`` and ``endpoints`` answer one question, where the store is; the first source that gives one of them
   decides it. So ``OBJMETA_HOME=/tmp/try gateway ls`` never reaches the cluster that a config file names. Within one
   source ``endpoints`` wins, then ``disks``. ``target`` may stand for ``home`` or ``endpoints``, as in
-  :func:`parse_target`.
+  :func:`parse_target`; outside of arguments ``path``, as the file system calls it, for ``home``.
+* What only the file system and the command line understand (``OPTIONS``) comes from the same places, arguments apart,
+  and is handed on as it is said.
 * A bad value is refused with the setting's name, its source and what would be right. Nothing is corrected silently.
 """
 
@@ -21,7 +23,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, overload
 
@@ -84,11 +86,15 @@ class Resolved:
 
     settings: Settings
     sources: Mapping[str, str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Those of ``OPTIONS`` that are given, as they were said."""
 
     def rows(self) -> Iterator[tuple[str, Any, str]]:
-        """(name, value, source) of every setting, in the order of the fields."""
+        """(name, value, source) of every setting, in the order of the fields, and of the options that are given."""
         for name in FIELDS:
             yield name, getattr(self.settings, name), self.sources[name]
+        for name, value in self.options.items():
+            yield name, value, self.sources[name]
 
 
 # -- Reading values ---------------------------------------------------------------------------------------------------
@@ -213,6 +219,10 @@ def _endpoints(value: Any, base: Path | None) -> tuple[str, ...]:
     return parse_endpoints(value)
 
 
+def _as_said(value: Any, base: Path | None) -> Any:
+    return value
+
+
 _READERS: Final[dict[str, Callable[[Any, Path | None], Any]]] = {
     "home": _home,
     "disks": _disks,
@@ -224,6 +234,16 @@ _READERS: Final[dict[str, Callable[[Any, Path | None], Any]]] = {
 _PLACES: Final = ("endpoints", "disks", "home")
 FIELDS: Final = tuple(_READERS)
 """The settings' names, in the order in which they are shown."""
+_OPTION_READERS: Final[dict[str, Callable[[Any, Path | None], Any]]] = {
+    "as_of": _as_said,
+    "version_aware": _as_said,
+    "local_dir": _home,
+    "local_bytes": _as_said,
+    "batch_size": _as_said,
+}
+OPTIONS: Final = tuple(_OPTION_READERS)
+"""Names of what may be said in the same places and is no setting of a client."""
+_SAID: Final = (*FIELDS, "target", "path", *OPTIONS)
 
 
 # -- Where values come from -------------------------------------------------------------------------------------------
@@ -256,10 +276,10 @@ def resolve(
     files = _default_files(environ) if config_files is None else config_files
     section = _fsspec_section(environ) if fsspec_conf is None else fsspec_conf
     sources = [
-        _Source(_known(overrides or {}, ARGUMENT), lambda name: ARGUMENT),
+        _Source(_known(overrides or {}, ARGUMENT, (*FIELDS, "target")), lambda name: ARGUMENT),
         _Source(_environment(environ), lambda name: f"environment variable OBJMETA_{name.upper()}"),
-        # fsspec's section also holds arguments of the file system that are no settings
-        _Source({name: section[name] for name in (*FIELDS, "target") if name in section}, lambda name: "fsspec config"),
+        # fsspec's section also holds arguments of the file system that are of no concern here
+        _Source({name: section[name] for name in _SAID if name in section}, lambda name: "fsspec config"),
         *(_file(path) for path in files),
     ]
     values: dict[str, Any] = {}
@@ -275,8 +295,9 @@ def resolve(
         values["endpoints"], cited["endpoints"] = (), f"not used: {chosen} is given by {cited[chosen]}"
     if "home" not in values:
         values["home"], cited["home"] = default_home(), DEFAULT
-    settings = Settings(**values)
-    return Resolved(settings, {name: cited.get(name, DEFAULT) for name in FIELDS})
+    options = {name: values.pop(name) for name in OPTIONS if name in values}
+    sources_of = {name: cited.get(name, DEFAULT) for name in (*FIELDS, *options)}
+    return Resolved(Settings(**values), sources_of, options)
 
 
 def _place(given: Mapping[str, Any]) -> str:
@@ -291,24 +312,29 @@ def _read(source: _Source) -> dict[str, tuple[Any, str]]:
             if name == "target":
                 place = parse_target(value, source.base)
                 found["endpoints" if isinstance(place, tuple) else "home"] = (place, source.named(name))
+            elif name == "path":
+                found["home"] = (_home(value, source.base), source.named(name))
             else:
-                found[name] = (_READERS[name](value, source.base), source.named(name))
+                read = _READERS.get(name) or _OPTION_READERS[name]
+                found[name] = (read(value, source.base), source.named(name))
         except InvalidArgument as bad:
             raise InvalidArgument(f"setting {name} ({source.named(name)}): {bad}") from None
     if "target" in given and any(place in given for place in _PLACES):
         raise InvalidArgument(f"setting target ({source.named('target')}) stands for home or endpoints; give only one")
+    if "path" in given and ("home" in given or "target" in given):
+        raise InvalidArgument(f"setting path ({source.named('path')}) is another name for home; give only one")
     return {name: value for name, value in found.items() if name != "endpoints" or value[0]}
 
 
-def _known(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def _known(values: Mapping[str, Any], where: str, names: Sequence[str] = _SAID) -> Mapping[str, Any]:
     for name in values:
-        if name not in _READERS and name != "target":
+        if name not in names:
             raise InvalidArgument(f"unknown setting {name!r} ({where}); known are {', '.join(FIELDS)}")
     return values
 
 
 def _environment(environ: Mapping[str, str]) -> Mapping[str, str]:
-    return {name: environ.get(f"OBJMETA_{name.upper()}", "") for name in (*FIELDS, "target")}
+    return {name: environ.get(f"OBJMETA_{name.upper()}", "") for name in _SAID}
 
 
 def _fsspec_section(environ: Mapping[str, str]) -> Mapping[str, Any]:

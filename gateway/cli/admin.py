@@ -26,7 +26,7 @@ def status() -> None:
 
     The exit code is 5 if there is none.
     """
-    found, data = with_store(_status)
+    found, data = with_store(_status, of_now=True)
     record = {
         "store_id": found.store_id.hex(),
         "epoch": found.epoch,
@@ -183,6 +183,8 @@ def config() -> None:
 
     The first of these that gives a value wins: options, OBJMETA_HOME, OBJMETA_ENDPOINTS, OBJMETA_TIMEOUT_S and so on,
     fsspec's config, the file $OBJMETA_CONFIG or objmeta/config.toml in the user's config directory, defaults.
+
+    Options of the file system (OBJMETA_AS_OF, OBJMETA_LOCAL_DIR and so on) are shown if they are given.
     """
     cells = []
     for name, value, source in resolved_settings().rows():

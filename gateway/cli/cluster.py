@@ -53,7 +53,7 @@ def status() -> None:
 
     The exit code is 5 if there is no quorum.
     """
-    found = with_store(_look)
+    found = with_store(_look, of_now=True)
     output.answer(_record(found), "\n".join(_lines(found)))
     if not found.quorum:
         raise click.exceptions.Exit(errors.UNAVAILABLE)

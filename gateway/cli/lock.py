@@ -65,7 +65,7 @@ def lock(name: str, command: tuple[str, ...], ttl: float, wait: float | None, no
     if no_wait and wait is not None:
         raise click.UsageError("--wait and --no-wait exclude each other")
     if show:
-        _show(name, with_store(lambda store: store.client.lock(name).holder()))
+        _show(name, with_store(lambda store: store.client.lock(name).holder(), of_now=True))
         return
     wait_s = 0.0 if no_wait else wait
 

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import sys
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import click
 from gateway.cli import errors, output
 from gateway.cli.options import common, current, reading
 from gateway.cli.paths import Remote, remote_name
-from gateway.cli.session import resolved_settings
+from gateway.cli.session import moment, resolved_settings
 
 
 @click.command()
@@ -48,7 +47,6 @@ def mount(directory: Path, what: Remote | None, read_only: bool, spool: Path | N
     kept, and there are no links. Needs Linux, libfuse 3 and pip install 'objmeta[mount]'.
     """
     from gateway.cli.app import say
-    from gateway.data.past import parse_time
     from gateway.fs.filesystem import ObjmetaFileSystem
     from gateway.mount.drafts import Spool
     from gateway.mount.libfuse import library
@@ -58,8 +56,7 @@ def mount(directory: Path, what: Remote | None, read_only: bool, spool: Path | N
     library()
     place = directory.absolute()
     _check_mount_point(place)
-    as_of = current().as_of
-    then = None if as_of is None else parse_time(as_of, now=datetime.now(UTC))
+    then = moment()
     fs = ObjmetaFileSystem(**_store(), as_of=then, version_aware=False, skip_instance_cache=True)
     root = "" if what is None else f"{what.bucket}/{what.key}".rstrip("/")
     read_only = read_only or then is not None

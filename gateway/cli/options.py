@@ -30,6 +30,8 @@ class Options:
     quiet: bool = False
     no_progress: bool = False
     as_of: str | None = None
+    as_of_source: str = ""
+    """Where ``as_of`` is from, if that is no option."""
 
 
 def current() -> Options:

@@ -31,14 +31,44 @@ def resolved_settings() -> Resolved:
     return resolve({"target": options.store, "timeout_s": options.timeout})
 
 
-def with_store(work: Callable[[Store], Coroutine[Any, Any, Result]]) -> Result:
-    """Open the store, run ``work`` to its end, close the store, also on Ctrl-C and SIGTERM."""
-    settings = resolved_settings().settings
+def moment() -> datetime | None:
+    """The time as of which the command is to see the store: --as-of, or the setting ``as_of``; None is now.
+
+    Where the setting is given a command that has no --as-of is refused: whoever reads what was must not believe that
+    he changes that.
+    """
     from gateway.data.past import parse_time
+    from objmeta.errors import InvalidArgument
+
+    options = current()
+    if options.as_of is not None:
+        return parse_time(options.as_of, now=datetime.now(UTC))
+    resolved = resolved_settings()
+    as_of = resolved.options.get("as_of")
+    if as_of is None:
+        return None
+    try:
+        then = parse_time(as_of)
+    except InvalidArgument as bad:
+        raise InvalidArgument(f"setting as_of ({resolved.sources['as_of']}): {bad}") from None
+    context = click.get_current_context()
+    if not any(parameter.name == "as_of" for parameter in context.command.params):
+        raise click.UsageError(
+            f"{context.command_path} is about what is now, but a time is set by {resolved.sources['as_of']}; unset it"
+        )
+    options.as_of, options.as_of_source = then.isoformat(), resolved.sources["as_of"]
+    return then
+
+
+def with_store(work: Callable[[Store], Coroutine[Any, Any, Result]], *, of_now: bool = False) -> Result:
+    """Open the store, run ``work`` to its end, close the store, also on Ctrl-C and SIGTERM.
+
+    ``of_now``: what is asked has no past, and nothing is changed; the setting ``as_of`` is of no concern.
+    """
+    settings = resolved_settings().settings
+    then = None if of_now else moment()
     from gateway.data.transfer import open_store
 
-    as_of = current().as_of
-    then = None if as_of is None else parse_time(as_of, now=datetime.now(UTC))
     target = None if settings.disks else ",".join(settings.endpoints) if settings.endpoints else settings.home
 
     async def main() -> Result:

@@ -176,7 +176,8 @@ async def _sync(store: Store, *, source: Place, target: Place, wishes: _Wishes) 
     from objmeta.errors import NoSuchBucket
 
     if current().as_of is not None and target.remote is not None:
-        raise click.UsageError("--as-of is for what is fetched; what was cannot be changed")
+        said = current().as_of_source or "--as-of"
+        raise click.UsageError(f"{said} is for what is fetched; what was cannot be changed")
     if source.remote is None and target.remote is None:
         raise click.UsageError("one of the two has to be in this store, such as objmeta://bucket/directory")
     for place in (source, target) if wishes.from_store is None else (target,):

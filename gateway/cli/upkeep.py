@@ -210,7 +210,7 @@ def fsck(deep: bool) -> None:
     The exit code is 8 if data is lost or damaged, 5 if a node without which it cannot be told does not answer, 1 if
     there are too few copies.
     """
-    with_store(lambda store: _fsck(store, deep))
+    with_store(lambda store: _fsck(store, deep), of_now=True)
 
 
 async def _fsck(store: Store, deep: bool) -> None:

@@ -30,8 +30,7 @@ from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.implementations.local import LocalFileSystem, make_path_posix
 from fsspec.utils import check_contained, isfilelike, other_paths, stringify_path, tokenize
 
-from gateway.data.localfiles import BYTES_MAX, LocalFile, LocalFiles
-from gateway.data.past import parse_time
+from gateway.data.localfiles import LocalFile, LocalFiles
 from gateway.fs import options
 from gateway.fs.blocking import add_blocking_methods, blocking, outcome, start
 from gateway.fs.conditions import content, mode_creates, terms
@@ -54,7 +53,8 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
 
     ``path`` is the directory of an embedded store, ``disks`` are those of one over several disks, ``endpoints`` the
     nodes of a cluster (``"host:port,host:port"`` or a list), ``timeout_s`` how long one operation may take, in seconds.
-    Without any, the settings decide as they do for :func:`objmeta.connect`, whose other settings may be given as well.
+    Without any, the settings decide as they do for :func:`objmeta.connect`, whose other settings may be given as well;
+    so they do for every option of a file system (``OBJMETA_AS_OF``, ``OBJMETA_LOCAL_DIR`` and so on).
     ``batch_size`` is how much is done at a time.  With ``version_aware=False`` paths name no versions: all of a path is
     the key.  With ``as_of`` (ISO 8601, a datetime or another kind of time, or seconds since the epoch; UTC where no
     offset is said) all is as it was at that time, and read only: see ``gateway.data.past``.  ``local_path`` keeps its
@@ -92,19 +92,18 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
         **settings: Any,
     ) -> None:
         given = {"path": path, "endpoints": endpoints, "timeout_s": timeout_s, "disks": disks, **settings}
+        own = {"version_aware": version_aware, "as_of": as_of, "local_dir": local_dir, "local_bytes": local_bytes}
         with oserrors():
-            found = options.settings(given)
-            self.version_aware = options.flag("version_aware", version_aware, default=True)
+            found = options.read({**given, **own, "batch_size": batch_size})
             asynchronous = options.flag("asynchronous", asynchronous)
-            at_a_time = options.number("batch_size", batch_size) or options.concurrency(found)
-            most = options.number("local_bytes", local_bytes) or BYTES_MAX
-            self._then = None if as_of in (None, "") else parse_time(as_of)
+        self.version_aware = found.version_aware
+        self._then = found.then
         self.as_of = None if self._then is None else self._then.isoformat()
         self._settings = found.settings
         self.location = AsyncClient(found.settings).location
-        self.local_files = LocalFiles(options.local_directory(local_dir, self.location), most)
+        self.local_files = LocalFiles(options.local_directory(found.local_dir, self.location), found.local_bytes)
         self._stores: dict[asyncio.AbstractEventLoop, asyncio.Task[Store]] = {}
-        super().__init__(asynchronous=asynchronous, loop=loop, batch_size=at_a_time, use_listings_cache=False)
+        super().__init__(asynchronous=asynchronous, loop=loop, batch_size=found.at_a_time, use_listings_cache=False)
         add_blocking_methods(self)
         self._finalizer = _finalizer(self, self._stores)
 

@@ -15,7 +15,9 @@ from objmeta.config import parse_target
 from objmeta.errors import InvalidArgument
 
 _PLACES: Final = ("path", "home", "local_dir")
-_VARIABLES: Final = ("OBJMETA_HOME", "OBJMETA_DISKS", "OBJMETA_TARGET", "OBJMETA_CONFIG")
+_VARIABLES: Final = (
+    "OBJMETA_HOME", "OBJMETA_PATH", "OBJMETA_DISKS", "OBJMETA_TARGET", "OBJMETA_LOCAL_DIR", "OBJMETA_CONFIG",
+)  # fmt: skip
 
 
 class Anchored(_Cached):  # type: ignore[misc]

@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from fsspec.config import conf
 
+from gateway.data.localfiles import BYTES_MAX
+from gateway.data.past import parse_time
 from gateway.fs.instances import anchored
 from objmeta import Embedded
 from objmeta.client import Location
-from objmeta.config import DEFAULT, FIELDS, Resolved, resolve
+from objmeta.config import DEFAULT, FIELDS, OPTIONS, Resolved, Settings, resolve
 from objmeta.errors import InvalidArgument
 
 _PLACES: Final = ("home", "disks", "endpoints", "target")
 _SETTINGS: Final = (*FIELDS, "target")
 _FSSPEC: Final = ("use_listings_cache", "listings_expiry_time", "max_paths")
-_OWN: Final = (
-    "path", "version_aware", "as_of", "local_dir", "local_bytes", "asynchronous", "loop", "batch_size",
-    "skip_instance_cache",
-)  # fmt: skip
+_OWN: Final = ("path", *OPTIONS, "asynchronous", "loop", "skip_instance_cache")
 _WORDS: Final = {
     "1": True,
     "true": True,
@@ -40,8 +41,43 @@ _WORDS: Final = {
 }
 
 
-def settings(given: Mapping[str, Any]) -> Resolved:
-    """The settings under which a file system runs. Raises InvalidArgument."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a file system runs under: the settings of its client, and its own options."""
+
+    settings: Settings
+    version_aware: bool
+    then: datetime | None
+    local_dir: str | os.PathLike[str] | None
+    local_bytes: int
+    at_a_time: int | None
+
+
+def read(given: Mapping[str, Any]) -> Found:
+    """Settle what was given to the constructor and what is said elsewhere. Raises InvalidArgument."""
+    said = _arguments(given)
+    resolved = _resolved(said)
+
+    def option(name: str, read: Callable[[Any], Any]) -> Any:
+        if name in said:
+            return read(said[name])
+        try:
+            return read(resolved.options.get(name))
+        except InvalidArgument as bad:
+            raise InvalidArgument(f"setting {name} ({resolved.sources[name]}): {bad}") from None
+
+    return Found(
+        resolved.settings,
+        option("version_aware", lambda value: flag("version_aware", value, default=True)),
+        option("as_of", lambda value: None if value is None else parse_time(value)),
+        option("local_dir", lambda value: value),
+        option("local_bytes", lambda value: _number("local_bytes", value)) or BYTES_MAX,
+        option("batch_size", lambda value: _number("batch_size", value)) or _concurrency(resolved),
+    )
+
+
+def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the caller said, without what fsspec put there from its own config."""
     for name in given:
         if name not in (*_SETTINGS, *_FSSPEC, *_OWN):
             near = difflib.get_close_matches(name, (*_SETTINGS, *_OWN), n=1)
@@ -52,15 +88,19 @@ def settings(given: Mapping[str, Any]) -> Resolved:
             "listings are never cached: every one is as new as the store, so use_listings_cache is off"
         )
     section = conf.get("objmeta", {})
-    said = {
+    return {
         name: value
         for name, value in given.items()
         if not _is_empty(value) and not (name in section and value in (section[name], anchored(name, section[name])))
     }
+
+
+def _resolved(said: Mapping[str, Any]) -> Resolved:
+    section = conf.get("objmeta", {})
     arguments = {name: said[name] for name in _SETTINGS if name in said}
     configured = {name: value for name, value in section.items() if not _is_empty(value)}
     for values in (arguments, configured):
-        path = (said if values is arguments else configured).get("path")
+        path = said.get("path") if values is arguments else configured.pop("path", None)
         if path is not None:
             if "home" in values:
                 raise InvalidArgument("path and home are two names for one thing; give only one of them")
@@ -77,12 +117,12 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, Sized) and not len(value))
 
 
-def concurrency(resolved: Resolved) -> int | None:
+def _concurrency(resolved: Resolved) -> int | None:
     """How much is done at a time: the setting ``concurrency`` if somebody set it, else fsspec's own."""
     return resolved.settings.concurrency if resolved.sources["concurrency"] != DEFAULT else None
 
 
-def number(name: str, given: int | str | None) -> int | None:
+def _number(name: str, given: int | str | None) -> int | None:
     """A whole number from 1 on, also as text. Raises InvalidArgument."""
     if given is None:
         return None

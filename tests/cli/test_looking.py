@@ -329,3 +329,23 @@ def test_commands_that_read_show_all_as_it_was(gateway: Run, bucket: str) -> Non
     for wrong, reason in [("yesterday", "not a time"), ("2199-01-01", "not come yet"), ("", "not a time")]:
         assert reason in gateway("ls", bucket, "--as-of", wrong, code=2).err
     gateway("rm", f"{bucket}/a", "--as-of", time, code=2)
+
+
+def test_a_time_that_is_set_holds_for_every_command(gateway: Run, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(gateway, "box/a", b"old")
+    then = datetime.now(UTC).isoformat()
+    store(gateway, "box/a", b"newer")
+    monkeypatch.setenv("OBJMETA_AS_OF", then)
+    assert gateway("cat", "box/a").raw == b"old"
+    assert gateway("cat", "box/a", "--as-of", "0s ago").raw == b"newer"
+    for arguments in (["rm", "box/a"], ["put", "source", "box/a"], ["cp", "box/a", "box/b"], ["mb", "other"], ["gc"]):
+        assert "OBJMETA_AS_OF; unset it" in gateway(*arguments, code=2).err
+    assert "OBJMETA_AS_OF is for what is fetched" in gateway("sync", "./", "box/d", code=2).err
+    gateway("status")
+    gateway("fsck")
+    shown = {each["name"]: each for each in gateway("config", "--json").records}
+    assert shown["as_of"] == {"name": "as_of", "value": then, "source": "environment variable OBJMETA_AS_OF"}
+    monkeypatch.setenv("OBJMETA_AS_OF", "2h ago")
+    assert "environment variable OBJMETA_AS_OF" in gateway("cat", "box/a", code=2).err
+    monkeypatch.delenv("OBJMETA_AS_OF")
+    assert gateway("ls", "box").lines == ["a"]

@@ -134,6 +134,50 @@ def test_arguments_go_before_the_environment_and_that_before_fsspecs_config(
     assert pickle.loads(pickle.dumps(found)).location == found.location == Embedded(tmp_path / "environment")
 
 
+def test_options_of_the_file_system_come_from_the_same_places(
+    no_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "objmeta").mkdir()
+    (tmp_path / "objmeta" / "config.toml").write_text(
+        f'path = "{tmp_path}/toml"\nlocal_dir = "kept"\nbatch_size = 4\nas_of = 2026-01-02T00:00:00Z\n'
+    )
+    ObjmetaFileSystem.clear_instance_cache()  # one from before the file was there
+    found = ObjmetaFileSystem()
+    assert (found.location, found.batch_size) == (Embedded(tmp_path / "toml"), 4)
+    assert found.local_files.directory == tmp_path / "objmeta" / "kept"
+    assert found.as_of == "2026-01-02T00:00:00+00:00"
+    monkeypatch.setitem(conf, "objmeta", {"as_of": "2026-02-02", "version_aware": "yes", "local_dir": "fsspec"})
+    found = ObjmetaFileSystem()
+    assert found.as_of == ObjmetaFileSystem(**conf["objmeta"]).as_of == "2026-02-02T00:00:00+00:00"
+    variables = {"AS_OF": "2026-03-02", "VERSION_AWARE": "no", "LOCAL_DIR": "said", "LOCAL_BYTES": "9"}
+    for name, value in {**variables, "BATCH_SIZE": "7", "PATH": "here"}.items():
+        monkeypatch.setenv(f"OBJMETA_{name}", value)
+    monkeypatch.chdir(tmp_path)
+    found = ObjmetaFileSystem()
+    assert found is ObjmetaFileSystem()
+    assert (found.as_of, found.version_aware, found.batch_size) == ("2026-03-02T00:00:00+00:00", False, 7)
+    assert (found.location, found.local_files.directory) == (Embedded(tmp_path / "here"), tmp_path / "said")
+    assert pickle.loads(pickle.dumps(found)).as_of == found.as_of
+    own: dict[str, Any] = {"as_of": "2026-04-02", "version_aware": True, "local_dir": "own", "batch_size": 2}
+    found = ObjmetaFileSystem(**own)
+    assert (found.as_of, found.version_aware, found.batch_size) == ("2026-04-02T00:00:00+00:00", True, 2)
+    assert found.local_files.directory == tmp_path / "own"
+
+
+@pytest.mark.parametrize("name", ["AS_OF", "VERSION_AWARE", "LOCAL_BYTES", "BATCH_SIZE"])
+def test_what_the_environment_says_wrongly_is_refused(
+    name: str, no_settings: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"OBJMETA_{name}", "perhaps")
+    with pytest.raises(OSError, match=f"environment variable OBJMETA_{name}"):
+        ObjmetaFileSystem()
+    monkeypatch.delenv(f"OBJMETA_{name}")
+    monkeypatch.setenv("OBJMETA_HOME", "a")
+    monkeypatch.setenv("OBJMETA_PATH", "b")
+    with pytest.raises(OSError, match="another name for home"):
+        ObjmetaFileSystem()
+
+
 def test_fsspecs_environment_and_files(no_settings: None, tmp_path: Path) -> None:
     code = (
         "import fsspec; fs = fsspec.filesystem('objmeta'); "

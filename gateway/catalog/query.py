@@ -50,6 +50,8 @@ _PAGE_OBJECTS: Final = 5_000
 _AHEAD: Final = 12
 """Pages of a load, a megabyte or two each, that are read while DuckDB writes what came before them at one go."""
 _CHANGES: Final = 2_000
+_NO_CHANGES: Final = "table with name changes does not exist"
+"""DuckDB's words, in small letters; the query itself does not tell a table from whatever else may have this name."""
 _INTERRUPT_S: Final = 0.05
 _SELDOM: Final = 200_000
 """New objects, after which Python looks for cycles: more than a page has."""
@@ -244,6 +246,17 @@ class _Work:
 
     def plan(self, query: str) -> _Plan:
         """One query from its beginning to its result."""
+        try:
+            return (yield from self._plan(query))
+        except InvalidArgument as error:
+            if self._options.from_store and _NO_CHANGES in str(error).lower():
+                what = "a live query" if self._options.then is None else "a query of the past"
+                raise InvalidArgument(
+                    f"{what} has no table changes: what happened is read from a catalog, and it uses none"
+                ) from None
+            raise
+
+    def _plan(self, query: str) -> _Plan:
         if not query.strip():
             raise InvalidArgument(EMPTY)
         as_new, self._as_new = self._as_new, False

@@ -73,7 +73,7 @@ def test_as_it_was(gateway: Run, shell: Shell, keys: None) -> None:
     assert gateway("sql", "--json", one).records == []
     asked = shell("sql", "--json", "--as-of", then, data=f"{KEYS}; {KEYS};".encode())
     assert asked.records == found.records * 2
-    assert "changes" in gateway("sql", "--as-of", then, "FROM changes", code=2).err
+    assert "query of the past has no table changes" in gateway("sql", "--as-of", then, "FROM changes", code=2).err
     assert "uses no catalog" in gateway("sql", "--as-of", then, "--catalog", "x", KEYS, code=2).err
     assert not (shell.directory / "x").exists()
     assert "not come yet" in gateway("sql", "--as-of", "2999-01-01", KEYS, code=2).err

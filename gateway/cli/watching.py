@@ -46,8 +46,9 @@ def watch(targets: tuple[Remote, ...], interval: float, count: int | None) -> No
       gateway watch --json bucket | while read -r line; do ...
 
     Columns: time (UTC), what happened, size, version and name. An object is put or deleted, or a version of it removed
-    for good. Of each object changes come in their order, and none that was acknowledged is left out but the first that
-    is seen of an object, if the clock of whoever made it is more than a minute behind. Ctrl-C ends it.
+    for good. Changes that are seen at one look come in order of time, and those of each object always in their order.
+    None that was acknowledged is left out but the first that is seen of an object, if the clock of whoever made it is
+    more than a minute behind. Ctrl-C ends it.
 
     A store that does not answer is asked again.
     """
@@ -77,14 +78,17 @@ async def _watch(store: Store, *, targets: Sequence[Remote], interval_s: float, 
         answered, cursor = True, page.cursor
         if page.reload:
             say("changes were missed: there were too many at once, or members of the cluster have changed")
-        for changed in page.objects:
-            if targets and not any(_is_below(changed, target) for target in targets):
-                continue
-            for record in news.of(changed):
-                _show(record)
-                count = None if count is None else count - 1
-                if count == 0:
-                    return
+        found = [
+            each
+            for changed in page.objects
+            if not targets or any(_is_below(changed, target) for target in targets)
+            for each in news.of(changed)
+        ]
+        for _, record in sorted(found, key=lambda each: each[0]):
+            _show(record)
+            count = None if count is None else count - 1
+            if count == 0:
+                return
         with errors.writing_output():
             sys.stdout.flush()
         if not page.more:
@@ -104,8 +108,11 @@ class _News:
         self._began_us = began_us
         self._seen: OrderedDict[tuple[str, str], int] = OrderedDict()
 
-    def of(self, changed: ChangedObject) -> Iterator[dict[str, Any]]:
-        """Its changes, the oldest first, as records."""
+    def of(self, changed: ChangedObject) -> Iterator[tuple[tuple[int, str, str], dict[str, Any]]]:
+        """Its changes, the oldest first, as records, each with its place among those of other objects.
+
+        The place is by time, but never before an earlier change of the object, whose clock may have been ahead.
+        """
         events: list[tuple[int, int, dict[str, Any]]] = []
         for version in changed.versions:
             event = "delete" if version.is_delete_marker else "put"
@@ -124,10 +131,12 @@ class _News:
         events.sort(key=lambda event: event[0])
         name = (changed.bucket, changed.key)
         seen = self._seen.pop(name, None)
+        latest_us = 0
         for index, (sequence, at_us, record) in enumerate(events, 1):
             since_us = self._began_us - (CLOCKS_US if index == len(events) else 0)
+            latest_us = max(latest_us, at_us)
             if sequence > seen if seen is not None else at_us >= since_us:
-                yield record
+                yield (latest_us, *name), record
         if events:
             self._seen[name] = max(events[-1][0], seen or 0)
             while len(self._seen) > SEEN_MAX:

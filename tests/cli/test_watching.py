@@ -44,6 +44,22 @@ def test_every_change_in_its_order(gateway: Run, shell: Shell, bucket: str) -> N
     assert of_one == ["put", "put", "delete", "remove"]
 
 
+def test_changes_of_one_look_are_in_order_of_time(gateway: Run, shell: Shell, bucket: str) -> None:
+    process = begin(shell, "--json", "--count", "4", "--interval", "2")
+    (shell.directory / "file").write_bytes(b"1")
+    for key in ("z", "m", "a"):
+        gateway("put", "file", f"box/{key}")
+    gateway("rm", "box/z")
+    out, _ = process.communicate(timeout=30)
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [(each["event"], each["key"]) for each in records] == [
+        ("put", "z"),
+        ("put", "m"),
+        ("put", "a"),
+        ("delete", "z"),
+    ]
+
+
 def test_for_people_until_ctrl_c(shell: Shell, bucket: str) -> None:
     process = begin(shell)
     shell("put", "-", "box/k", data=b"12")

@@ -15,7 +15,7 @@ from typing import Final
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from gateway.catalog.query import sql_async
+from gateway.catalog.query import OnRead, sql_async
 from gateway.catalog.results import Result
 from objmeta import AsyncClient
 from objmeta.errors import AlreadyExists, StoreError
@@ -25,7 +25,12 @@ _VERSIONS: Final = "SELECT * FROM versions ORDER BY bucket, key, sequence"
 
 
 async def export(
-    client: AsyncClient, directory: str | os.PathLike[str], *, overwrite: bool = False, catalog: str | None = None
+    client: AsyncClient,
+    directory: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    catalog: str | None = None,
+    on_read: OnRead | None = None,
 ) -> Result:
     """Write ``directory``, which may be empty or not exist; what was written of versions is given back.
 
@@ -33,7 +38,7 @@ async def export(
     without it, and if the directory holds anything else; StoreError if the disk fails, and what a query raises.
     """
     target = _place(directory, overwrite)
-    versions = await sql_async(client, _VERSIONS, catalog=catalog)
+    versions = await sql_async(client, _VERSIONS, catalog=catalog, on_read=on_read)
     buckets = await sql_async(client, "SELECT * FROM buckets ORDER BY bucket", catalog=catalog)
     try:
         _write(target, versions, buckets, overwrite)

@@ -57,6 +57,10 @@ _SELDOM: Final = 200_000
 """New objects, after which Python looks for cycles: more than a page has."""
 
 
+OnRead = Callable[[int], None]
+"""Told, in some thread, how many objects have been read for a query by then."""
+
+
 def sql(
     client: Client,
     query: str,
@@ -106,13 +110,14 @@ async def sql_async(
     external_access: bool = False,
     catalog: str | os.PathLike[str] | None = None,
     live: bool = False,
+    on_read: OnRead | None = None,
 ) -> Result:
     """The same as :func:`sql` for coroutines; DuckDB works in another thread.
 
     If it is cancelled, the query is stopped.
     """
     async with Session(client, external_access=external_access, catalog=catalog, live=live) as session:
-        return await session.sql(query)
+        return await session.sql(query, on_read)
 
 
 class Session:
@@ -142,12 +147,12 @@ class Session:
         self._client = client
         self._work = _Work(_Options(client, external_access, catalog, live, ask, then))
 
-    async def sql(self, query: str) -> Result:
+    async def sql(self, query: str, on_read: OnRead | None = None) -> Result:
         """Run a query; cancelling this stops it, and the session goes on.
 
         Raises InvalidArgument with DuckDB's message if the query is wrong, and whatever the client raises.
         """
-        plan = self._work.plan(query)
+        plan = self._work.plan(query, on_read)
         working: asyncio.Future[tuple[_Call | None, Result | None]] | None = None
         try:
             answer: object = None
@@ -244,10 +249,10 @@ class _Work:
         self._as_new = True
         """Nothing that ran in the database left anything there."""
 
-    def plan(self, query: str) -> _Plan:
+    def plan(self, query: str, on_read: OnRead | None = None) -> _Plan:
         """One query from its beginning to its result."""
         try:
-            return (yield from self._plan(query))
+            return (yield from self._plan(query, on_read))
         except InvalidArgument as error:
             if self._options.from_store and _NO_CHANGES in str(error).lower():
                 what = "a live query" if self._options.then is None else "a query of the past"
@@ -256,12 +261,12 @@ class _Work:
                 ) from None
             raise
 
-    def _plan(self, query: str) -> _Plan:
+    def _plan(self, query: str, on_read: OnRead | None) -> _Plan:
         if not query.strip():
             raise InvalidArgument(EMPTY)
         as_new, self._as_new = self._as_new, False
         try:
-            result, leaves_nothing = yield from self._answer(query)
+            result, leaves_nothing = yield from self._answer(query, on_read)
         except duckdb.Error as error:
             place = self._opened().place
             if place is None or not kept.is_damage(error):
@@ -274,7 +279,7 @@ class _Work:
         checkpoints.wait()
         kept.remove(place.path)
         with refusing():
-            result, _ = yield from self._answer(query)
+            result, _ = yield from self._answer(query, on_read)
             return result
 
     def names(self) -> Names:
@@ -299,7 +304,7 @@ class _Work:
             self._database = databases.opened(self._options.place(), self._options.external_access)
         return self._database
 
-    def _answer(self, query: str) -> _Answer:
+    def _answer(self, query: str, on_read: OnRead | None) -> _Answer:
         """The result, and whether the query left nothing in the database."""
         options = self._options
         database = self._opened()
@@ -331,7 +336,7 @@ class _Work:
                 catalog.take_buckets(buckets)
                 return _live(database, query, rows, as_of), False
             if use:
-                refreshing = _Refresh(catalog, resolve)
+                refreshing = _Refresh(catalog, resolve, on_read)
                 yield from refreshing.run()
                 if ("chunks" in words or "chunk_count" in words) and catalog.lacks_chunks:
                     if catalog.is_read_only:
@@ -359,9 +364,10 @@ def _live(database: Database, query: str, rows: dict[str, LiveVersions], as_of: 
 class _Refresh:
     """Brings a catalog up to date; ``looked_at`` objects were read for that."""
 
-    def __init__(self, catalog: kept.Catalog, resolve: batches.Resolve) -> None:
+    def __init__(self, catalog: kept.Catalog, resolve: batches.Resolve, on_read: OnRead | None) -> None:
         self._catalog = catalog
         self._resolve = resolve
+        self._on_read = on_read
         self.looked_at = 0
 
     def run(self) -> _Step:
@@ -369,6 +375,11 @@ class _Refresh:
             cursor = yield from self._take_changes()
         if cursor is not None:
             yield from self._load(cursor)
+
+    def _looked(self, count: int) -> None:
+        self.looked_at += count
+        if self._on_read is not None:
+            self._on_read(self.looked_at)
 
     def _take_changes(self) -> Generator[_Call, Any, str | None]:
         """Take in what changed; where to begin, if everything must be loaded."""
@@ -392,7 +403,7 @@ class _Refresh:
                 catalog.roll_back()
                 return str(page.cursor)
             cursor = page.cursor
-            self.looked_at += len(page.objects)
+            self._looked(len(page.objects))
             if not begun:
                 catalog.begin_change()
                 begun = True
@@ -441,10 +452,11 @@ class _Refresh:
                     under_way.append(thread.submit(catalog.load, decoders.submit(page.versions)))
                     cursor, continuation = page.cursor, page.continuation
                     while len(under_way) > 2 * decoders.helpers + _AHEAD:
-                        self.looked_at += under_way.popleft().result()
+                        self._looked(under_way.popleft().result())
                     if continuation is None:
                         break
-            self.looked_at += sum(each.result() for each in under_way)
+            for each in under_way:
+                self._looked(each.result())
         catalog.end_load(buckets, cursor)
 
 

@@ -110,7 +110,8 @@ class _Asking:
 
     async def _answer(self, statement: str) -> None:
         began = time.monotonic()
-        result = await self._session.sql(statement)
+        with output.counting("reading") as progress:
+            result = await self._session.sql(statement, progress.reached)
         took_s = time.monotonic() - began
         await self._show(result)
         say_as_of(result, took_s)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from gateway.cli import output
+from gateway.cli.app import say
 from gateway.cli.options import common
 from gateway.cli.session import with_store
 
@@ -39,4 +42,25 @@ def export(directory: str, overwrite: bool) -> None:
 async def _export(store: Store, directory: str, overwrite: bool) -> Result:
     from gateway.catalog.export import export
 
-    return await export(store.client, directory, overwrite=overwrite)
+    before = _identity(directory)
+    try:
+        with output.counting("reading") as progress:
+            result = await export(store.client, directory, overwrite=overwrite, on_read=progress.reached)
+            await asyncio.sleep(0)  # an interruption while it was written is told of here
+            return result
+    except asyncio.CancelledError:
+        if _identity(directory) != before:
+            text, written = f"{directory} is written as a whole", True
+        else:
+            text, written = f"nothing was written: {directory} is {'as it was' if before else 'not there'}", False
+        say(text, {"message": text, "written": written})
+        raise
+
+
+def _identity(directory: str) -> tuple[int, int] | None:
+    """What a directory is told from another one by that takes its place."""
+    try:
+        found = Path(directory).expanduser().stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

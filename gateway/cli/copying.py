@@ -14,7 +14,7 @@ import click
 from gateway.cli import errors, output
 from gateway.cli.options import common, if_absent_option
 from gateway.cli.paths import Remote, remote_name, require_object
-from gateway.cli.session import Tally, for_each, with_store
+from gateway.cli.session import Tally, for_each_counted, with_store
 from gateway.cli.trees import explained, is_tree, object_name, objects_below
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def cp(
             recursive=recursive,
             copy=partial(_copy, if_absent=if_absent, if_version=if_version, version_id=version_id),
             verb="copied",
+            title="cp",
         )
     )
 
@@ -87,6 +88,7 @@ def mv(sources: tuple[Remote, ...], destination: Remote, recursive: bool, if_abs
             recursive=recursive,
             copy=partial(_move, if_absent=if_absent),
             verb="moved",
+            title="mv",
         )
     )
 
@@ -143,7 +145,14 @@ async def _move(
 
 
 async def _transfer(
-    store: Store, *, sources: Sequence[Remote], destination: Remote, recursive: bool, copy: _Copy, verb: str
+    store: Store,
+    *,
+    sources: Sequence[Remote],
+    destination: Remote,
+    recursive: bool,
+    copy: _Copy,
+    verb: str,
+    title: str,
 ) -> None:
     await store.client.bucket(destination.bucket)
     tally = Tally()
@@ -151,7 +160,7 @@ async def _transfer(
         try:
             if recursive and await is_tree(store, source):
                 tree = destination if len(sources) == 1 else destination / source.name
-                await _tree(store, source, tree, copy, verb, tally)
+                await _tree(store, source, tree, copy, verb, title, tally)
             else:
                 target = _target_of(source, destination)
                 await _one(store, require_object(source), target, copy, verb)
@@ -174,7 +183,7 @@ async def _one(store: Store, source: Remote, target: Remote, copy: _Copy, verb: 
     output.emit(await output.version_record(store, version) | {"source": str(source)}, text)
 
 
-async def _tree(store: Store, source: Remote, target: Remote, copy: _Copy, verb: str, total: Tally) -> None:
+async def _tree(store: Store, source: Remote, target: Remote, copy: _Copy, verb: str, title: str, total: Tally) -> None:
     prefix = source.as_directory().key
     before = total.done
 
@@ -187,6 +196,6 @@ async def _tree(store: Store, source: Remote, target: Remote, copy: _Copy, verb:
         total.succeeded(item.size)
         output.emit(await output.version_record(store, version) | {"source": str(origin)})
 
-    await for_each(objects_below(store, source), work, total, name=object_name)
+    await for_each_counted(title, objects_below(store, source), work, total, name=object_name)
     count = output.count_text(total.done - before, "object")
     output.emit_text(f"{verb} {count} from {output.shown(str(source))} to {output.shown(str(target))}")

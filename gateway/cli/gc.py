@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -9,7 +10,7 @@ import click
 from gateway.cli import errors, output
 from gateway.cli.app import say
 from gateway.cli.options import common
-from gateway.cli.session import with_store
+from gateway.cli.session import following, with_store
 
 if TYPE_CHECKING:
     from gateway.collection.cycles import Cycled
@@ -112,14 +113,42 @@ async def _plan(store: Store) -> Cycled:
 async def _collect(store: Store, grace_s: float) -> tuple[Retained, Collected, Cycled | None]:
     from gateway.collection.collectors import workers_of
     from gateway.collection.cycles import run_cycles
-    from gateway.collection.retention import Retention
+    from gateway.collection.retention import Retained, Retention
 
-    retained = await Retention(store.client).apply()
-    await store.client.conclude_transactions()
-    found = await store.client.collect(timeout_s=_ANSWER_S)
-    while not found.done:
-        found = await store.client.collect(found.run, _ANSWER_S)
-    if found.unreachable:
-        return retained, found, None
-    async with workers_of(store) as meet:
-        return retained, found, await run_cycles(store.client, meet, grace_s=grace_s)
+    retained = Retained()
+    found: Collected | None = None
+    cycles: list[Cycled] = []
+
+    def copies() -> int:
+        return sum(cycle.deleted for cycle in cycles)
+
+    try:
+        with output.counting("gc: rules of buckets", "versions") as progress:
+            async with following(progress, lambda: retained.removed):
+                await Retention(store.client).apply(retained)
+        await store.client.conclude_transactions()
+        with output.counting("gc: what was deleted", "registers") as progress:
+            found = await store.client.collect(timeout_s=_ANSWER_S)
+            while not found.done:
+                progress.reached(found.erased)
+                found = await store.client.collect(found.run, _ANSWER_S)
+        if found.unreachable:
+            return retained, found, None
+        with output.counting("gc: chunks", "copies") as progress:
+            async with workers_of(store) as meet, following(progress, copies):
+                cycled = await run_cycles(store.client, meet, grace_s=grace_s, on_cycle=cycles.append)
+        return retained, found, cycled
+    except asyncio.CancelledError:
+        erased = found.erased if found is not None else 0
+        _say_so_far(retained.removed, erased, copies())
+        raise
+
+
+def _say_so_far(versions: int, registers: int, copies: int) -> None:
+    counts = (
+        f"{output.count_text(versions, 'version')} removed, {output.count_text(registers, 'register')} erased and "
+        f"{output.count_text(copies, 'copy of a chunk', 'copies of chunks')} deleted by then"
+    )
+    text = f"{counts}; the same command, given again, does the rest"
+    record = {"versions_removed": versions, "registers_erased": registers, "copies_deleted": copies}
+    say(text, {"message": text} | record)

@@ -9,6 +9,8 @@ import datetime
 import json
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -26,6 +28,7 @@ Advance = Callable[[int], None]
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _BAR_FROM_BYTES: Final = 8 * 1024 * 1024
+_BAR_AFTER_S: Final = 0.5
 
 
 def emit(record: Mapping[str, Any], text: str | None = None) -> None:
@@ -180,6 +183,9 @@ class Progress:
     def did(self) -> None:
         """One thing more is done."""
 
+    def reached(self, done: int) -> None:
+        """So many things are done by now. May be called from any thread."""
+
 
 class _Bar(Progress):
     def __init__(self, bar: Any, title: str, total: int | None) -> None:
@@ -202,20 +208,43 @@ class _Bar(Progress):
         self._bar.update(self._task, description=f"{self._title} {self._done:,} of {self._things:,}")
 
 
+class _CountBar(Progress):
+    """Counts things, not bytes."""
+
+    def __init__(self, bar: Any, title: str, noun: str) -> None:
+        self._bar = bar
+        self._noun = noun
+        self._began_s = time.monotonic()
+        self._things = self._done = 0
+        self._task = bar.add_task(shown(title), total=None, counts=self._counts(), rate="")
+
+    def expect(self, size: int) -> None:
+        self._things += 1
+        self._bar.update(self._task, total=self._things, counts=self._counts())
+
+    def did(self) -> None:
+        self.reached(self._done + 1)
+
+    def reached(self, done: int) -> None:
+        self._done = done
+        rate = f"{done / max(time.monotonic() - self._began_s, 0.001):,.0f}/s"
+        self._bar.update(self._task, completed=done, counts=self._counts(), rate=rate)
+
+    def _counts(self) -> str:
+        of = f" of {self._things:,}" if self._things else ""
+        return f"{self._done:,}{of} {self._noun}"
+
+
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Progress]:
     """A bar on standard error, if that is a terminal and there is much to move.
 
     ``total`` is in bytes; None: it is not known, or :meth:`Progress.expect` says it bit by bit.
     """
-    options = current()
-    silent = options.json or options.quiet or options.no_progress or not sys.stderr.isatty()
-    if silent or (total is not None and total < _BAR_FROM_BYTES):
+    if _is_silent() or (total is not None and total < _BAR_FROM_BYTES):
         yield Progress()
         return
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
 
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -224,5 +253,49 @@ def progress(title: str, total: int | None) -> Iterator[Progress]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    with _bars(columns, 0 if total is not None else _BAR_AFTER_S) as bars:
         yield _Bar(bars, title, total)
+
+
+@contextmanager
+def counting(title: str, noun: str = "objects") -> Iterator[Progress]:
+    """The same for work that is counted in things, and takes long."""
+    if _is_silent():
+        yield Progress()
+        return
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[counts]}", markup=False),
+        TextColumn("{task.fields[rate]}", markup=False),
+        TimeRemainingColumn(),
+    )
+    with _bars(columns, _BAR_AFTER_S) as bars:
+        yield _CountBar(bars, title, noun)
+
+
+def _is_silent() -> bool:
+    options = current()
+    return options.json or options.quiet or options.no_progress or not sys.stderr.isatty()
+
+
+@contextmanager
+def _bars(columns: Sequence[Any], after_s: float) -> Iterator[Any]:
+    """Bars that show themselves if this takes longer than ``after_s``."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    # what is printed meanwhile goes above the bar, but never to another place than without one
+    bars = Bars(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
+    timer = threading.Timer(after_s, bars.start)
+    timer.daemon = True
+    timer.start() if after_s else bars.start()
+    try:
+        yield bars
+    finally:
+        timer.cancel()
+        if after_s:
+            timer.join()
+        bars.stop()

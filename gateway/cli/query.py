@@ -74,7 +74,8 @@ def sql(query: str | None, as_csv: bool, target: str | None, catalog: str | None
 async def _ask(store: Store, query: str, catalog: str | None, live: bool) -> Result:
     from gateway.catalog.query import sql_async
 
-    return await sql_async(store.client, query, catalog=catalog, live=live)
+    with output.counting("reading") as progress:
+        return await sql_async(store.client, query, catalog=catalog, live=live, on_read=progress.reached)
 
 
 async def _ask_on(store: Store, mode: str, catalog: str | None, live: bool) -> None:

@@ -11,7 +11,7 @@ import click
 from gateway.cli import errors, output
 from gateway.cli.options import common
 from gateway.cli.paths import Remote, remote_name, require_object
-from gateway.cli.session import Tally, for_each, with_store
+from gateway.cli.session import Tally, for_each_counted, with_store
 from gateway.cli.trees import explained, is_tree, object_name, objects_below
 from gateway.cli.undoing import histories
 
@@ -99,7 +99,7 @@ async def _rm_tree(store: Store, target: Remote, total: Tally) -> None:
         total.succeeded()
         output.emit(await output.version_record(store, marker))
 
-    await for_each(objects_below(store, target), work, total, name=object_name)
+    await for_each_counted("rm", objects_below(store, target), work, total, name=object_name)
     output.emit_text(f"deleted {output.count_text(total.done - before, 'object')} below {output.shown(str(target))}")
 
 
@@ -117,7 +117,7 @@ async def remove_versions(store: Store, target: Remote, recursive: bool, total: 
 
     if recursive and (target.is_directory or await _has_versions_below(store, target)):
         items = histories(store, target)
-        await for_each(items, work, total, name=lambda history: f"{history[0].bucket}/{history[0].key}")
+        await for_each_counted("rm", items, work, total, name=lambda history: f"{history[0].bucket}/{history[0].key}")
     else:
         await work(await store.client.versions(target.bucket, target.key))
     output.emit_text(

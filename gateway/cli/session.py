@@ -6,6 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -15,6 +16,7 @@ from gateway.cli import errors
 from gateway.cli.options import current
 
 if TYPE_CHECKING:
+    from gateway.cli.output import Progress
     from gateway.data.transfer import Store
     from objmeta.config import Resolved
 
@@ -152,6 +154,7 @@ class Tally:
             say(text, {"message": text, "done": self.done, "bytes": self.bytes})
 
 
+LOOK_S: Final = 0.2
 AHEAD: Final = 10_000
 """So many items are taken before their turn comes, so that a bar knows what is to be done."""
 
@@ -204,6 +207,41 @@ async def for_each(
         await asyncio.gather(*tasks, return_exceptions=True)
         if tally.stopped:
             tally.say_so_far()
+
+
+async def for_each_counted(
+    title: str,
+    items: Iterable[Item] | AsyncIterable[Item],
+    work: Callable[[Item], Awaitable[None]],
+    tally: Tally,
+    name: Callable[[Item], str] = str,
+) -> None:
+    """The same with a bar that counts them."""
+    from gateway.cli import output
+
+    with output.counting(title) as progress:
+
+        async def counted(item: Item) -> None:
+            await work(item)
+            progress.did()
+
+        await for_each(items, counted, tally, name, found=lambda item: progress.expect(0))
+
+
+@asynccontextmanager
+async def following(progress: Progress, reached: Callable[[], int]) -> AsyncIterator[None]:
+    """Have a bar show a number that grows meanwhile."""
+
+    async def follow() -> None:
+        while True:
+            progress.reached(reached())
+            await asyncio.sleep(LOOK_S)
+
+    task = asyncio.create_task(follow())
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 class _End:

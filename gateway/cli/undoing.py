@@ -11,7 +11,7 @@ import click
 from gateway.cli import errors, output
 from gateway.cli.options import common
 from gateway.cli.paths import Remote, remote_name, require_object
-from gateway.cli.session import Tally, for_each, with_store
+from gateway.cli.session import Tally, for_each_counted, with_store
 from gateway.cli.trees import LOOK, explained, versions_below
 
 if TYPE_CHECKING:
@@ -152,7 +152,9 @@ async def _restore_tree(store: Store, *, target: Remote) -> None:
         tally.succeeded(version.size)
         output.emit(await output.version_record(store, version) | {"restored_version_id": found})
 
-    await for_each(histories(store, target), work, tally, name=lambda history: f"{target.bucket}/{history[0].key}")
+    await for_each_counted(
+        "restore", histories(store, target), work, tally, name=lambda history: f"{target.bucket}/{history[0].key}"
+    )
     count = output.count_text(tally.done, "object")
     output.emit_text(f"restored {count}, {output.size_text(tally.bytes)}, below {output.shown(str(target))}")
     tally.finish()

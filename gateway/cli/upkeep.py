@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +17,7 @@ import click
 
 from gateway.cli import errors, output
 from gateway.cli.options import common, current
-from gateway.cli.session import with_store
+from gateway.cli.session import LOOK_S, following, with_store
 
 if TYPE_CHECKING:
     from gateway.data.transfer import Store
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from gateway.upkeep.runs import Run
     from gateway.upkeep.stores import NodePlace, Places
 
-_LOOK_S: Final = 0.2
 _PATIENCE_S: Final = 10.0
 _no_wait: Final = click.option("--no-wait", is_flag=True, help="Return when the nodes have begun.")
 
@@ -92,7 +92,7 @@ async def _here(store: Store, what: str, places: Sequence[Any]) -> dict[int, Run
             with output.progress(f"{what} of {place.name}", (await place.status()).chunk_bytes) as advance:
                 shown = 0
                 while not running.done():
-                    await asyncio.wait((running,), timeout=_LOOK_S)
+                    await asyncio.wait((running,), timeout=LOOK_S)
                     advance(runner.told().bytes - shown)
                     shown = runner.told().bytes
             await running
@@ -143,7 +143,7 @@ async def _watched(node: NodePlace, what: str, number: int) -> Run:
             if loop.time() > told_at + 1 and sys.stderr.isatty() and not current().quiet and not current().json:
                 told_at = loop.time()
                 say(f"{node.node_id}: {what}: {text_of(run)}")
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(LOOK_S)
 
 
 def _tell(what: str, ended: dict[int, Run | str], no_wait: bool) -> None:
@@ -221,8 +221,15 @@ async def _fsck(store: Store, deep: bool) -> None:
     status = await store.client.status()
     async with places_of(store.client.location, status, store.client.timeout_s, patient=True) as places:
         checker = Checker(store, places, deep=deep)
-        async for finding in checker.run():
-            output.answer(_finding_record(finding), _finding_line(finding, places))
+        try:
+            with output.counting("fsck", "versions") as progress:
+                async with following(progress, lambda: checker.counts.versions), aclosing(checker.run()) as findings:
+                    async for finding in findings:
+                        output.answer(_finding_record(finding), _finding_line(finding, places))
+        except asyncio.CancelledError:
+            text = f"{_summary(checker.counts)}, by then; the rest was not looked at"
+            say(text, {"message": text} | _counts_record(checker.counts))
+            raise
         for number, why in sorted(checker.silent.items()):
             say(f"{number} does not answer, and its copies were not counted: {why}")
     _finish(checker.counts)
@@ -233,15 +240,7 @@ def _finish(counts: Counts) -> None:
     from gateway.upkeep.checking import Verdict
 
     found = counts.found
-    record = {
-        "versions": counts.versions,
-        "chunks": counts.chunks,
-        "bytes": counts.bytes,
-        **{verdict.name.lower(): count for verdict, count in found.items()},
-    }
-    bad = ", ".join(f"{count:,} {verdict}" for verdict, count in found.items() if count) or "all well"
-    looked = f"{output.count_text(counts.versions, 'version')}, {output.count_text(counts.chunks, 'chunk')}"
-    output.emit(record, f"checked {looked}, {output.size_text(counts.bytes)}: {bad}")
+    output.emit(_counts_record(counts), _summary(counts))
     if found[Verdict.LOST] or found[Verdict.DAMAGED]:
         code, text = errors.INTEGRITY, "data is lost or damaged"
     elif found[Verdict.UNREACHABLE]:
@@ -252,6 +251,21 @@ def _finish(counts: Counts) -> None:
         return
     say(text)
     raise click.exceptions.Exit(code)
+
+
+def _counts_record(counts: Counts) -> dict[str, Any]:
+    return {
+        "versions": counts.versions,
+        "chunks": counts.chunks,
+        "bytes": counts.bytes,
+        **{verdict.name.lower(): count for verdict, count in counts.found.items()},
+    }
+
+
+def _summary(counts: Counts) -> str:
+    bad = ", ".join(f"{count:,} {verdict}" for verdict, count in counts.found.items() if count) or "all well"
+    looked = f"{output.count_text(counts.versions, 'version')}, {output.count_text(counts.chunks, 'chunk')}"
+    return f"checked {looked}, {output.size_text(counts.bytes)}: {bad}"
 
 
 def _finding_record(finding: Finding) -> dict[str, Any]:

@@ -89,9 +89,12 @@ class Retention:
                     async for version in planned:
                         yield version
 
-    async def apply(self) -> Retained:
-        """Remove what may go. What fails for one object is left to the next run; raises when nothing can be read."""
-        retained = Retained()
+    async def apply(self, retained: Retained | None = None) -> Retained:
+        """Remove what may go. What fails for one object is left to the next run; raises when nothing can be read.
+
+        ``retained`` is where it counts, for whoever wants to see that meanwhile.
+        """
+        retained = Retained() if retained is None else retained
         async with aclosing(self.plan()) as planned:
             async for version in planned:
                 began_s = time.monotonic()

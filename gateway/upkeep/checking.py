@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -84,7 +84,7 @@ class Checker:
         """Places that did not answer, by number, and why."""
         return self._silent
 
-    async def run(self) -> AsyncIterator[Finding]:
+    async def run(self) -> AsyncGenerator[Finding, None]:
         """Everything that is wrong. Raises Unavailable where heads cannot be read."""
         for bucket in await self._store.client.buckets():
             wanted = self._places.wanted(bucket.settings.replicas)
@@ -128,7 +128,7 @@ class Checker:
                     yield each
                 return
             inline = [version for version in page.versions if version.is_inline] if self._deep else []
-            for finding in await _bounded([self._inline(version) for version in inline]):
+            for finding in await _bounded(self._inline, inline):
                 if finding is not None:
                     yield finding
             for version in page.versions:
@@ -239,11 +239,13 @@ def _of(
     )
 
 
-async def _bounded(work: Sequence[Awaitable[Finding | None]]) -> list[Finding | None]:
+async def _bounded(
+    work: Callable[[ObjectVersion], Awaitable[Finding | None]], items: Sequence[ObjectVersion]
+) -> list[Finding | None]:
     gate = asyncio.Semaphore(_READS_MAX)
 
-    async def one(item: Awaitable[Finding | None]) -> Finding | None:
+    async def one(item: ObjectVersion) -> Finding | None:
         async with gate:
-            return await item
+            return await work(item)
 
-    return await asyncio.gather(*(one(item) for item in work))
+    return await asyncio.gather(*(one(item) for item in items))

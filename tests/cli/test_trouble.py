@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import PATIENCE_S, Run, Shell, eventually
+from tests.cli.conftest import PATIENCE_S, ROOT, Run, Shell, eventually
 
 MEBIBYTE = 1024 * 1024
 
@@ -168,6 +170,73 @@ def test_a_bar_is_shown_on_a_terminal_only(shell: Shell, bucket: str, color: boo
         assert (b"large" in shown) is expected
         assert (b"\x1b[38;" in shown) is (expected and color)
         assert b"\x1b" not in out
+
+
+LONG = {
+    "cp -r box/d box/e": "cp .* 5 of 5 objects .*/s",
+    "mv -r box/d box/f": "mv .* 5 of 5 objects",
+    "rm -r box/f": "rm .* 5 of 5 objects",
+    "restore -r box/f": "restore .* 5 of 5 objects",
+    "rm -r --versions box/f": "rm .* 5 of 5 objects",
+    "gc --grace 0": "gc: chunks .* copies",
+    "fsck --deep": r"fsck .* \d+ versions .*/s",
+    "catalog export out": r"reading .* \d+ objects",
+    "sql --catalog :memory: 'FROM objects'": r"reading .* \d+ objects",
+    "put -r d box/g": "put 5 of 5",
+}
+
+
+def test_all_long_work_has_a_bar(gateway: Run, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("d").mkdir()
+    for number in range(5):
+        Path(f"d/{number}").write_bytes(b"x" * 70_000)
+    gateway("put", "-r", "d", "box/d")
+    gateway("rm", "-r", "box/d")
+    gateway("restore", "-r", "box/d")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert gateway("cp", "-r", "box/d", "box/c").err == "", "what is done at once needs none"
+    monkeypatch.setattr("gateway.cli.output._BAR_AFTER_S", 0)
+    for command, bar in LONG.items():
+        arguments = shlex.split(command)
+        found = gateway(*arguments)
+        plain = re.sub(r"\x1b\[[\d;?]*\w", "", found.err)
+        assert re.search(bar, plain), (command, plain)
+        assert "\x1b" not in found.out
+    assert "━" not in gateway("rm", "-q", "-r", "box/e").err
+    assert len(gateway("put", "d/0", "d/1", "box/h/").lines) == 2, "what is printed stays on standard output"
+
+
+def test_what_was_done_before_ctrl_c_is_said(shell: Shell, bucket: str) -> None:
+    environ = {"PYTHONPATH": os.pathsep.join((str(shell.directory), str(ROOT)))}
+    where = {
+        "fsck": ("gateway.upkeep.checking:Checker._copies", "checked 3 versions, 0 chunks, 0: all well, by then"),
+        "gc": ("gateway.collection.cycles:run_cycle", r"1 version removed, \d+ registers? erased and 0 copies of"),
+        "catalog export out": ("gateway.catalog.query:Session.sql", "nothing was written: out is not there"),
+    }
+    for letter in (b"x", b"y", b"z"):
+        shell("put", "-", "box/k", data=letter * 100_000)
+    shell("bucket", "set", "--keep-versions", "1", "box")
+    for command, (place, says) in where.items():
+        # the command stands still there
+        module, _, name = place.partition(":")
+        (shell.directory / "sitecustomize.py").write_text(
+            "import asyncio, sys\n"
+            "async def stand_still(*_, **__):\n"
+            "    print('there', file=sys.stderr, flush=True)\n"
+            "    await asyncio.sleep(60)\n"
+            f"import {module}\n"
+            f"{module}.{name} = stand_still\n"
+        )
+        process = shell.start(*command.split(), env=environ)
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"there\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert re.match(f"gateway: {says}", err.decode()), err
+        assert err.endswith(b"gateway: interrupted\n"), err
 
 
 def test_standard_output_that_is_full(shell: Shell, bucket: str) -> None:

@@ -10,7 +10,7 @@ import click
 
 from gateway.cli import output
 from gateway.cli.app import say
-from gateway.cli.options import common
+from gateway.cli.options import common, reading
 from gateway.cli.session import with_store
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def catalog() -> None:
 
 @catalog.command()
 @common
+@reading
 @click.argument("directory", metavar="DIR")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export in DIR, once the new one is complete.")
 def export(directory: str, overwrite: bool) -> None:

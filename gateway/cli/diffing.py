@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from gateway.cli import errors, output
-from gateway.cli.options import common, current
+from gateway.cli.options import common, current, reading
 from gateway.cli.paths import Remote, remote_name, require_object
 from gateway.cli.session import with_store
 from gateway.cli.trees import explained, look_up
@@ -53,6 +53,7 @@ class _Side:
 
 @click.command()
 @common
+@reading
 @click.argument("target", metavar="OBJECT", type=remote_name)
 @click.argument("other", metavar="[OBJECT]", type=remote_name, required=False)
 @click.option("--from", "old", metavar="ID", help="The first version; default: the one before the second.")
@@ -65,6 +66,7 @@ def diff(target: Remote, other: Remote | None, old: str | None, new: str | None,
       gateway diff bucket/notes.txt                    the last change
       gateway diff bucket/notes.txt --from ID --to ID
       gateway diff bucket/notes.txt bucket/other.txt
+      gateway diff bucket/notes.txt --as-of 2d         the last change by then
 
     Text in UTF-8 of up to 4 MiB is compared line by line, in a form that patch understands. Of anything else it says
     the sizes, where the first difference is, and how much of the content the two have in common in storage.

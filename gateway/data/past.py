@@ -34,7 +34,9 @@ _PAGE_OBJECTS_MIN: Final = 100
 _PAGE_OBJECTS_MAX: Final = 1000
 _EPOCH_SECONDS: Final = re.compile(r"\d{9,}(?:\.\d*)?")
 """Fewer digits are no time of this century; eight are a date."""
-_RELATIVE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)(?:\s+ago)?")
+_RELATIVE: Final = re.compile(
+    r"(\d+(?:\.\d+)?)\s*(s(?:ec(?:ond)?s?)?|m(?:in(?:ute)?s?)?|h(?:ours?)?|d(?:ays?)?|w(?:eeks?)?)(?:\s+ago)?"
+)
 _T = TypeVar("_T")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -52,7 +54,7 @@ def parse_time(given: str | float | datetime, *, now: datetime | None = None) ->
     """Read a time: ISO 8601 (``2026-11-26T10:00:00+01:00``, ``2026-11-26``), a datetime, or seconds since the epoch.
 
     Without an offset it is UTC, as all times are that objmeta shows.  With ``now`` also relative to that: ``90m``, ``2h
-    ago``, ``3d``.  Raises InvalidArgument, also for a time that has not come yet.
+    ago``, ``5 minutes ago``, ``3d``.  Raises InvalidArgument, also for a time that has not come yet.
     """
     found = _read(given, now)
     if found is None:
@@ -76,7 +78,7 @@ def _read(given: Any, now: datetime | None) -> datetime | None:
         if _EPOCH_SECONDS.fullmatch(text):
             return _EPOCH + timedelta(seconds=float(text))
         if now is not None and (relative := _RELATIVE.fullmatch(text)):
-            return now - timedelta(seconds=float(relative[1]) * _SECONDS[relative[2]])
+            return now - timedelta(seconds=float(relative[1]) * _SECONDS[relative[2][0]])
         return _read(datetime.fromisoformat(text), now)
     except (ValueError, OverflowError):
         return None

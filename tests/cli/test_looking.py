@@ -7,6 +7,7 @@ import io
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.cli.conftest import Run
@@ -329,6 +330,12 @@ def test_commands_that_read_show_all_as_it_was(gateway: Run, bucket: str) -> Non
     for wrong, reason in [("yesterday", "not a time"), ("2199-01-01", "not come yet"), ("", "not a time")]:
         assert reason in gateway("ls", bucket, "--as-of", wrong, code=2).err
     gateway("rm", f"{bucket}/a", "--as-of", time, code=2)
+    store(gateway, f"{bucket}/a", b"newest")
+    assert gateway("diff", f"{bucket}/a", "--as-of", time).lines[-1] == "\\ No newline at end of file"
+    assert "+old" in gateway("diff", f"{bucket}/a", "--as-of", time).lines
+    gateway("catalog", "export", "then", "--as-of", time)
+    keys = pd.read_parquet("then/versions")["key"]
+    assert sorted(keys) == ["a", "gone"]
 
 
 def test_a_time_that_is_set_holds_for_every_command(gateway: Run, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,16 @@ def test_times(given: Any, found: datetime) -> None:
 
 
 def test_relative_times_are_for_commands() -> None:
-    for text, ago in [("2h ago", 2), ("90m", 1.5), ("1.5h", 1.5), ("1d", 24), ("1w ago", 168), ("3600 s", 1)]:
+    for text, ago in [
+        ("2h ago", 2),
+        ("90m", 1.5),
+        ("1.5h", 1.5),
+        ("1d", 24),
+        ("1w ago", 168),
+        ("3600 s", 1),
+        ("90 minutes ago", 1.5),
+        ("1 day", 24),
+    ]:
         assert parse_time(text, now=NOON) == NOON - timedelta(hours=ago)
         with pytest.raises(errors.InvalidArgument, match="not a time"):
             parse_time(text)

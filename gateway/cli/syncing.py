@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway.cli import errors, merging, output
+from gateway.cli.app import say
 from gateway.cli.ends.entries import Entry, Unlisted
 from gateway.cli.ends.opening import Place, foreign_end, origin, place_of
 from gateway.cli.ends.stores import StoreEnd
@@ -96,6 +97,8 @@ def sync(source: str, target: str, delete: bool, **options: Any) -> None:
     --include and --exclude are those of "aws s3 sync": the last pattern that matches a name decides, and * matches /,
     too. What is left out is neither copied nor deleted. Nor is anything deleted where the source could not be read.
 
+    With --json each file to which something is done is an object; what it comes to is one on standard error.
+
     A sync that was interrupted is simply made again. A file is replaced all at once, when the new one is complete. One
     that changes while it is read is reported, and sent again by the next sync.
     """
@@ -106,8 +109,9 @@ def sync(source: str, target: str, delete: bool, **options: Any) -> None:
 @common
 @click.argument("source", metavar="SOURCE", type=either_name)
 @click.argument("target", metavar="[TARGET]", type=either_name, required=False)
+@click.option("--delete", is_flag=True, hidden=True)
 @_moving
-def import_(source: str, target: str | None, **options: Any) -> None:
+def import_(source: str, target: str | None, delete: bool, **options: Any) -> None:
     """Bring objects or files from elsewhere into the store.
 
     \b
@@ -122,6 +126,8 @@ def import_(source: str, target: str | None, **options: Any) -> None:
     there already is not sent again (see gateway sync, also for the options): after an interruption, give the same
     command again.
     """
+    if delete:
+        raise click.UsageError("an import deletes nothing; 'gateway sync --delete' does")
     place = place_of(source)
     wishes = _wishes(False, **options)
     if place.remote is not None and wishes.from_store is None:
@@ -285,6 +291,10 @@ class _Work(ABC):
         text: str = self.target.full_name(name)
         return text
 
+    def whole_target(self) -> str:
+        """What is made alike."""
+        return str(self.target)
+
     async def run(self) -> None:
         """Do all of it."""
         with output.progress(self.verb, None) as advance:
@@ -362,7 +372,18 @@ class _Work(ABC):
             parts.append(f"{'would delete' if self.wishes.dry_run else 'deleted'} {self.deleted}")
         parts.append(f"{self.tally.unchanged} there already")
         verb = f"would {self.verb}" if self.wishes.dry_run else self.past
-        output.emit_text(f"{verb} {'; '.join(parts)}: {output.shown(str(self.target))}")
+        text = f"{verb} {'; '.join(parts)}: {output.shown(self.whole_target())}"
+        output.emit_text(text)
+        if current().json and not current().quiet:
+            record = {
+                "target": self.whole_target(),
+                "objects": moved,
+                "bytes": self.tally.bytes,
+                "deleted": self.deleted,
+                "unchanged": self.tally.unchanged,
+                "dry_run": self.wishes.dry_run,
+            }
+            say(text, {"message": text} | record)
 
 
 class _Copying(_Work):
@@ -400,6 +421,9 @@ class _Storing(_Work):
 
     def target_name(self, name: str) -> str:
         return str(self._alone or self.target.remote(name))
+
+    def whole_target(self) -> str:
+        return str(self._alone or self.target)
 
     def differs(self, source: Entry, target: Entry) -> str | None:
         if source.size != target.size:

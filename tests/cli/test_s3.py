@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,9 @@ def test_what_changed_and_what_went(gateway: Run, s3: Any, endpoint: str) -> Non
     planned = gateway("sync", *at, "--delete", "--dry-run", "--json", "old/a", "s3://old/a").records
     assert [(each["action"], each["target"]) for each in planned] == [("delete", "s3://old/a/é ü.txt")]
     gateway("sync", *at, "--delete", "old/a", "s3://old/a")
+    again = json.loads(gateway("sync", *at, "--delete", "--json", "old/a", "s3://old/a").err)
+    assert (again["objects"], again["deleted"], again["unchanged"]) == (0, 0, 1)
+    assert gateway("sync", *at, "--json", "-q", "old/a", "s3://old/a").err == ""
     assert list(contents(s3, "old", "a/")) == ["😀?x#y%20*[z].csv"]
 
 
@@ -115,7 +119,8 @@ def test_one_object_and_more_than_a_page(gateway: Run, s3: Any, endpoint: str, m
     gateway("import", *at, "s3://old")
     assert gateway("ls", "-r", "old").lines == sorted(OBJECTS)
     gateway("import", *at, "s3://old/empty", "old/one/")
-    gateway("import", *at, "s3://old/empty", "old/other")
+    assert gateway("import", *at, "s3://old/empty", "old/other").lines[-1].endswith(": objmeta://old/other")
+    assert "gateway sync --delete" in gateway("import", *at, "--delete", "s3://old", "old", code=2).err
     assert gateway("ls", "-r", "old").lines == sorted([*OBJECTS, "one/empty", "other"])
 
 

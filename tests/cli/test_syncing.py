@@ -166,7 +166,7 @@ def test_what_cannot_be_read_is_reported_and_not_deleted(gateway: Run, bucket: s
 
 def test_a_source_that_is_not_there_empties_nothing(gateway: Run, bucket: str, source: Path) -> None:
     gateway("sync", "./source", "box/s")
-    for missing, code in (("./sourec", 1), ("box/none", 4), ("nobucket", 3), ("memory://none", 1), ("./source/a0", 1)):
+    for missing, code in (("./sourec", 2), ("box/none", 4), ("nobucket", 3), ("memory://none", 1), ("./source/a0", 2)):
         gateway("sync", "--delete", missing, "box/s", code=code)
     assert len(gateway("ls", "-r", "box/s").lines) == 10
 
@@ -320,7 +320,9 @@ def test_a_file_where_a_directory_is_due(gateway: Run, shell: Shell, bucket: str
     shell("put", "-", "box/file", data=b"1")
     assert "it is an object itself, which 'gateway get' fetches" in gateway("sync", "box/file", "./x", code=4).err
     gateway("get", "box/file", "file")
-    assert "'gateway put' stores a file" in gateway("sync", "./file", "box/x", code=1).err
+    assert "'gateway put' stores a file" in gateway("sync", "./file", "box/x", code=2).err
+    for command in (["sync", "./nosuch", "box/x"], ["import", "./nosuch", "box/x"], ["put", "nosuch", "box/x"]):
+        assert gateway(*command, code=2).err.endswith("nosuch: No such file or directory\n")
 
 
 def test_a_file_that_changes_while_it_is_read_is_reported_and_sent_again(gateway: Run, bucket: str) -> None:

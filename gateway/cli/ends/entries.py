@@ -85,7 +85,10 @@ class Origin(End, Protocol):
     """What objects of the store come from."""
 
     async def require_source(self) -> None:
-        """Raise OSError or ObjmetaError if there is nothing to list: a misspelt name must not empty the target."""
+        """Raise OSError, ObjmetaError or UsageError if there is nothing to list.
+
+        A misspelt name must not empty the target.
+        """
         ...
 
     async def take_single(self) -> bool:

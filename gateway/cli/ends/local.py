@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from gateway.cli import errors
 from gateway.cli.ends.entries import READ_BYTES, SOURCE_MTIME, Advance, Entry, Listed, Unlisted, time_text
 from gateway.cli.paths import Remote, local_path_below
@@ -48,7 +50,7 @@ class LocalEnd:
         if not await asyncio.to_thread(os.path.isdir, self.root):
             missing = errno.ENOTDIR if self.root.exists() else errno.ENOENT
             hint = "; 'gateway put' stores a file" if missing == errno.ENOTDIR else ""
-            raise OSError(missing, os.strerror(missing) + hint, os.fspath(self.root))
+            raise click.UsageError(f"{self.root}: {os.strerror(missing)}{hint}")
 
     async def take_single(self) -> bool:
         if not await asyncio.to_thread(self.root.is_file):

@@ -11,6 +11,7 @@ import asyncio
 import os
 import re
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -20,6 +21,8 @@ from gateway.cli.options import Options
 from gateway.cli.paths import SCHEME, is_local
 
 if TYPE_CHECKING:
+    from objmeta import AsyncClient
+
     Item = CompletionItem[str]
 
 LIMIT_S: Final = 0.8
@@ -36,8 +39,8 @@ def end_in_time() -> None:
     timer.start()
 
 
-def remote_names(context: click.Context, incomplete: str) -> list[Item]:
-    """Buckets, directories and objects that begin so."""
+def remote_names(context: click.Context, incomplete: str, *, with_deleted: bool = False) -> list[Item]:
+    """Buckets, directories and objects that begin so; with those that are deleted, if wanted."""
     if is_local(incomplete):
         return [CompletionItem(incomplete, type="file")]
     typed = incomplete[len(SCHEME) :] if incomplete.startswith(SCHEME) else incomplete
@@ -45,7 +48,7 @@ def remote_names(context: click.Context, incomplete: str) -> list[Item]:
     if "://" in typed:
         return []
     try:
-        names = asyncio.run(_names(context.find_object(Options) or Options(), typed))
+        names = asyncio.run(_names(context.find_object(Options) or Options(), typed, with_deleted))
     except Exception:  # a shell has no place for what went wrong; the command itself will say it
         return []
     return [CompletionItem(scheme + name) for name in names if not _UNSPEAKABLE.search(name)]
@@ -56,7 +59,7 @@ def remote_names_or_files(context: click.Context, incomplete: str) -> list[Item]
     return remote_names(context, incomplete) or [CompletionItem(incomplete, type="file")]
 
 
-async def _names(options: Options, typed: str) -> list[str]:
+async def _names(options: Options, typed: str, with_deleted: bool) -> list[str]:
     from objmeta.client import connect_async
     from objmeta.config import resolve
 
@@ -70,6 +73,25 @@ async def _names(options: Options, typed: str) -> list[str]:
         if not found:
             return [f"{each.name}/" for each in await client.buckets() if each.name.startswith(bucket)]
         page = await client.list_objects(bucket, key, delimiter="/", limit=NAMES_MAX)
-        return sorted(f"{bucket}/{name}" for name in (*page.prefixes, *(item.key for item in page.objects)))
+        names = {*page.prefixes, *(item.key for item in page.objects)}
+        if with_deleted:
+            names |= await _deleted(client, bucket, key)
+        return sorted(f"{bucket}/{name}" for name in names)
     finally:
         await client.close()
+
+
+async def _deleted(client: AsyncClient, bucket: str, typed: str) -> set[str]:
+    """Objects that are deleted, and directories with such, as far as they are found in half of the time."""
+    end_s = time.monotonic() + LIMIT_S / 2
+    names: set[str] = set()
+    continuation: str | None = None
+    while True:
+        page = await client.list_versions(bucket, typed, continuation=continuation, limit=NAMES_MAX)
+        for version in page.versions:
+            if version.is_latest and version.is_delete_marker:
+                found, slash, _ = version.key[len(typed) :].partition("/")
+                names.add(typed + found + slash)
+        continuation = page.continuation
+        if continuation is None or len(names) >= NAMES_MAX or time.monotonic() > end_s:
+            return names

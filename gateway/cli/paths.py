@@ -95,6 +95,15 @@ class _RemoteName(_ParamType):
         return remote_names(ctx, incomplete)
 
 
+class _DeletedName(_RemoteName):
+    """The same for what brings objects back: those that are deleted are names, too."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+        from gateway.cli.completing import remote_names
+
+        return remote_names(ctx, incomplete, with_deleted=True)
+
+
 class _FileOrRemoteName(click.Path):
     """The type of arguments that may name either; a string."""
 
@@ -105,6 +114,7 @@ class _FileOrRemoteName(click.Path):
 
 
 remote_name: Final = _RemoteName()
+deleted_name: Final = _DeletedName()
 file_name: Final = click.Path()
 either_name: Final = _FileOrRemoteName()
 

@@ -10,7 +10,7 @@ import click
 
 from gateway.cli import errors, output
 from gateway.cli.options import common
-from gateway.cli.paths import Remote, remote_name, require_object
+from gateway.cli.paths import Remote, deleted_name, require_object
 from gateway.cli.session import Tally, for_each_counted, with_store
 from gateway.cli.trees import LOOK, explained, versions_below
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @common
-@click.argument("target", metavar="OBJECT", type=remote_name)
+@click.argument("target", metavar="OBJECT", type=deleted_name)
 @click.option("--version-id", metavar="ID", help="The version to restore; default: the one before the deletion.")
 @click.option("-r", "--recursive", is_flag=True, help="All objects below that are deleted.")
 def restore(target: Remote, version_id: str | None, recursive: bool) -> None:
@@ -41,7 +41,7 @@ def restore(target: Remote, version_id: str | None, recursive: bool) -> None:
 
 @click.command()
 @common
-@click.argument("targets", metavar="OBJECT...", type=remote_name, nargs=-1, required=True)
+@click.argument("targets", metavar="OBJECT...", type=deleted_name, nargs=-1, required=True)
 def undo(targets: tuple[Remote, ...]) -> None:
     """Undo the last change of objects.
 

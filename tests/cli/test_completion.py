@@ -71,6 +71,16 @@ def test_bash(bash: object, filled: str, line: str, word: str, told: list[str]) 
     assert bash(line, word) == told
 
 
+def test_what_is_deleted_can_be_named_to_bring_it_back(bash: object, filled: str, gateway: Run) -> None:
+    assert callable(bash)
+    gateway("rm", "box/a/1", "box/com,ma", "box/a b.txt")
+    told = ["plain,box/a\\ b.txt", "plain,box/a\\*c", "plain,box/a/"]
+    assert bash("gateway restore box/a", "box/a") == bash("gateway undo box/a", "box/a") == told
+    assert bash("gateway restore box/a/", "box/a/") == ["plain,box/a/1"]
+    assert bash("gateway cat box/a", "box/a") == ["plain,box/a\\*c"]
+    assert len(bash("gateway restore box/", "box/")) == len(NAMES) - 1  # no shell can be told of a line break
+
+
 def test_bash_itself(shell: Shell, filled: str) -> None:
     """The script, in a bash, with what would answer it in place of the command."""
     script = shell("completion", "bash").out

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gateway.data.transfer import Store
     from objmeta.client import Collected
 
-_ANSWER_S: Final = 5.0
+_ANSWER_S: Final = 1.0
 _GRACE_S: Final = 5.0
 
 

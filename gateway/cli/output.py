@@ -27,7 +27,7 @@ Advance = Callable[[int], None]
 """Told how many bytes more have been moved."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_BAR_FROM_BYTES: Final = 8 * 1024 * 1024
+BAR_FROM_BYTES: Final = 8 * 1024 * 1024
 _BAR_AFTER_S: Final = 0.5
 
 
@@ -184,7 +184,7 @@ class Progress:
         """One thing more is done."""
 
     def reached(self, done: int) -> None:
-        """So many things are done by now. May be called from any thread."""
+        """So much is done by now, of what the bar shows. May be called from any thread."""
 
 
 class _Bar(Progress):
@@ -206,6 +206,9 @@ class _Bar(Progress):
     def did(self) -> None:
         self._done += 1
         self._bar.update(self._task, description=f"{self._title} {self._done:,} of {self._things:,}")
+
+    def reached(self, done: int) -> None:
+        self._bar.update(self._task, completed=done)
 
 
 class _CountBar(Progress):
@@ -241,7 +244,7 @@ def progress(title: str, total: int | None) -> Iterator[Progress]:
 
     ``total`` is in bytes; None: it is not known, or :meth:`Progress.expect` says it bit by bit.
     """
-    if _is_silent() or (total is not None and total < _BAR_FROM_BYTES):
+    if _is_silent() or (total is not None and total < BAR_FROM_BYTES):
         yield Progress()
         return
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn

@@ -240,6 +240,7 @@ async def following(progress: Progress, reached: Callable[[], int]) -> AsyncIter
     task = asyncio.create_task(follow())
     try:
         yield
+        progress.reached(reached())
     finally:
         task.cancel()
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +21,7 @@ from gateway.cli.session import LOOK_S, following, with_store
 
 if TYPE_CHECKING:
     from gateway.data.transfer import Store
-    from gateway.upkeep.checking import Counts, Finding
+    from gateway.upkeep.checking import Checker, Counts, Finding
     from gateway.upkeep.runs import Run
     from gateway.upkeep.stores import NodePlace, Places
 
@@ -222,10 +222,9 @@ async def _fsck(store: Store, deep: bool) -> None:
     async with places_of(store.client.location, status, store.client.timeout_s, patient=True) as places:
         checker = Checker(store, places, deep=deep)
         try:
-            with output.counting("fsck", "versions") as progress:
-                async with following(progress, lambda: checker.counts.versions), aclosing(checker.run()) as findings:
-                    async for finding in findings:
-                        output.answer(_finding_record(finding), _finding_line(finding, places))
+            async with _shown(checker, places, deep), aclosing(checker.run()) as findings:
+                async for finding in findings:
+                    output.answer(_finding_record(finding), _finding_line(finding, places))
         except asyncio.CancelledError:
             text = f"{_summary(checker.counts)}, by then; the rest was not looked at"
             say(text, {"message": text} | _counts_record(checker.counts))
@@ -233,6 +232,24 @@ async def _fsck(store: Store, deep: bool) -> None:
         for number, why in sorted(checker.silent.items()):
             say(f"{number} does not answer, and its copies were not counted: {why}")
     _finish(checker.counts)
+
+
+@asynccontextmanager
+async def _shown(checker: Checker, places: Places, deep: bool) -> AsyncIterator[None]:
+    """A bar: of the bytes of all copies, which are known before, if they are read; else of versions."""
+    from gateway.upkeep.stores import statuses
+
+    counts = checker.counts
+    said = (await statuses(places)).values() if deep else ()
+    total = sum(each.chunk_bytes for each in said if not isinstance(each, str))
+    if total >= output.BAR_FROM_BYTES:
+        with output.progress("fsck", total) as progress:
+            async with following(progress, lambda: counts.copy_bytes):
+                yield
+    else:
+        with output.counting("fsck", "versions") as progress:
+            async with following(progress, lambda: counts.versions):
+                yield
 
 
 def _finish(counts: Counts) -> None:

@@ -65,6 +65,8 @@ class Counts:
         self.versions = 0
         self.chunks = 0
         self.bytes = 0
+        self.copy_bytes = 0
+        """Of all copies of the chunks; what ``deep`` reads."""
         self.found: dict[Verdict, int] = dict.fromkeys(Verdict, 0)
 
 
@@ -188,6 +190,7 @@ class Checker:
                 if answer is not None
             }
             self._known[chunk] = said
+            self.counts.copy_bytes += chunk.length * sum(copy is not Copy.MISSING for copy in said.values())
         self.counts.chunks += len(unknown)
         self.counts.bytes += sum(chunk.length for chunk in unknown)
         findings = [self._judged(version, chunk, wanted) for version, chunk in batch]

@@ -204,6 +204,10 @@ def test_all_long_work_has_a_bar(gateway: Run, bucket: str, monkeypatch: pytest.
         plain = re.sub(r"\x1b\[[\d;?]*\w", "", found.err)
         assert re.search(bar, plain), (command, plain)
         assert "\x1b" not in found.out
+    Path("large").write_bytes(os.urandom(9 * MEBIBYTE))
+    gateway("put", "-q", "large", "box/large")
+    said = re.sub(r"\x1b\[[\d;?]*\w", "", gateway("fsck", "--deep").err)
+    assert re.search(r"fsck ━.* 9\.\d/9\.\d MiB", said), "how much there is to read is known"
     assert "━" not in gateway("rm", "-q", "-r", "box/e").err
     assert len(gateway("put", "d/0", "d/1", "box/h/").lines) == 2, "what is printed stays on standard output"
 

@@ -154,6 +154,7 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
                 )
         self._finalizer()  # it keeps what belongs to the parent
         self._stores = {}
+        self._opened_by_no_python.clear()
         self._finalizer = _finalizer(self, self._stores)
         self._pid = os.getpid()
         if not self.asynchronous:

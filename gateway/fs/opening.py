@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import io
+import sys
+import weakref
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeVar
@@ -21,7 +23,7 @@ from gateway.fs.entries import Name
 from gateway.fs.oserrors import oserrors
 from gateway.fs.readers import Reader
 from gateway.fs.streams import AsyncReader, AsyncWriter
-from gateway.fs.writers import CompressedWriter, TextWriter, Writer
+from gateway.fs.writers import CompressedWriter, Sink, TextWriter, Writer
 from objmeta import ObjectVersion
 from objmeta.errors import AlreadyExists, NoSuchKey, PreconditionFailed
 
@@ -33,6 +35,10 @@ _T = TypeVar("_T")
 
 class Opening(Changing):
     """The part of the file system that opens files."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._opened_by_no_python: weakref.WeakValueDictionary[str, Sink] = weakref.WeakValueDictionary()
 
     def submit(self, coroutine: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
         """Start a coroutine on the file system's loop; the whole file system provides it."""
@@ -58,7 +64,10 @@ class Opening(Changing):
         (there must be none).
         """
         if mode.strip("bt") == "r" or ("b" in mode and compression is None):
-            return super().open(path, mode, block_size, cache_options, compression, **kwargs)
+            handle = super().open(path, mode, block_size, cache_options, compression, **kwargs)
+            if isinstance(handle, Writer) and sys._getframe().f_back is None:
+                self._opened_by_no_python[handle.path] = handle.publisher
+            return handle
         text = {each: kwargs.pop(each) for each in ("encoding", "errors", "newline") if each in kwargs}
         kind = mode.replace("t", "").replace("b", "")
         handle = super().open(path, f"{kind}b", block_size, cache_options, None, **kwargs)
@@ -66,6 +75,16 @@ class Opening(Changing):
             codec = compr[get_compression(self._strip_protocol(path), compression)]
             handle = CompressedWriter(codec(handle, mode=kind), handle)
         return handle if "b" in mode else TextWriter(handle, **text)
+
+    def isfile(self, path: str) -> bool:
+        """Whether there is a file; a file that DuckDB opened and wrote nothing to is then given up (``writers``)."""
+        return self.wait(self.submit(self._isfile_looked_for(path)))
+
+    async def _isfile_looked_for(self, path: str) -> bool:
+        sink = self._opened_by_no_python.get(self._name(path).path)
+        if sink is not None:
+            await sink.look_for()
+        return await self._isfile(path)
 
     def _open(
         self,

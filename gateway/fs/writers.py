@@ -8,6 +8,9 @@ Rules, each with a test:
   ResourceWarning: content is lost that Python's own files would have kept.
 * One exception: DuckDB's ``EXPORT DATABASE`` never closes the two scripts that it writes, each at once, and takes them
   for stored.  They are.
+* Another: where DuckDB's ``COPY`` fails right after it opened its file, one thread looks for the file (``isfile``), to
+  remove it, before another has closed it.  On a disk it would be there by then.  So what no Python code opened, and
+  nothing was written to, is not published if ``isfile`` was asked for it meanwhile.
 * ``xb`` fails at open, and again at commit by compare-and-swap, also for an empty file.
 * ``ab`` writes the old content and the new as one new version, on condition that nobody else wrote in between.
 * In an fsspec transaction (``autocommit=False``) closing uploads, and its end publishes (``transactions``).
@@ -53,16 +56,26 @@ class Sink:
         self._terms = terms
         self._base = base
         self._upload: Upload | None = None
+        self._ending = asyncio.Lock()
+        self._looked_for = False
+
+    async def look_for(self) -> None:
+        """Somebody asks whether the file is there: an empty one is not published any more. Waits for a commit."""
+        async with self._ending:
+            self._looked_for = True
 
     async def write(self, block: bytes) -> None:
         """Add content."""
         with oserrors(self._name.path):
             await (await self._begun()).write(block)
 
-    async def commit(self) -> ObjectVersion:
-        """Publish it."""
-        with oserrors(self._name.path):
-            return await (await self._begun()).commit()
+    async def commit(self) -> ObjectVersion | None:
+        """Publish it. None if nothing was written, and it was looked for: then there is none."""
+        async with self._ending:
+            if self._looked_for and self._upload is None:
+                return None
+            with oserrors(self._name.path):
+                return await (await self._begun()).commit()
 
     async def prepare(self) -> Prepared:
         """End it without a commit, for a transaction."""
@@ -205,6 +218,11 @@ class Writer(AbstractBufferedFile):  # type: ignore[misc]
     def sink(self) -> Sink:
         """What a transaction commits."""
         self._begun = True
+        return self._sink
+
+    @property
+    def publisher(self) -> Sink:
+        """What publishes it at the close."""
         return self._sink
 
     def drop(self) -> None:

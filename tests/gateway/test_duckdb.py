@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
+import asyncio
+import concurrent.futures
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +19,9 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
+from gateway.data.uploading import Upload
 from gateway.fs.filesystem import ObjmetaFileSystem
+from objmeta import ObjectVersion
 
 ROWS = 400_000
 
@@ -114,14 +121,91 @@ def test_ways_to_write(fs: ObjmetaFileSystem, con: duckdb.DuckDBPyConnection, fo
     assert con.sql(f"SELECT count(*), sum(i) FROM '{where}'").fetchall() == [(300_000, 300_000 * 299_999 // 2)]
 
 
-def test_what_fails_leaves_nothing_half_written(fs: ObjmetaFileSystem, con: duckdb.DuckDBPyConnection) -> None:
-    with pytest.raises(duckdb.Error):
-        con.execute("COPY (SELECT error('stop') FROM range(1000)) TO 'objmeta://bucket/x.parquet'")
-    # DuckDB may look for what it is to remove before another thread of its own has closed the file, to which nothing
-    # was written: then an empty one stays.
-    assert [path for path in fs.find("bucket") if fs.size(path)] == []
+@pytest.mark.parametrize("options", ["", "(FORMAT csv)", "(FORMAT json)", "(FORMAT parquet, USE_TMP_FILE true)"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_what_fails_at_once_leaves_nothing(fs: ObjmetaFileSystem, options: str, threads: int) -> None:
+    # who closes the file, and whether before or after DuckDB looks for it to remove it, differs from run to run
+    for number in range(40):
+        with duckdb.connect() as con:
+            con.register_filesystem(fs)
+            con.execute(f"SET threads = {threads}")
+            with pytest.raises(duckdb.Error, match="stop"):
+                con.execute(f"COPY (SELECT error('stop') FROM range(1000)) TO 'objmeta://bucket/{number}' {options}")
+        assert fs.find("bucket") == []
+
+
+@pytest.mark.parametrize("option", ["PER_THREAD_OUTPUT", "PARTITION_BY (p)"])
+def test_of_a_directory_that_fails_nothing_but_the_directory_stays(
+    fs: ObjmetaFileSystem, con: duckdb.DuckDBPyConnection, option: str
+) -> None:
+    rows = "SELECT error('stop') AS n, 1 AS p FROM range(1000)"
+    for number in range(20):
+        with pytest.raises(duckdb.Error, match="stop"):
+            con.execute(f"COPY ({rows}) TO 'objmeta://bucket/{number}' (FORMAT csv, {option})")
+        assert fs.find("bucket") == []
+        con.execute(f"COPY (SELECT 1 AS n, 1 AS p) TO 'objmeta://bucket/{number}' (FORMAT csv, {option})")
+        assert len(fs.find("bucket")) == 1
+        fs.rm(f"bucket/{number}", recursive=True)
+
+
+def test_a_missing_file_is_an_error(con: duckdb.DuckDBPyConnection) -> None:
     with pytest.raises(duckdb.IOException, match="No files found"):
         con.sql("FROM 'objmeta://bucket/none.parquet'")
+
+
+def opened_by_no_python(fs: ObjmetaFileSystem, path: str) -> Any:
+    """A file opened for writing as DuckDB's own threads do it: no Python code is calling."""
+    found: list[Any] = []
+    _thread.start_new_thread(found.extend, (map(fs.open, [path], ["wb"]),))
+    deadline = time.monotonic() + 30
+    while not found:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return found[0]
+
+
+def test_what_duckdb_looks_for_before_it_closes_it_is_not_published(fs: ObjmetaFileSystem) -> None:
+    handle = opened_by_no_python(fs, "bucket/x.csv")
+    assert not fs.isfile("objmeta://bucket/x.csv")
+    handle.close()
+    assert handle.version is None
+    assert not fs.exists("bucket/x.csv")
+    opened_by_no_python(fs, "bucket/x.csv").close()  # nobody looked for this one
+    assert fs.size("bucket/x.csv") == 0
+
+
+def test_what_has_content_is_published_whoever_looks_for_it(fs: ObjmetaFileSystem) -> None:
+    with opened_by_no_python(fs, "bucket/x.csv") as handle:
+        handle.write(b"a")
+        assert not fs.isfile("bucket/x.csv")
+    with fs.open("bucket/empty.csv", "wb"):  # by Python code
+        assert not fs.isfile("bucket/empty.csv")
+    assert fs.isfile("bucket/x.csv")
+    assert fs.isfile("bucket/empty.csv")
+
+
+def test_who_looks_for_a_file_that_is_being_published_waits(
+    fs: ObjmetaFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+    inner = Upload.commit
+
+    async def commit(self: Upload) -> ObjectVersion:
+        begun.set()
+        await asyncio.to_thread(may_go_on.wait)
+        return await inner(self)
+
+    monkeypatch.setattr(Upload, "commit", commit)
+    handle = opened_by_no_python(fs, "bucket/x.csv")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        closing = pool.submit(handle.close)
+        assert begun.wait(30)
+        asked = pool.submit(fs.isfile, "bucket/x.csv")
+        early = concurrent.futures.wait([asked], timeout=0.1).done
+        may_go_on.set()
+        closing.result()
+        assert not early
+        assert asked.result()
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv"])
@@ -134,7 +218,7 @@ def test_what_fails_late_is_not_there_either(
     with pytest.raises(duckdb.Error, match="stop"):
         con.execute(f"COPY ({rows}) TO 'objmeta://bucket/out' (FORMAT {form}, {option})")
     # DuckDB closes what it then removes, and closing publishes: what there was for a moment stays in the history.
-    assert [path for path in fs.find("bucket") if fs.size(path)] == []
+    assert fs.find("bucket") == []
 
 
 def test_what_fails_leaves_what_was_there(fs: ObjmetaFileSystem, con: duckdb.DuckDBPyConnection) -> None:

@@ -18,6 +18,7 @@ from fsspec.asyn import _run_coros_in_chunks
 from fsspec.utils import stringify_path
 
 from gateway.data import moving
+from gateway.fs.arguments import CONDITIONS, refuse_lost
 from gateway.fs.blocking import blocking
 from gateway.fs.conditions import refuse_if_none_match, terms
 from gateway.fs.describing import Describing
@@ -38,6 +39,7 @@ class Changing(Describing):
         **kwargs: Any,
     ) -> None:
         """Make an empty file; with ``truncate=False`` an existing one keeps its content and gets a new time."""
+        refuse_lost("touch", kwargs, CONDITIONS)
         name = self._file_name(path)
         asked = terms(if_match=if_match, if_none_match=if_none_match)
         with oserrors(name.path):
@@ -88,6 +90,7 @@ class Changing(Describing):
         **kwargs: Any,
     ) -> None:
         """Copy one file by name; of a directory, its marker if it has one. The conditions are about ``path2``."""
+        refuse_lost("cp_file", kwargs, ("version_id", *CONDITIONS))
         source, target = self._name(path1, version_id), self._name(path2)
         if source == target:
             return
@@ -149,6 +152,7 @@ class Changing(Describing):
             await self._rmdir(path1)
 
     mv = blocking(_mv)
+    mv_file = blocking(_mv_file)
 
     # -- Removing -----------------------------------------------------------------------------------------------------
 
@@ -156,6 +160,7 @@ class Changing(Describing):
         self, path: str, if_match: str | None = None, if_none_match: str | None = None, **kwargs: Any
     ) -> None:
         """Hide one file behind a delete marker; its versions stay. With ``?versionId=``, remove that one for good."""
+        refuse_lost("rm_file", kwargs, ("if_match",))
         refuse_if_none_match("removing", if_none_match)
         name = self._name(path)
         asked = terms(if_match=if_match)
@@ -197,6 +202,7 @@ class Changing(Describing):
         that is current.  What can be removed is; then the first failure is raised.
         A bucket goes only if no history is left in it; else it stays, without files, and the error says so.
         """
+        refuse_lost("rm", kwargs, ("if_match", "versions"))
         refuse_if_none_match("removing", if_none_match)
         if if_match is not None and (recursive or versions):
             raise ValueError("if_match is about one version of one file: not with recursive or versions")
@@ -277,6 +283,7 @@ class Changing(Describing):
 
     async def _mkdir(self, path: str, create_parents: bool = True, **kwargs: Any) -> None:
         """Make a bucket, or a directory in one. Raises FileExistsError; FileNotFoundError if there is no parent."""
+        refuse_lost("mkdir", kwargs)
         name = self._name(path)
         if create_parents or not name.bucket:
             await self._makedirs(path)

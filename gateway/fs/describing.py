@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from fsspec.utils import tokenize
 
+from gateway.fs.arguments import refuse_lost
 from gateway.fs.blocking import blocking
 from gateway.fs.conditions import Terms, checked_metadata, refuse_if_none_match, settled, terms
 from gateway.fs.entries import Entry, Name, version_entry
@@ -29,9 +30,9 @@ ATTEMPTS_MAX: Final = 20
 class Describing(Listing):
     """The part of the file system that says what a file is."""
 
-    def _file_name(self, path: str) -> Name:
+    def _file_name(self, path: str, version_id: str | None = None) -> Name:
         """What a path names, if a file can be written there."""
-        name = self._name(path)
+        name = self._name(path, version_id)
         if self.as_of is not None:
             raise OSError(errno.EROFS, f"this file system is as of {self.as_of}, and read only", name.path)
         if not name.key:
@@ -66,7 +67,8 @@ class Describing(Listing):
         return await self._modified(path)
 
     async def _object_version_info(self, path: str, **kwargs: Any) -> list[Entry]:
-        """All versions of a file, newest first, delete markers included."""
+        """All versions of a file, newest first, delete markers (``IsDeleteMarker``) included."""
+        refuse_lost("object_version_info", kwargs)
         name = self._name(path)
         with oserrors(name.path):
             return [version_entry(each) for each in await (await self.store()).client.versions(name.bucket, name.key)]
@@ -79,12 +81,14 @@ class Describing(Listing):
 
     async def _metadata(self, path: str, **kwargs: Any) -> dict[str, str]:
         """The metadata that users keep with a file: text under text."""
+        refuse_lost("metadata", kwargs)
         name = self._name(path)
         with oserrors(name.path):
             return dict((await self._get_file_version(name, with_data=False)).metadata)
 
     async def _getxattr(self, path: str, attr: str, **kwargs: Any) -> str | None:
         """One value of the metadata, or None."""
+        refuse_lost("getxattr", kwargs)
         return (await self._metadata(path)).get(attr)
 
     async def _setxattrs(

@@ -102,12 +102,13 @@ def file_entry(found: ObjectSummary) -> Entry:
 
 
 def version_entry(found: ObjectVersion) -> Entry:
-    """The entry of one of several versions: its name can be opened as it is."""
+    """The entry of one of several versions. Its name opens it, but for a delete marker, which has no content."""
     entry = file_entry(found)
     return {
         **entry,
         "name": f"{entry['name']}{VERSION_MARK}{found.version_id}",
         "is_delete_marker": found.is_delete_marker,
+        "IsDeleteMarker": found.is_delete_marker,
         "parent_version_id": found.parent_version_id,
     }
 

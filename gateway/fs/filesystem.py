@@ -32,6 +32,7 @@ from fsspec.utils import check_contained, isfilelike, other_paths, stringify_pat
 
 from gateway.data.localfiles import LocalFile, LocalFiles
 from gateway.fs import options
+from gateway.fs.arguments import CONTENT, refuse_lost
 from gateway.fs.blocking import add_blocking_methods, blocking, outcome, start
 from gateway.fs.conditions import content, mode_creates, terms
 from gateway.fs.instances import Anchored, Environment, PerThread
@@ -220,6 +221,7 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
         **kwargs: Any,
     ) -> bytes:
         """The bytes of a file, or of a part of it as in a slice."""
+        refuse_lost("cat_file", kwargs, ("version_id",))
         return await self._slice(await self._version(path, version_id), start, end)
 
     async def _slice(self, version: ObjectVersion, start: int | None, end: int | None) -> bytes:
@@ -240,6 +242,7 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
 
         Parts between which there are at most ``max_gap`` bytes are read as one.
         """
+        refuse_lost("cat_ranges", kwargs)
         if not isinstance(paths, list):
             raise TypeError("paths must be a list")
         begins = list(starts) if isinstance(starts, Iterable) else [starts] * len(paths)
@@ -293,6 +296,7 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
         **kwargs: Any,
     ) -> None:
         """Fetch a file to disk (whole or not at all) or into a file object; of a directory, make it."""
+        refuse_lost("get_file", kwargs, ("version_id",))
         target = outfile if outfile is not None else lpath if isfilelike(lpath) else None
         try:
             version = await self._version(rpath, version_id)
@@ -335,6 +339,8 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
 
         Raises FileNotFoundError, IsADirectoryError, and OSError (EINVAL) for more than ``local_bytes``.
         """
+        if not isinstance(stringify_path(path), str):
+            raise TypeError(f"local_path takes the path of one file, not {type(path).__name__}")
         version = await self._version(path, version_id)
         with oserrors(f"{version.bucket}/{version.key}"):
             return await self.local_files.get(await self.store(), version)
@@ -355,6 +361,7 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
         **kwargs: Any,
     ) -> None:
         """Set the bytes of a file; the other arguments as for :meth:`open`."""
+        refuse_lost("pipe_file", kwargs, CONTENT)
         name = self._file_name(path)
         asked = terms(mode_creates(mode), content_type, metadata, if_match, if_none_match)
         data = content(value)
@@ -375,6 +382,7 @@ class ObjmetaFileSystem(Opening, metaclass=Anchored):
         **kwargs: Any,
     ) -> None:
         """Store a local file; of a directory, make it."""
+        refuse_lost("put_file", kwargs, CONTENT)
         size = await asyncio.to_thread(_local_size, lpath)
         if size is None:
             await self._makedirs(rpath, exist_ok=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.asyn import AsyncFileSystem, _run_coros_in_chunks
 from fsspec.utils import other_paths, stringify_path
 
+from gateway.fs.arguments import refuse_lost
 from gateway.fs.entries import (
     Entry,
     Name,
@@ -53,6 +54,7 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
 
     async def _info(self, path: str, version_id: str | None = None, **kwargs: Any) -> Entry:
         """The entry of a file (one round trip), a directory or a bucket. Raises FileNotFoundError."""
+        refuse_lost("info", kwargs, ("version_id",))
         name = self._name(path, version_id)
         if not name.bucket:
             return directory("")
@@ -100,10 +102,10 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
     async def _is_directory(self, name: Name) -> bool:
         return not name.key or await self._directory_entry(name) is not None
 
-    async def _type(self, path: str) -> str:
+    async def _type(self, path: str, version_id: str | None = None) -> str:
         """ "file", "directory", or "" if there is nothing. Never "" because nobody answered."""
         try:
-            found: str = (await self._info(path))["type"]
+            found: str = (await self._info(path, version_id))["type"]
         except FileNotFoundError:
             return ""
         except OSError as failure:
@@ -112,12 +114,13 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
             raise
         return found
 
-    async def _exists(self, path: str, **kwargs: Any) -> bool:
-        """Whether there is a file or directory. Raises if the store cannot tell."""
-        return bool(await self._type(path))
+    async def _exists(self, path: str, version_id: str | None = None, **kwargs: Any) -> bool:
+        """Whether there is a file or directory, or that version of a file. Raises if the store cannot tell."""
+        refuse_lost("exists", kwargs, ("version_id",))
+        return bool(await self._type(path, version_id))
 
-    async def _isfile(self, path: str) -> bool:
-        return await self._type(path) == "file"
+    async def _isfile(self, path: str, version_id: str | None = None) -> bool:
+        return await self._type(path, version_id) == "file"
 
     async def _isdir(self, path: str) -> bool:
         return await self._type(path) == "directory"
@@ -125,7 +128,12 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
     # -- One directory ------------------------------------------------------------------------------------------------
 
     async def _ls(self, path: str, detail: bool = True, versions: bool = False, **kwargs: Any) -> list[Any]:
-        """What is in a directory; of a file, itself. ``versions`` lists every version, under names that open it."""
+        """What is in a directory; of a file, itself.
+
+        ``versions`` lists every version under the name that opens it, delete markers (``IsDeleteMarker``), which have
+        no content, under theirs, and the directories of all of these.
+        """
+        refuse_lost("ls", kwargs, ("versions",))
         name = self._name(path)
         with oserrors(name.path):
             if not name.bucket:
@@ -162,22 +170,24 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
     async def _ls_versions(self, name: Name) -> list[Entry]:
         client = (await self.store()).client
         found: list[Entry] = []
+        directories: set[str] = set()
         continuation = None
         while True:
             page = await client.list_versions(name.bucket, name.key, continuation=continuation)
-            found.extend(
-                version_entry(each)
-                for each in page.versions
-                if each.key == name.key
-                or (
-                    each.key.startswith(name.prefix)
-                    and "/" not in each.key[len(name.prefix) :]
-                    and each.key != name.prefix
-                )
-            )
+            for each in page.versions:
+                below = each.key.removeprefix(name.prefix) if each.key.startswith(name.prefix) else None
+                first, slash, _ = (below or "").partition("/")
+                if each.key == name.key or (first and not slash):
+                    found.append(version_entry(each))
+                elif first and first not in directories:
+                    directories.add(first)
+                    found.append(directory(f"{name.bucket}/{name.prefix}{first}"))
             continuation = page.continuation
             if continuation is None:
-                return found
+                break
+        if not found and not await self._is_directory(name):
+            raise NoSuchKey(f"{name.path!r} does not exist, and never has")
+        return found
 
     # -- Trees --------------------------------------------------------------------------------------------------------
 
@@ -194,6 +204,7 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
 
         ``prefix`` is what the names right under the path begin with.  A path that does not exist has nothing below it.
         """
+        refuse_lost("find", kwargs)
         if maxdepth is not None and maxdepth < 1:
             raise ValueError("maxdepth must be at least 1")
         name = self._name(path)

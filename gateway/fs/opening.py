@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from fsspec.compression import compr
 from fsspec.core import get_compression
 
+from gateway.fs.arguments import CONTENT, refuse_lost
 from gateway.fs.changing import Changing
 from gateway.fs.conditions import Terms, terms
 from gateway.fs.entries import Name
@@ -76,15 +77,18 @@ class Opening(Changing):
             handle = CompressedWriter(codec(handle, mode=kind), handle)
         return handle if "b" in mode else TextWriter(handle, **text)
 
-    def isfile(self, path: str) -> bool:
-        """Whether there is a file; a file that DuckDB opened and wrote nothing to is then given up (``writers``)."""
-        return self.wait(self.submit(self._isfile_looked_for(path)))
+    def isfile(self, path: str, version_id: str | None = None) -> bool:
+        """Whether there is a file, or that version of one.
 
-    async def _isfile_looked_for(self, path: str) -> bool:
+        A file that DuckDB opened, and has written nothing to, is given up by the question: see ``writers``.
+        """
+        return self.wait(self.submit(self._isfile_looked_for(path, version_id)))
+
+    async def _isfile_looked_for(self, path: str, version_id: str | None) -> bool:
         sink = self._opened_by_no_python.get(self._name(path).path)
         if sink is not None:
             await sink.look_for()
-        return await self._isfile(path)
+        return await self._isfile(path, version_id)
 
     def _open(
         self,
@@ -97,9 +101,10 @@ class Opening(Changing):
     ) -> Reader | Writer:
         kind = _kind(mode)
         if kind == "r":
+            refuse_lost("opening for reading", kwargs, ("version_id",))
             version = self.wait(self.submit(self._version(path, version_id)))
             return Reader(self, self._strip_protocol(path), version, block_size)
-        name = self._file_name(path)
+        name = self._file_name(path, version_id)
         asked, base = self.wait(self.submit(self._writable(name, kind, _asked(kind, kwargs))))
         return Writer(self, name, mode, asked, base=base, block_size=block_size or BLOCK_BYTES, autocommit=autocommit)
 
@@ -112,8 +117,9 @@ class Opening(Changing):
             raise ValueError("open_async gives bytes as they are: a mode with 'b' and no compression")
         kind = _kind(mode)
         if kind == "r":
+            refuse_lost("opening for reading", kwargs, ("version_id",))
             return AsyncReader(self, self._strip_protocol(path), await self._version(path, version_id))
-        name = self._file_name(path)
+        name = self._file_name(path, version_id)
         asked, base = await self._writable(name, kind, _asked(kind, kwargs))
         return AsyncWriter(self, name, mode, asked, base)
 
@@ -162,5 +168,5 @@ def _kind(mode: str) -> str:
 
 
 def _asked(kind: str, kwargs: Mapping[str, Any]) -> Terms:
-    names = ("content_type", "metadata", "if_match", "if_none_match")
-    return terms(kind == "x", **{name: kwargs[name] for name in names if name in kwargs})
+    refuse_lost("opening for writing", {name: kwargs[name] for name in kwargs if name not in CONTENT}, CONTENT)
+    return terms(kind == "x", **{name: kwargs[name] for name in CONTENT if name in kwargs})

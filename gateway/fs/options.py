@@ -7,7 +7,6 @@ fsspec's config, the TOML file, defaults.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from fsspec.config import conf
 
 from gateway.data.localfiles import BYTES_MAX
 from gateway.data.past import parse_time
+from gateway.fs.arguments import nearest
 from gateway.fs.instances import anchored
 from objmeta import Embedded
 from objmeta.client import Location
@@ -80,8 +80,8 @@ def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the caller said, without what fsspec put there from its own config."""
     for name in given:
         if name not in (*_SETTINGS, *_FSSPEC, *_OWN):
-            near = difflib.get_close_matches(name, (*_SETTINGS, *_OWN), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(('path', *_SETTINGS, *_OWN[1:]))}"
+            near = nearest(name, (*_SETTINGS, *_OWN))
+            hint = f"did you mean {near!r}?" if near else f"known are {', '.join(('path', *_SETTINGS, *_OWN[1:]))}"
             raise InvalidArgument(f"unknown storage option {name!r}; {hint}")
     if flag("use_listings_cache", given.get("use_listings_cache")):
         raise InvalidArgument(

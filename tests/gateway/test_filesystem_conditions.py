@@ -32,9 +32,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "touch and keep": lambda fs, **condition: fs.touch("bucket/file", truncate=False, **condition),
     "cp_file": lambda fs, **condition: fs.cp_file("bucket/other", "bucket/file", **condition),
     "copy": lambda fs, **condition: fs.copy("bucket/other", "bucket/file", **condition),
-    "mv_file": lambda fs, **condition: asyncio.run_coroutine_threadsafe(
-        fs._mv_file("bucket/other", "bucket/file", **condition), fs.loop
-    ).result(),
+    "mv_file": lambda fs, **condition: fs.mv_file("bucket/other", "bucket/file", **condition),
     "mv": lambda fs, **condition: fs.mv("bucket/other", "bucket/file", **condition),
 }
 IF_MATCH: dict[str, Callable[..., Any]] = {
@@ -110,6 +108,70 @@ def test_conditions_that_make_no_sense_are_refused(fs: ObjmetaFileSystem) -> Non
             fs.pipe_file("bucket/file", b"2", metadata=metadata)
     assert fs.cat_file("bucket/file") == b"1"
     assert fs.metadata("bucket/file") == {}
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS | IF_MATCH if not verb.startswith("setxattr")])
+@pytest.mark.parametrize("word", ["if_nonematch", "ifmatch", "IfNoneMatch", "if_modified_since"])
+def test_misspelt_conditions_are_refused(fs: ObjmetaFileSystem, verb: str, word: str) -> None:
+    fs.pipe({"bucket/file": b"1", "bucket/other": b"other"})
+    with pytest.raises(TypeError, match=f"takes no argument '{word}'"):
+        (VERBS | IF_MATCH)[verb](fs, **{word: "*"})
+    assert fs.cat_file("bucket/file") == b"1"
+    assert fs.cat_file("bucket/other") == b"other"
+
+
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [
+        (lambda fs: fs.pipe_file("bucket/file", b"2", if_nonematch="*"), "did you mean 'if_none_match'"),
+        (lambda fs: fs.open("bucket/file", "wb", ContentType="a/b"), "did you mean 'content_type'"),
+        (lambda fs: fs.open("bucket/file", "w", metdata={"a": "b"}), "did you mean 'metadata'"),
+        (lambda fs: fs.open("bucket/file", "r", if_match="*"), "reading takes no argument 'if_match'"),
+        (lambda fs: fs.open("bucket/file", versionid="0"), "did you mean 'version_id'"),
+        (lambda fs: fs.cat("bucket/file", versionId="0"), "did you mean 'version_id'"),
+        (lambda fs: fs.info("bucket/file", VersionId="0"), "did you mean 'version_id'"),
+        (lambda fs: fs.exists("bucket/file", version="0"), "did you mean 'version_id'"),
+        (lambda fs: fs.metadata("bucket/file", version_id="0"), "metadata takes no argument 'version_id'"),
+        (lambda fs: fs.rm("bucket/file", version_id="0"), "rm takes no argument 'version_id'"),
+        (lambda fs: fs.rm_file("bucket/file", version_id="0"), "rm_file takes no argument 'version_id'"),
+        (lambda fs: fs.mkdir("bucket/directory", if_match="*"), "mkdir takes no argument 'if_match'"),
+        (lambda fs: fs.find("bucket", versions=True), "find takes no argument 'versions'"),
+        (lambda fs: fs.ls("bucket", version=True), "did you mean 'versions'"),
+    ],
+)
+def test_arguments_that_would_be_lost(fs: ObjmetaFileSystem, lost: Callable[..., Any], reason: str) -> None:
+    fs.pipe_file("bucket/file", b"1")
+    with pytest.raises(TypeError, match=reason):
+        lost(fs)
+    assert fs.cat_file("bucket/file") == b"1"
+    assert fs.find("bucket", withdirs=True) == ["bucket", "bucket/file"]
+
+
+async def test_so_are_those_of_coroutines(fs: ObjmetaFileSystem) -> None:
+    with pytest.raises(TypeError, match="did you mean 'if_none_match'"):
+        await fs.open_async("bucket/file", "wb", if_nonematch="*")
+    with pytest.raises(TypeError, match="did you mean 'version_id'"):
+        await fs.open_async("bucket/file", "rb", versionid="0")
+
+
+def test_what_others_pass_goes_through(fs: ObjmetaFileSystem) -> None:
+    options: dict[str, Any] = {
+        "block_size": 1 << 20, "cache_options": {}, "cache_type": "none", "fill_cache": False, "size": 1,
+        "acl": "private", "if_match": None, "refresh": True, "max_blocks": 2, "request_payer": "x",
+    }  # fmt: skip
+    with fs.open("bucket/file", "w", encoding="utf-8", newline="", errors="strict", **options) as file:
+        file.write("1")
+    with fs.open("bucket/file", "rt", encoding="utf-8", **options) as file:
+        assert file.read() == "1"
+    fs.pipe_file("bucket/file", b"2", overwrite=True, max_concurrency=3)
+    assert fs.cat("bucket/file", on_error="raise", batch_size=3) == b"2"
+    assert fs.find("bucket", refresh=True, versions=False) == ["bucket/file"]
+
+
+def test_an_old_version_is_not_written(fs: ObjmetaFileSystem) -> None:
+    fs.pipe_file("bucket/file", b"1")
+    with pytest.raises(PermissionError, match="never changes"):
+        fs.open("bucket/file", "wb", version_id=fs.info("bucket/file")["version_id"])
 
 
 def test_of_racing_writers_that_require_one_version_one_wins(fs: ObjmetaFileSystem) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from gateway.fs.entries import Name, implied_directories, parse
+from gateway.fs.entries import Name, directory, implied_directories, parse
 from gateway.fs.filesystem import ObjmetaFileSystem
 
 VERSION = "0123456789abcdef" * 2
@@ -161,5 +161,36 @@ def test_listing_versions(fs: ObjmetaFileSystem) -> None:
     with pytest.raises(FileNotFoundError):
         fs.cat_file(entries[0]["name"])
     assert not fs.exists(entries[0]["name"])
-    assert fs.ls("bucket/d", versions=True) == entries
+    assert [entry["IsDeleteMarker"] for entry in entries] == [True, False, False]
+    assert fs.ls("bucket/d", versions=True) == [*entries, directory("bucket/d/sub")]
     assert fs.ls("bucket/d/a", versions=True, detail=False) == [entry["name"] for entry in entries]
+
+
+def test_directories_are_listed_with_the_versions_in_them(fs: ObjmetaFileSystem) -> None:
+    fs.pipe({"bucket/a": b"", "bucket/a/x/y": b"", "bucket/a/x/z": b"", "bucket/gone/x": b"", "bucket/a.b": b""})
+    fs.rm("bucket/gone/x")
+    fs.mkdir("bucket/empty")
+    assert fs.ls("bucket", versions=True)[-3:] == [directory(f"bucket/{name}") for name in ("a", "empty", "gone")]
+    names = fs.ls("bucket/a", versions=True, detail=False)
+    assert [name.partition("?")[0] for name in names] == ["bucket/a", "bucket/a/x"]
+    assert len(fs.ls("bucket/gone", versions=True)) == 2
+    assert fs.ls("bucket/empty", versions=True) == []
+    fs.mkdir("other")
+    assert fs.ls("other", versions=True) == []
+    for missing in ("bucket/none", "nowhere", "nowhere/none", "bucket/a/x/y/none"):
+        with pytest.raises(FileNotFoundError):
+            fs.ls(missing, versions=True)
+
+
+def test_whether_there_is_a_version(fs: ObjmetaFileSystem) -> None:
+    fs.pipe_file("bucket/a", b"1")
+    old = fs.info("bucket/a")["version_id"]
+    fs.rm("bucket/a")
+    marker = fs.object_version_info("bucket/a")[0]["version_id"]
+    for ask in (fs.exists, fs.isfile):
+        assert [ask("bucket/a", version_id=each) for each in (None, old, marker, VERSION)] == [
+            False,
+            True,
+            False,
+            False,
+        ]

@@ -81,6 +81,11 @@ def test_odd_names(fs: ObjmetaFileSystem, key: str) -> None:
     assert os.path.basename(path).replace(".", "").isalnum()
 
 
+def test_it_is_of_one_path(fs: ObjmetaFileSystem) -> None:
+    with pytest.raises(TypeError, match="the path of one file, not list"):
+        fs.local_path(["bucket/x"])
+
+
 def test_it_is_made_once(fs: ObjmetaFileSystem, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fs.pipe_file("bucket/file", os.urandom(5 << 20))
     made = []

@@ -252,6 +252,39 @@ def test_a_dataset_gets_the_filters_of_a_query(fs: ObjmetaFileSystem, con: duckd
     assert con.sql("SELECT count(*) FROM t WHERE p = 1").fetchall() == [(50,)]
 
 
+def test_a_dataset_reads_no_columns_and_row_groups_that_are_not_asked_for(
+    fs: ObjmetaFileSystem, con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.table({"n": range(4000), "pad": [os.urandom(4000) for _ in range(4000)]})
+    with fs.open("bucket/a.parquet", "wb") as file:
+        pq.write_table(table, file, row_group_size=1000, compression=None)
+    found: list[int] = []
+    inner = ObjmetaFileSystem._read_version
+
+    async def counted(self: ObjmetaFileSystem, version: ObjectVersion, start: int, stop: int) -> bytes:
+        found.append(stop - start)
+        return await inner(self, version, start, stop)
+
+    monkeypatch.setattr(ObjmetaFileSystem, "_read_version", counted)
+
+    def read(query: str) -> int:
+        found.clear()
+        con.execute(query).fetchall()
+        return sum(found)
+
+    con.register("dataset", pyarrow.dataset.dataset("bucket/a.parquet", filesystem=fs))
+    con.register("copy", table)
+    whole = read("SELECT n, octet_length(pad) FROM dataset")
+    assert whole >= table.nbytes
+    assert read("SELECT sum(n) FROM dataset") < whole / 2
+    assert read("SELECT n, octet_length(pad) FROM dataset WHERE n < 1000") < whole / 2
+    plans = {
+        name: con.execute(f"EXPLAIN SELECT sum(n) FROM {name} WHERE n < 9").fetchall() for name in ("dataset", "copy")
+    }
+    assert "Filters:" in plans["dataset"][0][1]
+    assert "Filters:" not in plans["copy"][0][1]  # DuckDB filters what is in memory by itself
+
+
 def test_a_database_is_attached_for_reading(
     fs: ObjmetaFileSystem, con: duckdb.DuckDBPyConnection, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.dataset
 import pytest
 from polars.testing import assert_frame_equal
 
@@ -106,6 +107,22 @@ def test_hive_partitions(fs: ObjmetaFileSystem, home: Path) -> None:
     assert found == FRAME.filter(pl.col("part") == 3)["n"].sum()
     with pytest.raises(ValueError, match="exclude each other"):
         scan_parquet("bucket/h", fs=fs, local=True, hive_partitioning=True)
+
+
+def test_a_dataset_of_arrow(table: ObjmetaFileSystem) -> None:
+    lazy = pl.scan_pyarrow_dataset(pyarrow.dataset.dataset("bucket/a table", filesystem=table))
+    whole = lazy.collect().sort("n")
+    assert_frame_equal(whole.select("n", "text"), FRAME.select("n", "text"))
+    condition = (pl.col("n") > 100) & (pl.col("part") != 2)
+    found = lazy.filter(condition).select("text", "n").collect().sort("n")
+    assert_frame_equal(found, FRAME.filter(condition).select("text", "n"))
+    assert lazy.head(7).collect().height == 7
+    table.pipe_file("bucket/a table/part=1/é.parquet", b"no table, so whoever reads it fails")
+    names = table.find("bucket/a table")
+    schema = pyarrow.dataset.dataset(names[0], filesystem=table).schema
+    parts = pyarrow.dataset.dataset(names, schema=schema, filesystem=table, partitioning="hive")
+    kept = pl.scan_pyarrow_dataset(parts).filter(pl.col("part") == 3).select("n").collect().sort("n")
+    assert_frame_equal(kept, FRAME.filter(pl.col("part") == 3).select("n"))
 
 
 def test_what_is_not_there_or_no_parquet(fs: ObjmetaFileSystem) -> None:

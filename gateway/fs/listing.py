@@ -186,7 +186,7 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
             if continuation is None:
                 break
         if not found and not await self._is_directory(name):
-            raise NoSuchKey(f"{name.path!r} does not exist, and never has")
+            raise NoSuchKey(f"{name.path!r} does not exist")
         return found
 
     # -- Trees --------------------------------------------------------------------------------------------------------

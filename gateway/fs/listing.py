@@ -175,8 +175,8 @@ class Listing(AsyncFileSystem):  # type: ignore[misc]
         while True:
             page = await client.list_versions(name.bucket, name.key, continuation=continuation)
             for each in page.versions:
-                below = each.key.removeprefix(name.prefix) if each.key.startswith(name.prefix) else None
-                first, slash, _ = (below or "").partition("/")
+                below = each.key[len(name.prefix) :] if each.key.startswith(name.prefix) else ""
+                first, slash, _ = below.partition("/")
                 if each.key == name.key or (first and not slash):
                     found.append(version_entry(each))
                 elif first and first not in directories:

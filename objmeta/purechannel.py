@@ -97,7 +97,8 @@ class PureChannel:
 class PureCall:
     """A call, begun at once: awaited for its only answer, or read from to the end.
 
-    ``request`` is its only message, or None: they are written.  ``timeout`` is in seconds, for all of it.
+    ``request`` is its only message, or None: they are written.  ``timeout`` is in seconds, for all of it.  What arrives
+    waits in memory until it is read, however much it is: whoever asks for a chunk wants all of it.
     """
 
     def __init__(

@@ -63,6 +63,7 @@ async def test_puts_that_wait_share_syncs(blobs: LocalBlobs, monkeypatch: pytest
         path = os.readlink(f"/proc/self/fd/{descriptor}")
         if os.path.isdir(path):
             directories.append(path)
+            time.sleep(0.05)  # where a sync takes no time, nobody waits for one
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", counting)
@@ -72,7 +73,7 @@ async def test_puts_that_wait_share_syncs(blobs: LocalBlobs, monkeypatch: pytest
     same_directory = [beginning + ending for ending in endings if hashed.copy().update(ending).hexdigest()[:2] == "ab"]
     assert len(same_directory) > 20
     await asyncio.gather(*(blobs.put(data, generation=0) for data in same_directory))
-    assert len(directories) <= len(same_directory) / 2  # a handful, where the disk is not busy with others
+    assert len(directories) <= len(same_directory) / 2
 
 
 async def test_short_ones_share_a_file_and_its_syncs(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,7 +255,7 @@ def test_a_dataset_gets_the_filters_of_a_query(fs: ObjmetaFileSystem, con: duckd
 def test_a_dataset_reads_no_columns_and_row_groups_that_are_not_asked_for(
     fs: ObjmetaFileSystem, con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = pa.table({"n": range(4000), "pad": [os.urandom(4000) for _ in range(4000)]})
+    table = pa.table({"n": range(4000), "pad": [os.urandom(16_000) for _ in range(4000)]})  # more than is read ahead
     with fs.open("bucket/a.parquet", "wb") as file:
         pq.write_table(table, file, row_group_size=1000, compression=None)
     found: list[int] = []

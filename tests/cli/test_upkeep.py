@@ -181,17 +181,17 @@ def test_a_node_registers_its_zone_and_weight(shell: Shell) -> None:
         *("serve", "--data", "node", "--listen", "127.0.0.1:0", "--zone", "rack 1", "--weight", "2.5", "--json")
     )
     address = str(announced(serve)["address"])
-    (status,) = shell("--store", address, "status", "--json").records
-    assert (status["nodes"][0]["data"]["zone"], status["nodes"][0]["data"]["weight"]) == ("rack 1", 2.5)
-    query = "SELECT zone, weight FROM places"
-    assert shell("--store", address, "sql", "--json", query).records == [{"zone": "rack 1", "weight": 2.5}]
 
     def registered() -> bool:
         with objmeta.connect(address) as client:
             kept = client.get(PLACES)
         return kept is not None and decode_places(kept.value) == {1: Said(2.5, "rack 1")}
 
-    eventually(registered)
+    eventually(registered)  # it says where it is before it is ready
+    (status,) = shell("--store", address, "status", "--json").records
+    assert (status["nodes"][0]["data"]["zone"], status["nodes"][0]["data"]["weight"]) == ("rack 1", 2.5)
+    query = "SELECT zone, weight FROM places"
+    assert shell("--store", address, "sql", "--json", query).records == [{"zone": "rack 1", "weight": 2.5}]
     serve.send_signal(signal.SIGTERM)
     _, err = serve.communicate(timeout=20)
     assert serve.returncode == 0, err

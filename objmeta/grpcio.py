@@ -11,7 +11,7 @@ import gc
 import os
 import sys
 import warnings
-from typing import Final
+from typing import Any, Final, cast
 
 _FORKS: Final = "GRPC_ENABLE_FORK_SUPPORT"
 _SETTINGS: Final = {
@@ -34,7 +34,10 @@ finally:
     for _name in _ours:
         del os.environ[_name]
 
-__all__ = ["grpc", "is_forked"]
+__all__ = ["EOF", "grpc", "is_forked"]
+
+EOF: Final = cast(Any, grpc.aio).EOF
+"""What a stream reads at its end. (The stubs do not know it.)"""
 
 
 def is_forked() -> bool:

@@ -27,10 +27,7 @@ from h2.errors import ErrorCodes
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes
 
-from objmeta.grpcio import grpc
-
-EOF: Final = cast(Any, grpc.aio).EOF
-"""What a stream reads at its end."""
+from objmeta.grpcio import EOF, grpc
 
 MESSAGE_BYTES_MAX: Final = 64 << 20
 KEEPALIVE_S: Final = 2.0

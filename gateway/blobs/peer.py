@@ -144,7 +144,7 @@ class Peer:
     def __init__(self, address: str) -> None:
         self.address = address
         self.lagging = False
-        self._channel = open_channel(address, _OPTIONS)  # the stubs are behind the API
+        self._channel = open_channel(address, _OPTIONS)
         self._calls = {name: self._channel.unary_unary(f"/{SERVICE}/{name}") for name in _UNARY}
         # On the wire a call with one message is what a stream of one is, and costs less.
         self._put_frame = self._channel.unary_unary(f"/{SERVICE}/Put")

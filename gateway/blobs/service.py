@@ -28,7 +28,7 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -36,7 +36,7 @@ from gateway.blobs.channel import Offer
 from gateway.blobs.places import CHUNK_LENGTH_MAX, BlobPlace, ChunkMissing
 from gateway.blobs.room import Room
 from objmeta import Chunk, errors
-from objmeta.grpcio import grpc
+from objmeta.grpcio import EOF, grpc
 
 SERVICE: Final = "objmeta.blobs.v1.Blobs"
 KIND: Final = "objmeta-kind"
@@ -69,7 +69,6 @@ _CODES: Final = (
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
     (errors.ObjmetaError, grpc.StatusCode.INTERNAL),
 )
-_EOF: Final[Any] = cast("Any", grpc.aio).EOF  # the stubs do not know it
 _PACKED: Final = msgspec.msgpack.Encoder()
 
 _T = TypeVar("_T")
@@ -284,11 +283,11 @@ async def _content(chunk: Chunk, context: Any) -> list[bytes]:
     parts: list[bytes] = []
     left = chunk.length
     while left > 0:
-        frame = _EOF
+        frame = EOF
         with suppress(TimeoutError):
             async with asyncio.timeout(FRAME_TIMEOUT_S):
                 frame = await context.read()
-        if frame is _EOF:
+        if frame is EOF:
             raise errors.InvalidArgument("a chunk ended, or paused for too long, before all of it was sent")
         parts.append(frame)
         left -= len(frame)

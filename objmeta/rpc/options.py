@@ -1,4 +1,4 @@
-"""What we use of gRPC and with which settings, each with its reason. (The stubs know neither ``EOF`` nor defaults.)"""
+"""What we use of gRPC and with which settings, each with its reason. (The stubs know no defaults.)"""
 
 from __future__ import annotations
 
@@ -57,9 +57,6 @@ SERVER: Final[Options] = (
 )
 
 Handler: TypeAlias = "grpc.GenericRpcHandler[Any, Any]"
-
-EOF: Final = cast(Any, grpc.aio).EOF
-"""What a stream reads at its end."""
 
 
 def new_server() -> Any:

@@ -9,9 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
-from objmeta.grpcio import grpc
+from objmeta.grpcio import EOF, grpc
 from objmeta.rpc.batching import Outbox
-from objmeta.rpc.options import EOF
 
 _FLUSH_S_MAX: Final = 1.0
 

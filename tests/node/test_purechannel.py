@@ -11,8 +11,8 @@ from typing import Any, cast
 import pytest
 
 from objmeta import channels, purechannel
-from objmeta.grpcio import grpc
-from objmeta.purechannel import EOF, PureChannel
+from objmeta.grpcio import EOF, grpc
+from objmeta.purechannel import PureChannel
 from objmeta.rpc.options import CHANNEL, new_server
 from tests.node.fakes import free_endpoints, silent_endpoint, until
 

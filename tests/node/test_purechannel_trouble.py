@@ -12,8 +12,8 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, RequestReceived, StreamEnded
 
-from objmeta.grpcio import grpc
-from objmeta.purechannel import EOF, PureChannel
+from objmeta.grpcio import EOF, grpc
+from objmeta.purechannel import PureChannel
 
 TIMEOUT_S = 10.0
 BEGIN = [(":status", "200"), ("content-type", "application/grpc")]
